@@ -1,0 +1,25 @@
+# Every target first sets up what is missing on this machine: see setup.sh.
+
+TASK ?= dmc_walker_walk
+# A folder a task: a run resumes only with the settings it was started with.
+LOGDIR ?= ./logs/$(TASK)
+ARGS ?=
+
+PYTHON = .venv/bin/python
+
+.PHONY: setup train test lint bench
+
+setup:
+	@./setup.sh
+
+train: setup
+	$(PYTHON) dreamer.py --logdir $(LOGDIR) --task $(TASK) $(ARGS)
+
+test: setup
+	$(PYTHON) -m pytest tests
+
+lint: setup
+	$(PYTHON) -m ruff check .
+
+bench: setup
+	$(PYTHON) benchmarks/train_step.py $(ARGS)

@@ -1,0 +1,162 @@
+"""Times one update of the agent against the floor that its arithmetic sets.
+
+    python benchmarks/train_step.py [--task_actions 6] [--repeats 5] [dreamer.py flags]
+
+Paper sizes unless flags say otherwise. The last line is one JSON object:
+
+    update_s     median seconds of an update (world model, actor, value network)
+    gemm_gflops  best rate of a 4096x4096x4096 float32 matrix product, run between the
+                 timed updates
+    floor_s      floating point operations of one update / gemm_gflops
+    ratio        update_s / floor_s
+    policy_ms    median milliseconds of a policy call in one environment
+    build_s      seconds of construction and tracing, before the first update
+    peak_rss_mb  peak resident memory of the process, replay aside
+"""
+
+import argparse
+import json
+import pathlib
+import resource
+import statistics
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import tensorflow as tf
+
+import configs
+import dreamer
+
+
+def dense(*sizes):
+    """Multiply-adds of a chain of dense layers, for one row."""
+    return sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+
+
+def multiply_adds(config, action_size):
+    """Multiply-adds of one forward pass, for one row, part by part.
+
+    Returns:
+      dict; `first` is the encoder's first convolution, which needs no input gradient.
+    """
+    depth, units, hidden = config.cnn_depth, config.num_units, config.rssm_units
+    stoch, deter = config.stoch_size, config.deter_size
+    feature = stoch + deter
+    channels = (3, depth, 2 * depth, 4 * depth, 8 * depth)
+    convs = [size ** 2 * 4 ** 2 * channels[i] * channels[i + 1]
+             for i, size in enumerate((31, 14, 6, 2))]
+    channels = (32 * depth, 4 * depth, 2 * depth, depth, 3)
+    transposed = [size ** 2 * kernel ** 2 * channels[i] * channels[i + 1]
+                  for i, (size, kernel) in enumerate(((1, 5), (5, 5), (13, 6), (30, 6)))]
+    dynamics = (dense(stoch + action_size, hidden) + 3 * deter * (hidden + deter)
+                + dense(deter, hidden, 2 * stoch))
+    return dict(
+        first=convs[0], encoder=sum(convs),
+        decoder=dense(feature, 32 * depth) + sum(transposed),
+        dynamics=dynamics,
+        posterior=dense(deter + 32 * depth, hidden, 2 * stoch),
+        reward=dense(feature, units, units, 1),
+        pcont=dense(feature, units, units, units, 1) if config.pcont else 0,
+        actor=dense(feature, units, units, units, units, 2 * action_size),
+        value=dense(feature, units, units, units, 1))
+
+
+def update_flops(config, action_size):
+    """Floating point operations of one update: 2 for each multiply-add; a forward and
+    two backward products for each layer of the world model, save the input gradient of
+    the first convolution; in imagination forward and weight gradient of the actor,
+    forward and input gradient of dynamics, heads and value network, and once more
+    forward and both gradients of the value network for its own loss."""
+    one = multiply_adds(config, action_size)
+    rows = config.batch_size * config.batch_length
+    world = 3 * sum(one[name] for name in (
+        'encoder', 'decoder', 'dynamics', 'posterior', 'reward', 'pcont'))
+    imagined = 2 * sum(one[name] for name in (
+        'actor', 'dynamics', 'reward', 'pcont', 'value')) + 3 * one['value']
+    return 2 * rows * (world - one['first'] + config.horizon * imagined)
+
+
+def random_batch(config, action_size):
+    """A replay batch of noise, [B, L, ...]."""
+    rng = np.random.default_rng(0)
+    shape = config.batch_size, config.batch_length
+    is_first = np.zeros(shape, bool)
+    is_first[:, 0] = True
+    return dict(
+        image=rng.integers(0, 256, (*shape, 64, 64, 3), np.uint8),
+        action=rng.uniform(-1, 1, (*shape, action_size)).astype(np.float32),
+        reward=rng.uniform(0, 1, shape).astype(np.float32),
+        discount=np.ones(shape, np.float32), is_first=is_first)
+
+
+def seconds(function):
+    """Wall time of a call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def measure(config, action_size, repeats):
+    """Build the agent and time it; returns the figures of the last line."""
+    start = time.perf_counter()
+    agent = dreamer.Dreamer(config, action_size)
+    batch = random_batch(config, action_size)
+    agent.train.get_concrete_function(
+        {key: tf.TensorSpec(x.shape, x.dtype) for key, x in batch.items()})
+    build = time.perf_counter() - start
+
+    def update():
+        [float(value) for value in agent.train(batch).values()]
+
+    matrix = tf.random.normal((4096, 4096))
+    product = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)[0]))
+    update()
+    product().numpy()
+    updates, products = [], []
+    for _ in range(repeats):
+        updates.append(seconds(update))
+        products += [seconds(lambda: product().numpy()) for _ in range(2)]
+        print(f'update {updates[-1]:.2f} s, '
+              f'{2 * 4096 ** 3 / min(products[-2:]) / 1e9:.0f} GFLOP/s', flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    gflops = 2 * 4096 ** 3 / min(products) / 1e9
+    floor = update_flops(config, action_size) / gflops / 1e9
+    update_s = statistics.median(updates)
+    return dict(
+        update_s=update_s, gemm_gflops=gflops, floor_s=floor, ratio=update_s / floor,
+        policy_ms=policy_ms(agent, batch), build_s=build, peak_rss_mb=peak)
+
+
+def policy_ms(agent, batch, calls=200):
+    """Median latency of acting in one environment, exploration included."""
+    image, first = batch['image'][:1, 0], np.array([False])
+    state = agent.initial_state(1)
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        action, state = agent.policy(image, first, state, training=True)
+        action.numpy()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times[10:])
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--task_actions', type=int, default=6, help='action size')
+    parser.add_argument('--repeats', type=int, default=5, help='timed updates')
+    args, flags = parser.parse_known_args()
+    try:
+        config = configs.parse(flags)
+    except configs.ConfigError as error:
+        configs.fail(error)
+    dreamer.keep_freed_memory()
+    config, _ = dreamer.set_up_devices(config)
+    print(json.dumps(measure(config, args.task_actions, args.repeats)))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,289 @@
+"""The configuration: one field per flag, the presets, parsing and checking.
+
+Order of precedence: defaults < the suite's preset < `--configs` presets, left to
+right < flags. Sources: *paper* is Dream to Control (ICLR 2020), *TF2* the author's
+2020 TensorFlow 2 release, whose defaults these are where nothing else is said.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import pathlib
+import sys
+
+CHANGEABLE = frozenset(
+    'logdir steps eval_every log_every save_every envs parallel precision jit '
+    'worker_timeout replay_memory allow_config_change'.split())
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message is one line for the user."""
+
+
+def _flag(default, help, choices=None, minimum=None, above=None):
+    return dataclasses.field(default=default, metadata=dict(
+        help=help, choices=choices, minimum=minimum, above=above))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that defines a run. Steps are *environment* (simulator) steps, with
+    the action repeat counted, unless a flag says agent steps or gradient steps."""
+
+    # Run.
+    logdir: str = _flag('./logs', 'folder of the run; the same command resumes it')
+    task: str = _flag('dmc_walker_walk', 'SUITE_NAME, for example dmc_cartpole_balance')
+    seed: int = _flag(0, 'seed of networks, noise, replay and episodes', minimum=0)
+    steps: int = _flag(5_000_000, 'length of the run, prefill included '
+                       '[environment steps; paper: 5e6]', minimum=1)
+    eval_every: int = _flag(10_000, 'between evaluations [environment steps]',
+                            minimum=1)
+    log_every: int = _flag(1_000, 'between lines of losses [environment steps]',
+                           minimum=1)
+    save_every: int = _flag(10_000, 'between checkpoints [environment steps]',
+                            minimum=1)
+    precision: str = _flag('auto', 'of the networks: float16, float32 or bfloat16; '
+                           'auto is 16 on a GPU and 32 elsewhere; losses are always '
+                           'float32', ('auto', '16', '32', 'bfloat16'))
+    jit: bool = _flag(False, 'compile the training step with XLA')
+    allow_config_change: bool = _flag(
+        False, 'resume a logdir that was started with other settings')
+
+    # Environments.
+    envs: int = _flag(1, 'environments that collect in parallel', minimum=1)
+    parallel: str = _flag('process', 'where simulators run; none is the main process, '
+                          'which is not safe with software rendering',
+                          ('process', 'none'))
+    worker_timeout: float = _flag(300.0, 'until a silent simulator counts as dead '
+                                  '[seconds]', above=0)
+    action_repeat: int = _flag(2, 'simulator steps per action [paper: 2]', minimum=1)
+    time_limit: int = _flag(1000, 'longest episode [environment steps]', minimum=1)
+    prefill: int = _flag(5000, 'steps of random actions before training '
+                         '[environment steps; paper: 5 episodes]', minimum=1)
+    eval_noise: float = _flag(0.0, 'std of Gaussian noise on evaluation actions',
+                              minimum=0)
+    clip_rewards: str = _flag('none', 'bound rewards in training; logged returns stay '
+                              'raw', ('none', 'tanh'))
+
+    # World model.
+    deter_size: int = _flag(200, 'units of the deterministic (GRU) state', minimum=1)
+    stoch_size: int = _flag(30, 'dimensions of the stochastic state', minimum=1)
+    num_units: int = _flag(400, 'units of hidden layers in the heads, the actor and '
+                           'the value network [paper: 300]', minimum=1)
+    rssm_units: int = _flag(200, 'units of hidden layers in the RSSM [paper: 300]',
+                            minimum=1)
+    dense_act: str = _flag('elu', 'activation of dense layers',
+                           ('elu', 'relu', 'silu', 'tanh'))
+    cnn_act: str = _flag('relu', 'activation of convolutions',
+                         ('elu', 'relu', 'silu', 'tanh'))
+    cnn_depth: int = _flag(32, 'channels of the first convolution; the others are '
+                           'multiples of it', minimum=1)
+    pcont: bool = _flag(False, 'predict the discount, for tasks with early '
+                        'termination')
+    pcont_scale: float = _flag(10.0, 'weight of the discount loss', minimum=0)
+    free_nats: float = _flag(3.0, 'KL below this costs nothing [nats]', minimum=0)
+    free_nats_per_step: bool = _flag(
+        False, 'apply free nats to each step [paper], not to the batch mean [TF2]')
+    kl_scale: float = _flag(1.0, 'weight of the KL (beta)', minimum=0)
+
+    # Training.
+    batch_size: int = _flag(50, 'sequences in a batch', minimum=1)
+    batch_length: int = _flag(50, 'steps in a sequence [agent steps]', minimum=2)
+    train_every: int = _flag(1000, 'collected between training phases [environment '
+                             'steps]', minimum=1)
+    train_steps: int = _flag(100, 'updates in a training phase [gradient steps]',
+                             minimum=1)
+    pretrain: int = _flag(100, 'updates after the prefill [gradient steps]', minimum=0)
+    model_lr: float = _flag(6e-4, 'learning rate of the world model', above=0)
+    value_lr: float = _flag(8e-5, 'learning rate of the value network', above=0)
+    actor_lr: float = _flag(8e-5, 'learning rate of the actor', above=0)
+    grad_clip: float = _flag(100.0, 'global gradient norm is clipped to this', above=0)
+    dataset_balance: bool = _flag(
+        False, 'draw every row of an episode equally often; off: whole sequences, so '
+        'that the two ends of an episode are drawn less often')
+    replay_memory: float = _flag(0, 'episodes held in memory, others are read from '
+                                 'disk; 0 is half of the free memory [bytes]',
+                                 minimum=0)
+
+    # Behaviour.
+    discount: float = _flag(0.99, 'gamma', minimum=0)
+    disclam: float = _flag(0.95, 'lambda of the lambda return', minimum=0)
+    horizon: int = _flag(15, 'imagined steps [agent steps]', minimum=2)
+    action_init_std: float = _flag(5.0, 'std of the actor before the tanh at the '
+                                   'start', above=0)
+    expl: str = _flag('sample', 'action that exploration noise is added to while '
+                      'collecting: a sample of the policy [TF2] or its mode [paper]',
+                      ('sample', 'mode'))
+    expl_amount: float = _flag(0.3, 'std of the Gaussian exploration noise', minimum=0)
+    expl_decay: float = _flag(0.0, 'gradient steps over which expl_amount falls '
+                              'linearly to expl_min, 0 is constant (the 2020 flag of '
+                              'this name was a half-life)', minimum=0)
+    expl_min: float = _flag(0.0, 'exploration noise after the decay', minimum=0)
+
+
+SUITES = {
+    'dmc': {},
+    'dummy': dict(action_repeat=1, time_limit=50),
+}
+
+PRESETS = {
+    'debug': dict(
+        steps=600, eval_every=200, log_every=100, save_every=200, prefill=100,
+        time_limit=100, train_every=100, train_steps=2, pretrain=2, batch_size=4,
+        batch_length=10, horizon=5, deter_size=16, stoch_size=4, num_units=16,
+        rssm_units=16, cnn_depth=4),
+    'small': dict(
+        steps=100_000, eval_every=5_000, batch_size=16, batch_length=25, horizon=12,
+        cnn_depth=16, num_units=200, train_steps=100, model_lr=1e-3, actor_lr=3e-4,
+        value_lr=3e-4),
+    'paper': dict(num_units=300, rssm_units=300, expl='mode', free_nats_per_step=True),
+}
+
+
+def parse(argv):
+    """Turn command line words into a checked `Config`.
+
+    Prints the help and exits with 0 on `--help`. Raises ConfigError with one line on
+    anything that is unknown, malformed or impossible.
+    """
+    args = vars(_parser().parse_args(argv))
+    presets = args.pop('configs') or []
+    values = dict(SUITES[_suite(args.get('task', Config.task))])
+    for name in presets:
+        if name not in PRESETS:
+            raise ConfigError(f"unknown preset '{name}' in --configs; possible: "
+                              f"{', '.join(PRESETS)}")
+        values.update(PRESETS[name])
+    values.update(args)
+    return check(Config(**values))
+
+
+def check(config):
+    """Return `config`, or raise ConfigError if its values cannot run together."""
+    for field in dataclasses.fields(config):
+        value, rule = getattr(config, field.name), field.metadata
+        if rule['choices'] and value not in rule['choices']:
+            raise ConfigError(f"--{field.name} is '{value}'; possible: "
+                              f"{', '.join(rule['choices'])}")
+        if rule['minimum'] is not None and value < rule['minimum']:
+            raise ConfigError(f'--{field.name} is {value}; it must be at least '
+                              f"{rule['minimum']}")
+        if rule['above'] is not None and value <= rule['above']:
+            raise ConfigError(f'--{field.name} is {value}; it must be above '
+                              f"{rule['above']}")
+    for name in ('discount', 'disclam'):
+        if getattr(config, name) > 1:
+            raise ConfigError(f'--{name} is {getattr(config, name)}; it must be at '
+                              'most 1')
+    if config.expl_min > config.expl_amount:
+        raise ConfigError(f'--expl_min {config.expl_min} is above --expl_amount '
+                          f'{config.expl_amount}; the noise can only fall')
+    return config
+
+
+def differences(config, path):
+    """Compare with a run's `config.json`.
+
+    Returns a list of 'name: old -> new' for the settings that define the run and
+    differ; empty if the file does not exist. Raises ConfigError if it is unreadable.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    try:
+        old = json.loads(path.read_text())['config']
+        old.items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f'{path} is not a readable configuration ({error}); '
+                          'choose another --logdir or repair it') from None
+    new = dataclasses.asdict(config)
+    return [f'{name}: {old.get(name)} -> {value}' for name, value in new.items()
+            if name not in CHANGEABLE and old.get(name) != value]
+
+
+class _Parser(argparse.ArgumentParser):
+
+    def error(self, message):
+        raise ConfigError(message)
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=28, width=88)
+
+
+def _parser():
+    """One argument per field; absent flags stay absent, so that presets show."""
+    parser = _Parser(
+        prog='dreamer.py', description='Dreamer: learning behaviors by latent '
+        'imagination.', formatter_class=_HelpFormatter, allow_abbrev=False,
+        argument_default=argparse.SUPPRESS)
+    parser.add_argument(
+        '--configs', nargs='+', default=None, metavar='PRESET',
+        help=f"presets, applied left to right: {', '.join(PRESETS)}; the suite of "
+        'the task picks its own first')
+    for field in dataclasses.fields(Config):
+        choices = field.metadata['choices']
+        text = field.metadata['help'].replace('%', '%%')
+        parser.add_argument(
+            f'--{field.name}', type=_reader(field), metavar=(
+                '|'.join(choices) if choices else field.type.__name__.upper()),
+            help=f'{text} (default: {field.default})')
+    parser.parse_args = lambda argv: _parse_known(parser, argv)
+    return parser
+
+
+def _parse_known(parser, argv):
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        word = unknown[0].split('=')[0]
+        names = [f'--{field.name}' for field in dataclasses.fields(Config)]
+        close = difflib.get_close_matches(word, names + ['--configs'], 3, 0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else 'possible:'
+        raise ConfigError(f"unknown argument '{unknown[0]}'; {hint} "
+                          f"(all flags: {' '.join(n[2:] for n in names)})")
+    return args
+
+
+def _reader(field):
+    """A function from a word of the command line to the type of `field`."""
+    def read(text):
+        try:
+            if field.type is bool:
+                return {'true': True, 'false': False}[text.lower()]
+            if field.type is int:
+                # 1e6 is the field's usual way to write a number of steps.
+                value = float(text)
+                if value != int(value):
+                    raise ValueError
+                return int(text) if text.lstrip('+-').isdigit() else int(value)
+            if field.type is float:
+                value = float(text)
+                if not math.isfinite(value):
+                    raise ValueError
+                return value
+            return text
+        except (ValueError, KeyError, OverflowError):
+            kind = {bool: 'true or false', int: 'a whole number, such as 1000 or 1e3',
+                    float: 'a finite number'}[field.type]
+            raise argparse.ArgumentTypeError(
+                f"'{text}' is not {kind}") from None
+    return read
+
+
+def _suite(task):
+    suite = task.split('_')[0]
+    if suite not in SUITES or '_' not in task:
+        raise ConfigError(f"unknown task '{task}'; tasks are named SUITE_NAME with "
+                          f"suites: {', '.join(SUITES)} (for example "
+                          f'{Config.task}, dummy_continuous)')
+    return suite
+
+
+def fail(message):
+    """End the program with one line on stderr and exit code 2."""
+    print(f'dreamer: error: {message}', file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,620 @@
+"""Dreamer: learning behaviors by latent imagination (Hafner et al., ICLR 2020).
+
+    python dreamer.py --logdir ./logs --task dmc_walker_walk
+
+Shapes: B batch, L length, H horizon, A action, N = B*L, F feature, E environments.
+`action[t]` led to `image[t]`, `reward[t]` and `discount[t]`.
+"""
+
+import ctypes
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import configs
+import logger
+import models
+import replay
+import tools
+import workers
+
+
+class WorldModel(tf.Module):
+    """Learns latent dynamics from images, actions and rewards (paper, section 2).
+
+    Args:
+      config: `configs.Config`.
+      action_size: A.
+    """
+
+    def __init__(self, config, action_size):
+        super().__init__('model')
+        self._config = config
+        self.encoder = models.Encoder(config.cnn_depth, config.cnn_act)
+        self.rssm = models.RSSM(
+            action_size, self.encoder.size, config.stoch_size, config.deter_size,
+            config.rssm_units, config.dense_act)
+        size = self.rssm.feature_size
+        self.decoder = models.Decoder(size, config.cnn_depth, config.cnn_act)
+        self.reward = models.ScalarHead(
+            size, 2, config.num_units, config.dense_act, name='reward')
+        self.parts = [self.encoder, self.rssm, self.decoder, self.reward]
+        if config.pcont:
+            self.pcont = models.ScalarHead(
+                size, 3, config.num_units, config.dense_act, 'binary', name='pcont')
+            self.parts.append(self.pcont)
+
+    @property
+    def weights(self):
+        """All trainable Keras variables."""
+        return [weight for part in self.parts for weight in part.trainable_weights]
+
+    def loss(self, data, noise):
+        """The negative evidence lower bound (paper, equation 10).
+
+        Args:
+          data: batch of replay, [B, L, ...].
+          noise: [B, L, S] of the posterior.
+
+        Returns:
+          scalar loss, posterior [B, L, ...], metrics.
+        """
+        config = self._config
+        embed = self.encoder(data['image'])
+        post, prior = self.rssm.observe(
+            embed, data['action'], data['is_first'], noise)
+        feature = self.rssm.feature(post)
+        reward = data['reward']
+        if config.clip_rewards == 'tanh':
+            reward = tf.tanh(reward)
+        losses = dict(
+            image_loss=-tf.reduce_mean(self.decoder.dist(feature).log_prob(
+                models.normalize_image(data['image']))),
+            reward_loss=-tf.reduce_mean(self.reward.dist(feature).log_prob(reward)))
+        total = losses['image_loss'] + losses['reward_loss']
+        if config.pcont:
+            losses['pcont_loss'] = -tf.reduce_mean(self.pcont.dist(feature).log_prob(
+                config.discount * data['discount']))
+            total += config.pcont_scale * losses['pcont_loss']
+        kl = tools.gaussian_kl(post, prior)
+        total += config.kl_scale * tools.free_nats(
+            kl, config.free_nats, config.free_nats_per_step)
+        return total, post, dict(
+            losses, model_loss=total, div=tf.reduce_mean(kl),
+            prior_ent=tf.reduce_mean(tools.gaussian_entropy(prior['std'])),
+            post_ent=tf.reduce_mean(tools.gaussian_entropy(post['std'])))
+
+    def discounts(self, feature):
+        """p_t for imagined features [..., F]: gamma, or predicted: [...]."""
+        if self._config.pcont:
+            return self.pcont.dist(feature).mean()
+        return tf.fill(tf.shape(feature)[:-1], self._config.discount)
+
+    def openloop(self, data, noise, context=5):
+        """Predict the images of `data` [B, L, ...] from `context` frames and actions.
+
+        Returns:
+          [B, L, 64, 64, 3] float32 in [0, 1]: reconstructions, then predictions.
+        """
+        post, _ = self.rssm.observe(
+            self.encoder(data['image'][:, :context]), data['action'][:, :context],
+            data['is_first'][:, :context], noise[:, :context])
+        last = {key: value[:, -1] for key, value in post.items()}
+        prior = self.rssm.imagine(
+            last, data['action'][:, context:], noise[:, context:])
+        feature = tf.concat([self.rssm.feature(post), self.rssm.feature(prior)], 1)
+        return tf.clip_by_value(self.decoder(feature) + 0.5, 0, 1)
+
+
+class ActorCritic(tf.Module):
+    """Learns behavior inside the world model (paper, section 3 and algorithm 1).
+
+    Args:
+      config: `configs.Config`.
+      feature_size: F.
+      action_size: A.
+    """
+
+    def __init__(self, config, feature_size, action_size):
+        super().__init__('behavior')
+        self._config = config
+        self.actor = models.Actor(feature_size, action_size, config.num_units,
+                                  config.dense_act, config.action_init_std)
+        self.value = models.ScalarHead(
+            feature_size, 3, config.num_units, config.dense_act, name='value')
+
+    def imagine(self, rssm, start, latent_noise, action_noise):
+        """Follow the actor through the latent dynamics.
+
+        Args:
+          rssm: `models.RSSM`.
+          start: states [N, ...].
+          latent_noise, action_noise: [H, N, S] and [H, N, A].
+
+        Returns:
+          features [H, N, F], without the start's, and log-probabilities [H, N] of the
+          actions.
+        """
+        def step(previous, noise):
+            state, _ = previous
+            # The actor learns through its action alone: not by changing, one step
+            # earlier, what it will see.
+            policy = self.actor.dist(tf.stop_gradient(rssm.feature(state)))
+            action = policy.sample(noise[1])
+            return (rssm.imagine_step(state, action, noise[0]),
+                    policy.log_prob(tf.stop_gradient(action)))
+
+        initial = (start, tf.zeros(tf.shape(start['stoch'])[:1]))
+        states, log_prob = tf.scan(step, (latent_noise, action_noise), initial)
+        return rssm.feature(states), log_prob
+
+    def losses(self, world, start, start_weight, latent_noise, action_noise):
+        """Actor and value loss on imagined trajectories (equations 6 to 8).
+
+        Args:
+          world: `WorldModel`.
+          start: posterior states [N, ...].
+          start_weight: [N], 0 where the episode is over.
+          latent_noise, action_noise: [H, N, S] and [H, N, A].
+
+        Returns:
+          actor loss, value loss, metrics.
+        """
+        start = tf.nest.map_structure(tf.stop_gradient, start)
+        feature, log_prob = self.imagine(world.rssm, start, latent_noise, action_noise)
+        reward = world.reward.dist(feature).mean()
+        value = self.value.dist(feature)
+        discount = world.discounts(feature)
+        returns = tools.lambda_return(
+            reward[:-1], value.mean()[1:], discount[:-1], self._config.disclam)
+        weight = start_weight * tools.discount_weights(discount[:-1])
+        actor_loss = -tf.reduce_mean(weight * returns)
+        # Only the value network's gradient of this is used: one forward pass serves.
+        target = tf.stop_gradient(returns)
+        value_loss = -tf.reduce_mean(
+            weight * tools.UnitNormal(value.mean()[:-1]).log_prob(target))
+        return actor_loss, value_loss, dict(
+            actor_loss=actor_loss, value_loss=value_loss,
+            action_ent=-tf.reduce_mean(log_prob))
+
+
+class Dreamer(tf.Module):
+    """The agent: policy, training step, checkpoints.
+
+    Args:
+      config: `configs.Config` with its precision resolved.
+      action_size: A.
+    """
+
+    MODE_SAMPLES = 100
+
+    def __init__(self, config, action_size):
+        super().__init__('dreamer')
+        self._config = config
+        self._action_size = action_size
+        keras.config.set_dtype_policy(
+            {'16': 'mixed_float16', 'bfloat16': 'mixed_bfloat16', '32': 'float32'}[
+                config.precision])
+        keras.utils.set_random_seed(config.seed)
+        self.rng = tf.random.Generator.from_seed(config.seed)
+        self.world = WorldModel(config, action_size)
+        self.behavior = ActorCritic(config, self.world.rssm.feature_size, action_size)
+        scale = config.precision == '16'
+        self.optimizers = {
+            name: tools.Optimizer(name, variables, rate, config.grad_clip, scale)
+            for name, variables, rate in (
+                ('model', self.world.weights, config.model_lr),
+                ('actor', self.behavior.actor.trainable_weights, config.actor_lr),
+                ('value', self.behavior.value.trainable_weights, config.value_lr))}
+        self.gradient_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.env_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        # Where training began, [environment steps]; -1 while the prefill goes on.
+        self.train_start = tf.Variable(-1, dtype=tf.int64, trainable=False)
+        self.train = tf.function(self._train, jit_compile=config.jit)
+
+    def noise(self, batch, length):
+        """All standard normal noise of one update."""
+        config, normal = self._config, self.rng.normal
+        rows = batch * length
+        return dict(
+            post=normal((batch, length, config.stoch_size)),
+            latent=normal((config.horizon, rows, config.stoch_size)),
+            action=normal((config.horizon, rows, self._action_size)))
+
+    def _train(self, data):
+        """One update of world model, actor and value network from a replay batch
+        [B, L, ...]; returns scalar metrics."""
+        return self.update(data, self.noise(*data['reward'].shape))
+
+    def update(self, data, noise):
+        """`train` with given noise."""
+        model, actor, value = (
+            self.optimizers[name] for name in ('model', 'actor', 'value'))
+        with tf.GradientTape() as tape:
+            loss, post, metrics = self.world.loss(data, noise['post'])
+            loss = model.scaled(loss)
+        metrics['model_grad_norm'] = model.apply(tape, loss)
+        start = {key: tf.reshape(state, (-1, state.shape[-1]))
+                 for key, state in post.items()}
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch([weight.value for part in (
+                self.behavior.actor, self.behavior.value)
+                for weight in part.trainable_weights])
+            actor_loss, value_loss, more = self.behavior.losses(
+                self.world, start, tf.reshape(data['discount'], (-1,)),
+                noise['latent'], noise['action'])
+            actor_loss = actor.scaled(actor_loss)
+            value_loss = value.scaled(value_loss)
+        metrics['actor_grad_norm'] = actor.apply(tape, actor_loss)
+        metrics['value_grad_norm'] = value.apply(tape, value_loss)
+        self.gradient_step.assign_add(1)
+        return dict(metrics, **more)
+
+    @tf.function
+    def policy(self, image, is_first, state, training):
+        """Choose actions.
+
+        Args:
+          image: [E, 64, 64, 3] uint8.
+          is_first: [E] bool; there the state is forgotten.
+          state: of the call before, or `initial_state`.
+          training: Python bool; explore, or act by the mode.
+
+        Returns:
+          actions [E, A] in [-1, 1], and the state to pass on: what the agent believes
+          and the action that it really took.
+        """
+        config, normal = self._config, self.rng.normal
+        latent, action = state
+        latent = self.world.rssm.observe_step(
+            latent, action, self.world.encoder(image), is_first,
+            normal(latent['stoch'].shape))
+        policy = self.behavior.actor.dist(self.world.rssm.feature(latent))
+        if training and config.expl == 'sample':
+            action = policy.sample(normal(action.shape))
+        else:
+            action = policy.mode(normal((self.MODE_SAMPLES, *action.shape)))
+        amount = tools.linear_schedule(
+            config.expl_amount, config.expl_min, config.expl_decay,
+            self.gradient_step) if training else config.eval_noise
+        action = tf.clip_by_value(action + amount * normal(action.shape), -1, 1)
+        return action, (latent, action)
+
+    def initial_state(self, envs):
+        """The policy's state before the first step in `envs` environments."""
+        return self.world.rssm.initial(envs), tf.zeros((envs, self._action_size))
+
+    @tf.function
+    def openloop(self, data):
+        """A video of `data` [B, L, ...]: truth, model and error, one above the other.
+
+        Returns:
+          [L, 3*64, B*64, 3] uint8. The first five frames are reconstructions.
+        """
+        shape = (*data['reward'].shape, self._config.stoch_size)
+        model = self.world.openloop(data, self.rng.normal(shape))
+        truth = tf.cast(data['image'], tf.float32) / 255
+        video = tf.concat([truth, model, (model - truth + 1) / 2], 2)
+        video = tf.transpose(video, (1, 2, 0, 3, 4))
+        shape = video.shape
+        video = tf.reshape(video, (*shape[:2], shape[2] * shape[3], 3))
+        return tf.cast(tf.round(video * 255), tf.uint8)
+
+    def check_finite(self, limit=50):
+        """Raise FloatingPointError if a module's last `limit` gradients were all
+        non-finite: more than float16's loss scale sheds while it settles."""
+        for name, optimizer in self.optimizers.items():
+            if optimizer.skipped_in_a_row >= limit:
+                raise FloatingPointError(
+                    f'the gradient of the {name} was not finite {limit} times in a '
+                    'row; try --precision 32 or a lower learning rate')
+
+
+class Collector:
+    """Steps environments together and cuts what happens into episodes.
+
+    Args:
+      envs: workers, see workers.py.
+      seed: episodes are seeded from it, the environment's and the episode's index.
+    """
+
+    def __init__(self, envs, seed):
+        self._envs = envs
+        self._seed = seed
+        self._started = [0] * len(envs)
+        self._episodes = [None] * len(envs)
+        self._state = None
+
+    def step(self, policy):
+        """One agent step in every environment.
+
+        Args:
+          policy: (image [E, 64, 64, 3], is_first [E], state or None) to
+            (action [E, A], state).
+
+        Returns:
+          simulator steps taken, all environments together; the episodes that ended,
+          dicts of arrays with T = agent steps + 1 rows.
+        """
+        self._reset([i for i, rows in enumerate(self._episodes) if rows is None])
+        image = np.stack([rows[-1]['image'] for rows in self._episodes])
+        is_first = np.array([len(rows) == 1 for rows in self._episodes])
+        action, self._state = policy(image, is_first, self._state)
+        action = np.asarray(action, np.float32)
+        for env, act in zip(self._envs, action, strict=True):
+            env.start_step(act)
+        steps, ended = 0, []
+        for i, env in enumerate(self._envs):
+            observation, reward, terminated, truncated, info = env.result()
+            steps += info['simulator_steps']
+            self._episodes[i].append(dict(
+                image=observation['image'], action=action[i], reward=np.float32(reward),
+                discount=np.float32(not terminated)))
+            if terminated or truncated:
+                rows, self._episodes[i] = self._episodes[i], None
+                ended.append({key: np.stack([row[key] for row in rows])
+                              for key in rows[0]})
+        return steps, ended
+
+    def _reset(self, indices):
+        for i in indices:
+            entropy = (self._seed, i, self._started[i])
+            seed = np.random.SeedSequence(entropy).generate_state(1)[0]
+            self._envs[i].start_reset(int(seed))
+            self._started[i] += 1
+        for i in indices:
+            observation, _ = self._envs[i].result()
+            self._episodes[i] = [dict(
+                image=observation['image'],
+                action=np.zeros(self._envs[i].action_space.shape, np.float32),
+                reward=np.float32(0), discount=np.float32(1))]
+
+
+class Run:
+    """One run: the agent, its environments, its replay and its logs.
+
+    Args:
+      config: `configs.Config`.
+      envs, eval_envs: workers.
+    """
+
+    def __init__(self, config, envs, eval_envs):
+        self.config = config
+        self.logdir = pathlib.Path(config.logdir)
+        self.logger = logger.Logger(self.logdir)
+        self.replay = replay.Replay(
+            self.logdir / 'episodes', length=config.batch_length, seed=config.seed,
+            balance=config.dataset_balance, memory=int(config.replay_memory) or None)
+        self.action_size, = envs[0].action_space.shape
+        self.agent = Dreamer(config, self.action_size)
+        self.random = np.random.default_rng(config.seed)
+        self.collector = Collector(envs, config.seed)
+        self.eval_envs = eval_envs
+        self.eval_count = 0
+        self.metrics = []
+        self.stop = False
+        self.checkpoints = tf.train.CheckpointManager(
+            tf.train.Checkpoint(agent=self.agent), str(self.logdir / 'checkpoints'), 2)
+        self.restore()
+        self.log_start = (time.time(), self.step, self.gradient_step)
+
+    @property
+    def step(self):
+        """Environment steps taken, prefill included."""
+        return int(self.agent.env_step)
+
+    @property
+    def gradient_step(self):
+        """Updates made."""
+        return int(self.agent.gradient_step)
+
+    def loop(self):
+        """Algorithm 1 of the paper."""
+        config = self.config
+        last = self.step if self.gradient_step else None
+        should_eval = tools.Every(config.eval_every, last)
+        should_log = tools.Every(config.log_every, last)
+        should_save = tools.Every(config.save_every, last)
+        self.prefill()
+        while not self.stop:
+            self.train()
+            if should_log(self.step):
+                self.log()
+            if should_eval(self.step):
+                self.evaluate()
+            if self.step >= config.steps or self.stop:
+                break
+            if should_save(self.step):
+                self.save()
+            phases = (self.step - int(self.agent.train_start)) // config.train_every
+            until = int(self.agent.train_start) + (phases + 1) * config.train_every
+            self.collect(self.policy, min(until, config.steps))
+        self.save()
+
+    def prefill(self):
+        """Collect with random actions, one whole episode at least."""
+        if self.agent.train_start >= 0:
+            return
+        self.collect(self.random_policy, self.config.prefill)
+        while not self.stop and not self.replay.episodes:
+            self.collect(self.random_policy, self.step + 1)
+        if not self.stop:
+            self.agent.train_start.assign(self.step)
+
+    def collect(self, policy, until):
+        """Act until `until` environment steps have been taken."""
+        while self.step < until and not self.stop:
+            steps, episodes = self.collector.step(policy)
+            self.agent.env_step.assign_add(steps)
+            for episode in episodes:
+                self.replay.add(episode)
+                self.log_episodes('train', [episode])
+
+    def train(self):
+        """The updates that are due: all of `pretrain`, and `train_steps` for every
+        `train_every` environment steps, however collecting and resuming cut them."""
+        config = self.config
+        phases = (self.step - int(self.agent.train_start)) // config.train_every
+        due = config.pretrain + phases * config.train_steps - self.gradient_step
+        for batch in self.replay.stream(config.batch_size, max(0, due)):
+            self.metrics.append(self.agent.train(batch))
+            if self.stop:
+                break
+        self.agent.check_finite()
+
+    def evaluate(self):
+        """One episode in every evaluation environment, and two videos."""
+        episodes = []
+        seed = np.random.SeedSequence((self.config.seed, 1, self.eval_count))
+        self.eval_count += 1
+        collector = Collector(self.eval_envs, int(seed.generate_state(1)[0]))
+        while len(episodes) < len(self.eval_envs) and not self.stop:
+            episodes += collector.step(self.eval_policy)[1]
+        if self.stop:
+            return
+        self.log_episodes('test', episodes)
+        self.logger.video(self.step, 'eval', episodes[0]['image'])
+        batch = self.replay.sample(min(6, self.config.batch_size))
+        self.logger.video(self.step, 'openloop', self.agent.openloop(batch).numpy(), 10)
+
+    def log(self):
+        """Means of the losses since the last call, and speeds."""
+        now = (time.time(), self.step, self.gradient_step)
+        seconds, steps, updates = (
+            new - old for new, old in zip(now, self.log_start, strict=True))
+        values = {key: np.mean([metrics[key] for metrics in self.metrics])
+                  for key in (self.metrics[0] if self.metrics else ())}
+        values.update(gradient_step=self.gradient_step, fps=steps / seconds,
+                      updates_per_s=updates / seconds)
+        for name, optimizer in self.agent.optimizers.items():
+            values[f'{name}_skipped'] = int(optimizer.skipped)
+        self.logger.scalars(self.step, values)
+        self.metrics = []
+        self.log_start = now
+
+    def log_episodes(self, mode, episodes):
+        """Mean raw return and length [agent steps] of episodes."""
+        score = float(np.mean([episode['reward'].sum() for episode in episodes]))
+        length = float(np.mean([len(episode['reward']) - 1 for episode in episodes]))
+        self.logger.scalars(self.step, {
+            f'{mode}/return': score, f'{mode}/length': length,
+            'episodes': self.replay.episodes})
+        print(f'step {self.step}: {mode} return {score:.1f}, length {length:.0f}',
+              flush=True)
+
+    def random_policy(self, image, is_first, state):
+        """Uniform actions."""
+        return self.random.uniform(-1, 1, (len(image), self.action_size)), state
+
+    def policy(self, image, is_first, state):
+        """The agent's action with exploration."""
+        state = state or self.agent.initial_state(len(image))
+        return self.agent.policy(image, is_first, state, training=True)
+
+    def eval_policy(self, image, is_first, state):
+        """The agent's best action."""
+        state = state or self.agent.initial_state(len(image))
+        return self.agent.policy(image, is_first, state, training=False)
+
+    def save(self):
+        """Write a checkpoint: networks, optimisers, loss scales, counters, noise."""
+        self.checkpoints.save()
+
+    def restore(self):
+        """Load the newest checkpoint; without one, count the episodes on disk."""
+        if self.checkpoints.latest_checkpoint:
+            self.checkpoints.checkpoint.restore(
+                self.checkpoints.latest_checkpoint).assert_existing_objects_matched()
+            print(f'resumed at step {self.step}')
+        else:
+            self.agent.env_step.assign(self.replay.steps * self.config.action_repeat)
+
+    def request_stop(self, number, frame):
+        """Signal handler: finish the current step, save, exit. A second signal ends the
+        program at once."""
+        self.stop = True
+        signal.signal(number, signal.SIG_DFL)
+        print('stopping: saving first, again to quit at once', file=sys.stderr)
+
+
+def set_up_devices(config):
+    """Let GPU memory grow, so that renderers and neighbours find some too; resolve the
+    automatic precision. Returns the configuration and the number of GPUs."""
+    gpus = tf.config.list_physical_devices('GPU')
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if config.precision == 'auto':
+        config = dataclasses.replace(config, precision='16' if gpus else '32')
+    return config, len(gpus)
+
+
+def keep_freed_memory():
+    """Tell glibc to keep large freed blocks: without it every update's activations are
+    unmapped and faulted in again. No effect on other systems."""
+    trim_threshold, mmap_threshold = -1, -3
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 2 ** 30)
+        libc.mallopt(trim_threshold, 2 ** 31 - 1)
+    except (OSError, AttributeError, TypeError):
+        return
+
+
+def write_config(config, path):
+    """Store the configuration and the library versions, whole or not at all."""
+    names = ('tensorflow', 'keras', 'tensorflow-probability', 'numpy', 'gymnasium',
+             'dm_control', 'mujoco')
+    text = json.dumps({
+        'config': dataclasses.asdict(config),
+        'versions': {'python': sys.version.split()[0], **{
+            name: importlib.metadata.version(name) for name in names}}}, indent=2)
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(text + '\n')
+    temporary.replace(path)
+
+
+def main(argv=None):
+    """The command line; returns the exit code."""
+    try:
+        config = configs.parse(argv)
+        logdir = pathlib.Path(config.logdir)
+        config_path = logdir / 'config.json'
+        changes = configs.differences(config, config_path)
+        if changes and not config.allow_config_change:
+            raise configs.ConfigError(
+                f"{logdir} belongs to another configuration ({'; '.join(changes)}); "
+                'choose another --logdir or add --allow_config_change true')
+        keep_freed_memory()
+        config, gpus = set_up_devices(config)
+        kwargs = dict(action_repeat=config.action_repeat, time_limit=config.time_limit)
+        devices = list(range(gpus)) if gpus > 1 else None
+        envs = workers.make_workers(
+            config.task, config.envs + 1, kwargs, config.parallel, devices)
+    except (ValueError, RuntimeError) as error:
+        configs.fail(error)
+    try:
+        logdir.mkdir(parents=True, exist_ok=True)
+        write_config(config, config_path)
+        run = Run(config, envs[:-1], envs[-1:])
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, run.request_stop)
+        run.loop()
+        run.logger.close()
+    finally:
+        for env in envs:
+            env.close()
+
+
+if __name__ == '__main__':
+    sys.exit(main())

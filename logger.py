@@ -1,0 +1,72 @@
+"""Where a run's results go: metrics file, TensorBoard, videos."""
+
+import io
+import json
+import math
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+
+class Logger:
+    """Writes `metrics.jsonl`, TensorBoard events and `videos/*.gif` under `logdir`.
+
+    Args:
+      logdir: folder that exists.
+    """
+
+    def __init__(self, logdir):
+        self._logdir = pathlib.Path(logdir)
+        self._metrics = self._logdir / 'metrics.jsonl'
+        self._writer = tf.summary.create_file_writer(str(self._logdir))
+        if self._metrics.exists() and not self._metrics.read_bytes()[-1:] in (b'\n', b''):
+            # A line cut off by a crash must not swallow the next one.
+            with self._metrics.open('a') as file:
+                file.write('\n')
+
+    def scalars(self, step, values):
+        """Append one line: `values` (name to number) at `step` [environment steps].
+
+        Numbers that JSON cannot express, NaN and infinities, become null.
+        """
+        values = {key: float(value) if not float(value).is_integer() else int(value)
+                  for key, value in values.items() if math.isfinite(value)} | {
+                      key: None for key, value in values.items()
+                      if not math.isfinite(value)}
+        with self._metrics.open('a') as file:
+            file.write(json.dumps({'step': int(step), **values}) + '\n')
+        with self._writer.as_default(step=int(step)):
+            for key, value in values.items():
+                if value is not None:
+                    tf.summary.scalar(key, value)
+        self._writer.flush()
+
+    def video(self, step, name, frames, fps=20):
+        """Write `frames` [T, H, W, 3] uint8 as `videos/{name}-{step}.gif` and for
+        TensorBoard, which shows GIFs as images."""
+        data = encode_gif(frames, fps)
+        folder = self._logdir / 'videos'
+        folder.mkdir(exist_ok=True)
+        (folder / f'{name}-{int(step):09d}.gif').write_bytes(data)
+        height, width = frames.shape[1:3]
+        metadata = tf.compat.v1.SummaryMetadata(
+            plugin_data={'plugin_name': 'images'})
+        with self._writer.as_default(step=int(step)):
+            tf.summary.write(
+                name, tf.constant([str(width), str(height), data]), metadata=metadata)
+        self._writer.flush()
+
+    def close(self):
+        """Flush and close the TensorBoard events."""
+        self._writer.close()
+
+
+def encode_gif(frames, fps):
+    """`frames` [T, H, W, 3] uint8 as the bytes of a looping GIF."""
+    images = [Image.fromarray(frame) for frame in np.asarray(frames)]
+    buffer = io.BytesIO()
+    images[0].save(buffer, 'gif', save_all=True, append_images=images[1:],
+                   duration=1000 / fps, loop=0)
+    return buffer.getvalue()

@@ -1,0 +1,309 @@
+"""The networks, in Keras: encoder, RSSM, decoder, heads and actor.
+
+Shapes: B batch, L length, A action, E embedding, S stochastic, D deterministic,
+F = S + D feature; `...` are any leading axes. Layers are built in constructors and
+compute in the dtype policy; everything that is returned is float32.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tools
+
+tfd = tfp.distributions
+
+
+class PatchConv2D(keras.layers.Conv2D):
+    """Conv2D, 'valid', as shifted slices and one matrix product.
+
+    On inputs as small as the last encoder layer's, 6x6, the CPU's convolution gradient
+    runs at a sixth of the rate of a matrix product. Same weights, same results.
+    """
+
+    def call(self, inputs):
+        size, stride = self.kernel_size[0], self.strides[0]
+        steps = (inputs.shape[1] - size) // stride + 1
+        patches = tf.stack([
+            tf.reshape(inputs[:, y:y + size, x:x + size],
+                       (-1, size * size * inputs.shape[-1]))
+            for y in range(0, steps * stride, stride)
+            for x in range(0, steps * stride, stride)], 1)
+        kernel = tf.reshape(self.kernel, (-1, self.filters))
+        outputs = tf.matmul(tf.reshape(patches, (-1, kernel.shape[0])), kernel)
+        outputs = self.activation(outputs + self.bias)
+        return tf.reshape(outputs, (-1, steps, steps, self.filters))
+
+
+class ProjectConv2DTranspose(keras.layers.Conv2DTranspose):
+    """Conv2DTranspose, 'valid', of a 1x1 input, which is a matrix product.
+
+    TensorFlow's CPU kernel takes 75 times as long for it. Same weights, same results.
+    """
+
+    def call(self, inputs):
+        inputs = tf.reshape(inputs, (-1, inputs.shape[-1]))
+        kernel = tf.reshape(self.kernel, (-1, inputs.shape[-1]))
+        outputs = tf.matmul(inputs, kernel, transpose_b=True)
+        outputs = tf.reshape(outputs, (-1, *self.kernel_size, self.filters))
+        return self.activation(outputs + self.bias)
+
+
+def normalize_image(image, dtype=tf.float32):
+    """uint8 [...] to [-0.5, 0.5] in `dtype`."""
+    return tf.cast(image, dtype) / 255 - 0.5
+
+
+class Encoder(keras.layers.Layer):
+    """Four convolutions: image to embedding (paper, appendix A).
+
+    Args:
+      depth: channels of the first convolution; 2, 4 and 8 times as many follow.
+      act: activation.
+    """
+
+    def __init__(self, depth=32, act='relu'):
+        super().__init__(name='encoder')
+        settings = dict(kernel_size=4, strides=2, activation=act)
+        self._convs = [
+            keras.layers.Conv2D(depth, **settings),
+            keras.layers.Conv2D(2 * depth, **settings),
+            keras.layers.Conv2D(4 * depth, **settings),
+            PatchConv2D(8 * depth, **settings)]
+        for conv, size, channels in zip(
+                self._convs, (64, 31, 14, 6), (3, depth, 2 * depth, 4 * depth),
+                strict=True):
+            conv.build((None, size, size, channels))
+        self.size = 2 * 2 * 8 * depth
+        self.built = True
+
+    def call(self, image):
+        """[..., 64, 64, 3] uint8 to [..., E] float32."""
+        x = normalize_image(tf.reshape(image, (-1, 64, 64, 3)), self.compute_dtype)
+        for conv in self._convs:
+            x = conv(x)
+        shape = tf.concat([tf.shape(image)[:-3], [self.size]], 0)
+        x = tf.reshape(tf.cast(x, tf.float32), shape)
+        return tf.ensure_shape(x, (*image.shape[:-3], self.size))
+
+
+class Decoder(keras.layers.Layer):
+    """Dense layer and four transposed convolutions: feature to image distribution.
+
+    Args:
+      feature_size: F.
+      depth: channels of the last hidden layer.
+      act: activation.
+    """
+
+    def __init__(self, feature_size, depth=32, act='relu'):
+        super().__init__(name='decoder')
+        self._dense = keras.layers.Dense(32 * depth)
+        self._dense.build((None, feature_size))
+        self._convs = [
+            ProjectConv2DTranspose(4 * depth, 5, 2, activation=act),
+            keras.layers.Conv2DTranspose(2 * depth, 5, 2, activation=act),
+            keras.layers.Conv2DTranspose(depth, 6, 2, activation=act),
+            keras.layers.Conv2DTranspose(3, 6, 2)]
+        for conv, size, channels in zip(
+                self._convs, (1, 5, 13, 30), (32 * depth, 4 * depth, 2 * depth, depth),
+                strict=True):
+            conv.build((None, size, size, channels))
+        self.built = True
+
+    def call(self, feature):
+        """[..., F] to [..., 64, 64, 3] float32, the mean of the image in [-0.5, 0.5]."""
+        x = self._dense(tf.reshape(feature, (-1, feature.shape[-1])))
+        x = tf.reshape(x, (-1, 1, 1, x.shape[-1]))
+        for conv in self._convs:
+            x = conv(x)
+        shape = tf.concat([tf.shape(feature)[:-1], [64, 64, 3]], 0)
+        x = tf.reshape(tf.cast(x, tf.float32), shape)
+        return tf.ensure_shape(x, (*feature.shape[:-1], 64, 64, 3))
+
+    def dist(self, feature):
+        """[..., F] to a unit Gaussian over images [..., 64, 64, 3]."""
+        return tools.UnitNormal(self(feature), 3)
+
+
+class Dense(keras.layers.Layer):
+    """Hidden dense layers and a linear one: the shape of all heads.
+
+    Args:
+      inputs: size of the input.
+      layers: hidden layers.
+      units: of each hidden layer.
+      outputs: size of the output.
+      act: activation of the hidden layers.
+    """
+
+    def __init__(self, inputs, layers, units, outputs, act='elu', name=None):
+        super().__init__(name=name)
+        self._layers = [keras.layers.Dense(units, act) for _ in range(layers)]
+        self._layers.append(keras.layers.Dense(outputs))
+        for layer in self._layers:
+            layer.build((None, inputs))
+            inputs = layer.units
+        self.built = True
+
+    def call(self, x):
+        """[..., inputs] to [..., outputs] float32."""
+        for layer in self._layers:
+            x = layer(x)
+        return tf.cast(x, tf.float32)
+
+
+class ScalarHead(Dense):
+    """Predicts a number: reward and value (unit Gaussian) or discount (Bernoulli)."""
+
+    def __init__(self, inputs, layers, units, act='elu', kind='normal', name=None):
+        super().__init__(inputs, layers, units, 1, act, name)
+        self._kind = kind
+
+    def dist(self, feature):
+        """[..., F] to a distribution over [...]."""
+        x = tf.squeeze(self(feature), -1)
+        return tfd.Bernoulli(x) if self._kind == 'binary' else tools.UnitNormal(x)
+
+
+class Actor(Dense):
+    """Tanh-Gaussian policy (paper, section 3 and appendix A).
+
+    Args:
+      inputs: F.
+      action_size: A.
+      units, act: of the four hidden layers.
+      init_std: standard deviation before the tanh when the network outputs zero.
+    """
+
+    MIN_STD = 1e-4
+    MEAN_SCALE = 5.0
+
+    def __init__(self, inputs, action_size, units=400, act='elu', init_std=5.0):
+        super().__init__(inputs, 4, units, 2 * action_size, act, name='actor')
+        # softplus^-1, in a form that does not overflow.
+        self._raw_init_std = init_std + math.log(-math.expm1(-init_std))
+
+    def dist(self, feature):
+        """[..., F] to a `tools.TanhNormal` over actions [..., A]."""
+        mean, std = tf.split(self(feature), 2, -1)
+        # Beyond 5 the tanh of the action is flat: nothing could pull the mean back.
+        mean = self.MEAN_SCALE * tf.tanh(mean / self.MEAN_SCALE)
+        std = tf.nn.softplus(std + self._raw_init_std) + self.MIN_STD
+        return tools.TanhNormal(mean, std)
+
+
+class RSSM(keras.layers.Layer):
+    """Recurrent state space model (paper, section 2; Hafner et al. 2019).
+
+    A state is a dict of `deter` [..., D], the GRU's memory, and `stoch` [..., S], a
+    sample of the Gaussian with `mean` and `std` [..., S]. The action of a step is the
+    one that led to it. Noise is standard normal and passed in.
+
+    Args:
+      action_size: A.
+      embed_size: E.
+      stoch, deter, units: sizes of the states and of hidden layers.
+      act: activation of hidden layers.
+    """
+
+    MIN_STD = 0.1
+
+    def __init__(self, action_size, embed_size, stoch=30, deter=200, units=200,
+                 act='elu'):
+        super().__init__(name='rssm')
+        self.stoch_size, self.deter_size = stoch, deter
+        self.feature_size = stoch + deter
+        self._input = keras.layers.Dense(units, act)
+        self._cell = keras.layers.GRUCell(deter, reset_after=True)
+        self._prior_hidden = keras.layers.Dense(units, act)
+        self._prior_stats = keras.layers.Dense(2 * stoch)
+        self._post_hidden = keras.layers.Dense(units, act)
+        self._post_stats = keras.layers.Dense(2 * stoch)
+        for layer, size in (
+                (self._input, stoch + action_size), (self._cell, units),
+                (self._prior_hidden, deter), (self._prior_stats, units),
+                (self._post_hidden, deter + embed_size), (self._post_stats, units)):
+            layer.build((None, size))
+        self.built = True
+
+    def initial(self, batch):
+        """The zero state of `batch` rows."""
+        stoch = tf.zeros((batch, self.stoch_size))
+        return dict(mean=stoch, std=stoch, stoch=stoch,
+                    deter=tf.zeros((batch, self.deter_size)))
+
+    @staticmethod
+    def feature(state):
+        """[..., F], what all heads see: stochastic and deterministic state."""
+        return tf.concat([state['stoch'], state['deter']], -1)
+
+    def observe_step(self, state, action, embed, is_first, noise):
+        """Posterior after one step.
+
+        Args:
+          state: of the step before, [B, ...].
+          action: [B, A], led to this step.
+          embed: [B, E], of this step's image.
+          is_first: [B] bool; there state and action are zeroed: nothing is carried
+            over from another episode.
+          noise: [B, S].
+        """
+        keep = 1 - tf.cast(is_first, tf.float32)[:, None]
+        deter = self._recur(state['stoch'] * keep, state['deter'] * keep, action * keep)
+        return self._posterior(deter, embed, noise)
+
+    def imagine_step(self, state, action, noise):
+        """Prior after one step; arguments as `observe_step`."""
+        deter = self._recur(state['stoch'], state['deter'], action)
+        return self._prior(deter, noise)
+
+    def observe(self, embed, action, is_first, noise):
+        """Posteriors and priors along sequences, from the zero state.
+
+        Args:
+          embed: [B, L, E].
+          action: [B, L, A].
+          is_first: [B, L] bool.
+          noise: [B, L, S], shared by posterior and prior.
+
+        Returns:
+          posterior, prior: states [B, L, ...].
+        """
+        inputs = [_swap(x) for x in (action, embed, is_first, noise)]
+        post = tf.scan(lambda state, step: self.observe_step(state, *step), inputs,
+                       self.initial(tf.shape(embed)[0]))
+        post = {key: _swap(value) for key, value in post.items()}
+        # The prior shares the recurrent state and feeds nothing: all steps at once.
+        return post, self._prior(post['deter'], noise)
+
+    def imagine(self, state, action, noise):
+        """Priors of an open loop from `state` [B, ...] under `action` [B, L, A] and
+        `noise` [B, L, S]: states [B, L, ...]."""
+        prior = tf.scan(lambda state, step: self.imagine_step(state, *step),
+                        [_swap(action), _swap(noise)], state)
+        return {key: _swap(value) for key, value in prior.items()}
+
+    def _recur(self, stoch, deter, action):
+        x = self._input(tf.concat([stoch, action], -1))
+        return tf.cast(self._cell(x, deter)[0], tf.float32)
+
+    def _prior(self, deter, noise):
+        return self._state(
+            self._prior_stats(self._prior_hidden(deter)), deter, noise)
+
+    def _posterior(self, deter, embed, noise):
+        hidden = self._post_hidden(tf.concat([deter, embed], -1))
+        return self._state(self._post_stats(hidden), deter, noise)
+
+    def _state(self, stats, deter, noise):
+        mean, std = tf.split(tf.cast(stats, tf.float32), 2, -1)
+        std = tf.nn.softplus(std) + self.MIN_STD
+        return dict(mean=mean, std=std, stoch=mean + std * noise, deter=deter)
+
+
+def _swap(x):
+    """Swap batch and time."""
+    return tf.transpose(x, (1, 0, *range(2, len(x.shape))))

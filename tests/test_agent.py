@@ -1,0 +1,362 @@
+"""The agent: who receives gradient from whom, noise, checkpoints, time indices."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import configs
+import dreamer
+import workers
+import wrappers
+
+BATCH, LENGTH, ACTION = 3, 6, 2
+TINY = ['--configs', 'debug', '--batch_size', str(BATCH), '--batch_length', str(LENGTH)]
+
+
+def make_agent(*flags, precision='32'):
+    config = configs.parse([*TINY, '--precision', precision, *flags])
+    return dreamer.Dreamer(config, ACTION)
+
+
+@pytest.fixture(scope='module')
+def agent():
+    return make_agent()
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    is_first = np.zeros((BATCH, LENGTH), bool)
+    is_first[:, 0] = True
+    return {key: tf.constant(value) for key, value in dict(
+        image=rng.integers(0, 256, (BATCH, LENGTH, 64, 64, 3), np.uint8),
+        action=rng.uniform(-1, 1, (BATCH, LENGTH, ACTION)).astype(np.float32),
+        reward=rng.uniform(0, 1, (BATCH, LENGTH)).astype(np.float32),
+        discount=np.ones((BATCH, LENGTH), np.float32), is_first=is_first).items()}
+
+
+def behavior_losses(agent, data, **changes):
+    """Actor and value loss and the tape that saw them, under the same noise."""
+    noise = dict(fixed_noise(agent), **changes)
+    _, post, _ = agent.world.loss(data, noise['post'])
+    start = {key: tf.reshape(x, (-1, x.shape[-1])) for key, x in post.items()}
+    with tf.GradientTape(persistent=True) as tape:
+        actor_loss, value_loss, _ = agent.behavior.losses(
+            agent.world, start, tf.ones(BATCH * LENGTH), noise['latent'],
+            noise['action'])
+    return actor_loss, value_loss, tape
+
+
+def fixed_noise(agent):
+    agent.rng.reset_from_seed(0)
+    return agent.noise(BATCH, LENGTH)
+
+
+def largest(gradients):
+    return max(0 if gradient is None else float(tf.reduce_max(tf.abs(gradient)))
+               for gradient in gradients)
+
+
+def test_actor_loss_reaches_the_actor_through_dynamics_reward_and_value(agent, data):
+    actor_loss, _, tape = behavior_losses(agent, data)
+    behavior, world = agent.behavior, agent.world
+    for part in (behavior.actor, world.rssm, world.reward, behavior.value):
+        assert largest(tape.gradient(actor_loss, part.trainable_weights)) > 0, part.name
+    assert largest(tape.gradient(actor_loss, world.encoder.trainable_weights)) == 0
+
+
+def test_value_loss_reaches_the_value_network_and_not_its_targets(agent, data):
+    """The targets' own path would run through actor and reward head."""
+    _, value_loss, tape = behavior_losses(agent, data)
+    assert largest(
+        tape.gradient(value_loss, agent.behavior.value.trainable_weights)) > 0
+    assert largest(
+        tape.gradient(value_loss, agent.world.reward.trainable_weights)) == 0
+
+
+def test_value_gradient_is_that_of_regression_on_fixed_targets(agent, data):
+    """-log N(target | v, 1) has the slope (v - target) w / size at the output, which
+    is the slope of the last bias when summed."""
+    noise = fixed_noise(agent)
+    _, post, _ = agent.world.loss(data, noise['post'])
+    start = {key: tf.reshape(x, (-1, x.shape[-1])) for key, x in post.items()}
+    feature, _ = agent.behavior.imagine(
+        agent.world.rssm, start, noise['latent'], noise['action'])
+    value = agent.behavior.value.dist(feature).mean().numpy()
+    reward = agent.world.reward.dist(feature).mean().numpy()
+    target = np.zeros_like(value)
+    target[-1] = value[-1]
+    for t in reversed(range(len(value) - 1)):
+        target[t] = reward[t] + 0.99 * (0.05 * value[t + 1] + 0.95 * target[t + 1])
+    weight = 0.99 ** np.arange(len(value) - 1)[:, None]
+    expected = (weight * (value - target)[:-1]).mean()
+    actor_loss, value_loss, tape = behavior_losses(agent, data)
+    bias = agent.behavior.value.trainable_weights[-1]
+    np.testing.assert_allclose(
+        tape.gradient(value_loss, [bias])[0], [expected], rtol=1e-3)
+    np.testing.assert_allclose(actor_loss, -(weight * target[:-1]).mean(), rtol=1e-4)
+
+
+def test_actor_sees_stopped_features(agent, data):
+    """With the same actions from another place, its gradient must be the same: what
+    is differentiated is the action, and not how the actor's input came about."""
+    noise = fixed_noise(agent)
+    start = agent.world.rssm.initial(BATCH)
+    start = {key: tf.Variable(value) for key, value in start.items()}
+    with tf.GradientTape() as tape:
+        state = {key: tf.identity(value) for key, value in start.items()}
+        feature = tf.stop_gradient(agent.world.rssm.feature(state))
+        action = agent.behavior.actor.dist(feature).sample(noise['action'][0][:BATCH])
+    assert all(g is None for g in tape.gradient(action, list(start.values())))
+    # In `imagine` itself: a start that is watched changes later features through the
+    # dynamics alone. Finite differences with frozen actions must give its gradient.
+    with tf.GradientTape() as tape:
+        stoch = tf.Variable(start['stoch'])
+        features, _ = agent.behavior.imagine(
+            agent.world.rssm, dict(start, stoch=stoch), noise['latent'][:, :BATCH],
+            noise['action'][:, :BATCH])
+        loss = tf.reduce_sum(features[-1])
+    through_imagine = tape.gradient(loss, stoch)
+    actions, state = [], {key: tf.identity(value) for key, value in start.items()}
+    for t in range(len(noise['action'])):
+        policy = agent.behavior.actor.dist(agent.world.rssm.feature(state))
+        actions.append(policy.sample(noise['action'][t][:BATCH]))
+        state = agent.world.rssm.imagine_step(
+            state, actions[-1], noise['latent'][t][:BATCH])
+    with tf.GradientTape() as tape:
+        stoch = tf.Variable(start['stoch'])
+        state = dict(start, stoch=stoch)
+        for t, action in enumerate(actions):
+            state = agent.world.rssm.imagine_step(
+                state, tf.constant(action), noise['latent'][t][:BATCH])
+        loss = tf.reduce_sum(agent.world.rssm.feature(state))
+    np.testing.assert_allclose(through_imagine, tape.gradient(loss, stoch), atol=1e-6)
+
+
+def test_actor_step_raises_imagined_returns(data):
+    """The sign: a small step along the actor's gradient makes its loss smaller."""
+    agent = make_agent()
+    before, _, tape = behavior_losses(agent, data)
+    weights = agent.behavior.actor.trainable_weights
+    gradients = tape.gradient(before, weights)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.assign(weight - 1.0 * gradient)
+    after, _, _ = behavior_losses(agent, data)
+    assert after < before
+
+
+def test_each_optimiser_changes_its_own_module_only(data):
+    for frozen in ('model', 'actor', 'value'):
+        agent = make_agent()
+        parts = dict(model=agent.world.weights,
+                     actor=agent.behavior.actor.trainable_weights,
+                     value=agent.behavior.value.trainable_weights)
+        agent.optimizers[frozen]._adam.learning_rate = 0.0
+        before = {name: [w.numpy() for w in ws] for name, ws in parts.items()}
+        agent.train(data)
+        for name, weights in parts.items():
+            same = [np.array_equal(a, b.numpy())
+                    for a, b in zip(before[name], weights, strict=True)]
+            assert all(same) if name == frozen else not any(same), name
+
+
+def test_weights_of_starts_after_the_end_are_zero(agent, data):
+    noise = fixed_noise(agent)
+    start = agent.world.rssm.initial(BATCH * LENGTH)
+    weight = np.ones(BATCH * LENGTH, np.float32)
+    args = noise['latent'], noise['action']
+    whole, _, _ = agent.behavior.losses(agent.world, start, weight, *args)
+    none, _, _ = agent.behavior.losses(agent.world, start, 0 * weight, *args)
+    assert float(none) == 0 and float(whole) != 0
+
+
+def test_predicted_discounts_replace_gamma(data):
+    agent = make_agent('--pcont', 'true')
+    feature = tf.zeros((4, 3, agent.world.rssm.feature_size))
+    for weight in agent.world.pcont.trainable_weights:
+        weight.assign(tf.zeros_like(weight))
+    np.testing.assert_allclose(agent.world.discounts(feature), np.full((4, 3), 0.5))
+    metrics = agent.train(data)
+    # Soft labels: cross-entropy of 1/2 against 0.99 is log 2.
+    np.testing.assert_allclose(metrics['pcont_loss'], np.log(2), rtol=1e-5)
+
+
+def test_tanh_bounds_rewards(agent, data):
+    bounded = make_agent('--clip_rewards', 'tanh')
+    for target, source in zip(bounded.world.weights, agent.world.weights, strict=True):
+        target.assign(source)
+    noise = tf.zeros((BATCH, LENGTH, 4))
+    squashed = dict(data, reward=tf.tanh(data['reward']))
+    np.testing.assert_allclose(bounded.world.loss(data, noise)[2]['reward_loss'],
+                               agent.world.loss(squashed, noise)[2]['reward_loss'])
+
+
+def test_free_nats_form_follows_the_flag(agent, data):
+    noise = tf.zeros((BATCH, LENGTH, 4))
+    _, _, metrics = agent.world.loss(data, noise)
+    base = metrics['image_loss'] + metrics['reward_loss']
+    np.testing.assert_allclose(
+        metrics['model_loss'], base + max(3.0, float(metrics['div'])), rtol=1e-5)
+
+
+@pytest.mark.parametrize('precision', ['16', 'bfloat16'])
+def test_low_precision_updates_are_finite(data, precision):
+    agent = make_agent(precision=precision)
+    for _ in range(3):
+        metrics = agent.train(data)
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert all(opt.skipped == 0 for opt in agent.optimizers.values())
+    assert {w.dtype for w in agent.world.weights} == {'float32'}
+
+
+def test_jit_update_equals_the_plain_one(data):
+    results = []
+    for flags in ((), ('--jit', 'true')):
+        agent = make_agent(*flags)
+        agent.train(data)
+        results.append({key: float(x) for key, x in agent.train(data).items()})
+    assert results[1] == pytest.approx(results[0], rel=1e-2, abs=1e-2)
+
+
+def test_non_finite_loss_is_skipped_and_persistent_ones_stop_by_name(data):
+    agent = make_agent()
+    before = [weight.numpy() for weight in agent.world.weights]
+    bad = dict(data, reward=data['reward'] * np.nan)
+    for _ in range(3):
+        agent.train(bad)
+    for old, weight in zip(before, agent.world.weights, strict=True):
+        np.testing.assert_array_equal(old, weight.numpy())
+    agent.check_finite(limit=4)
+    with pytest.raises(FloatingPointError, match='model'):
+        agent.check_finite(limit=3)
+
+
+def test_noise_differs_between_draws_and_repeats_under_a_seed(data):
+    runs = []
+    for seed in ('1', '1', '2'):
+        agent = make_agent('--seed', seed)
+        losses = [float(agent.train(data)['actor_loss']) for _ in range(3)]
+        state = agent.initial_state(2)
+        image, first = tf.zeros((2, 64, 64, 3), tf.uint8), tf.constant([True, True])
+        actions = [agent.policy(image, first, state, training=True)[0].numpy()
+                   for _ in range(2)]
+        assert not np.allclose(actions[0], actions[1])
+        assert not np.allclose(actions[0][0], actions[0][1])
+        runs.append(np.concatenate([losses, *[action.ravel() for action in actions]]))
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert not np.allclose(runs[0], runs[2])
+
+
+def test_policy_modes_and_bounds(agent):
+    state = agent.initial_state(4)
+    image, first = tf.zeros((4, 64, 64, 3), tf.uint8), tf.ones(4, bool)
+    for training in (True, False):
+        action, (_, taken) = agent.policy(image, first, state, training=training)
+        assert action.shape == (4, ACTION)
+        assert np.abs(action).max() <= 1
+        np.testing.assert_array_equal(action, taken)
+
+
+def test_policy_forgets_where_an_episode_starts(agent):
+    image = tf.constant(np.random.default_rng(0).integers(
+        0, 256, (2, 64, 64, 3), np.uint8))
+    zero = agent.initial_state(2)
+    _, dirty = agent.policy(image, tf.constant([False, False]), zero, training=True)
+    agent.rng.reset_from_seed(3)
+    _, (fresh, _) = agent.policy(image, tf.constant([True, True]), zero, training=True)
+    agent.rng.reset_from_seed(3)
+    _, (reset, _) = agent.policy(image, tf.constant([True, False]), dirty, training=True)
+    np.testing.assert_allclose(reset['deter'][0], fresh['deter'][0], atol=1e-6)
+    assert not np.allclose(reset['deter'][1], fresh['deter'][1], atol=1e-6)
+
+
+def test_checkpoint_keeps_networks_optimisers_counters_and_noise(tmp_path, data):
+    first = make_agent('--seed', '1', precision='16')
+    for _ in range(2):
+        first.train(data)
+    first.env_step.assign(123)
+    path = tf.train.Checkpoint(agent=first).write(str(tmp_path / 'ckpt'))
+    second = make_agent('--seed', '2', precision='16')
+    tf.train.Checkpoint(agent=second).read(path).assert_existing_objects_matched()
+    assert (second.gradient_step, second.env_step) == (2, 123)
+    ours, theirs = ([float(x) for _ in range(2) for x in agent.train(data).values()]
+                    for agent in (first, second))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_openloop_video(agent, data):
+    video = agent.openloop(data).numpy()
+    assert video.shape == (LENGTH, 3 * 64, BATCH * 64, 3)
+    assert video.dtype == np.uint8
+    for row in range(BATCH):
+        np.testing.assert_array_equal(
+            video[:, :64, row * 64:(row + 1) * 64], data['image'][row])
+
+
+def test_openloop_ignores_later_images(agent, data):
+    image = data['image'].numpy().copy()
+    image[:, 5:] = 0
+    videos = []
+    for batch in (data, dict(data, image=tf.constant(image))):
+        agent.rng.reset_from_seed(0)
+        videos.append(agent.openloop(batch).numpy()[:, 64:128])
+    np.testing.assert_array_equal(*videos)
+
+
+def record(seed, count):
+    """Episodes of a random policy with memory of its own calls."""
+    rng = np.random.default_rng(seed)
+    envs = workers.make_workers('dummy_continuous', 2, dict(
+        action_repeat=2, time_limit=7), 'none')
+    collector = dreamer.Collector(envs, seed)
+
+    def policy(image, is_first, state):
+        firsts.append(is_first)
+        return rng.uniform(-1, 1, (2, 2)), None
+
+    firsts, steps, episodes = [], 0, []
+    while len(episodes) < count:
+        taken, ended = collector.step(policy)
+        steps += taken
+        episodes += ended
+    return episodes, steps, firsts
+
+
+def test_recorded_time_index():
+    """action[t] led to image[t] and reward[t]: simulating it again shows the same."""
+    episodes, steps, firsts = record(seed=3, count=4)
+    # 7 simulator steps at repeat 2 are 4 actions, and the last lasts one step.
+    assert [len(episode['reward']) for episode in episodes] == [5] * 4
+    assert steps == 4 * 7
+    assert [first.all() for first in firsts] == [True, False, False, False] * 2
+    for index, episode in enumerate(episodes):
+        entropy = np.random.SeedSequence((3, index % 2, index // 2))
+        env = wrappers.make('dummy_continuous', action_repeat=2, time_limit=7)
+        observation, _ = env.reset(seed=int(entropy.generate_state(1)[0]))
+        np.testing.assert_array_equal(observation['image'], episode['image'][0])
+        assert not episode['action'][0].any() and episode['reward'][0] == 0
+        for t in range(1, 5):
+            observation, reward, terminated, truncated, _ = env.step(
+                episode['action'][t])
+            np.testing.assert_array_equal(observation['image'], episode['image'][t])
+            assert reward == episode['reward'][t]
+            assert truncated == (t == 4) and not terminated
+        # Cut by the time limit: the future still counts.
+        assert episode['discount'].all()
+
+
+def test_collected_episodes_differ():
+    episodes, _, _ = record(seed=3, count=4)
+    for i in range(4):
+        for j in range(i):
+            assert not np.array_equal(episodes[i]['image'], episodes[j]['image'])
+
+
+def test_config_of_every_precision_is_known():
+    for field in dataclasses.fields(configs.Config):
+        if field.name == 'precision':
+            assert field.metadata['choices'] == ('auto', '16', '32', 'bfloat16')
+    keras.config.set_dtype_policy('float32')

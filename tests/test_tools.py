@@ -1,0 +1,224 @@
+"""The pure functions and distributions, against constants worked out by hand,
+identities, slow loops and TFP."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tools
+
+tfd = tfp.distributions
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_lambda_return_by_hand():
+    reward = tf.constant([1.0, 2.0])
+    next_value = tf.constant([10.0, 20.0])
+    discount = tf.constant([0.5, 0.9])
+    # R_1 = 2 + 0.9 * 20 = 20; R_0 = 1 + 0.5 * (0.25 * 10 + 0.75 * 20) = 9.75.
+    result = tools.lambda_return(reward, next_value, discount, 0.75)
+    np.testing.assert_allclose(result, [9.75, 20.0])
+
+
+def test_lambda_zero_is_one_step():
+    reward, value, discount = random(5, 3), random(5, 3, seed=1), random(5, 3, seed=2)
+    result = tools.lambda_return(reward, value, discount, 0.0)
+    np.testing.assert_allclose(result, reward + discount * value, rtol=1e-5)
+
+
+def test_lambda_one_is_monte_carlo():
+    reward, value = random(5, 3), random(5, 3, seed=1)
+    discount = np.full((5, 3), 0.9, np.float32)
+    expected = sum(0.9 ** t * reward[t] for t in range(5)) + 0.9 ** 5 * value[-1]
+    result = tools.lambda_return(reward, value, discount, 1.0)
+    np.testing.assert_allclose(result[0], expected, rtol=1e-5)
+
+
+def test_lambda_return_is_the_average_of_k_step_returns():
+    """Equations 5 and 6 of the paper, written as they stand."""
+    horizon, lambda_, gamma = 6, 0.95, 0.99
+    reward, value = random(horizon), random(horizon, seed=1)
+
+    def k_step(k):
+        return sum(gamma ** n * reward[n] for n in range(k)) + gamma ** k * value[k - 1]
+
+    expected = (1 - lambda_) * sum(
+        lambda_ ** (k - 1) * k_step(k) for k in range(1, horizon))
+    expected += lambda_ ** (horizon - 1) * k_step(horizon)
+    discount = np.full(horizon, gamma, np.float32)
+    result = tools.lambda_return(reward, value, discount, lambda_)
+    np.testing.assert_allclose(result[0], expected, rtol=1e-5)
+
+
+def test_discount_weights_by_hand_and_stopped():
+    discount = tf.Variable([0.5, 0.8, 0.0, 0.9])
+    with tf.GradientTape() as tape:
+        weights = tools.discount_weights(discount)
+    np.testing.assert_allclose(weights, [1, 0.5, 0.4, 0.0])
+    assert tape.gradient(weights, discount) is None
+
+
+def test_kl_and_entropy_agree_with_tfp():
+    def stats(seed):
+        return dict(mean=random(4, 3, seed=seed), std=np.exp(random(4, 3, seed=seed + 1)))
+    post, prior = stats(0), stats(5)
+    dists = [tfd.MultivariateNormalDiag(x['mean'], x['std']) for x in (post, prior)]
+    np.testing.assert_allclose(
+        tools.gaussian_kl(post, prior), tfd.kl_divergence(*dists), rtol=1e-4)
+    np.testing.assert_allclose(
+        tools.gaussian_entropy(post['std']), dists[0].entropy(), rtol=1e-4)
+
+
+def test_kl_by_hand():
+    # log(2) + (1 + 1) / (2 * 4) - 1/2
+    post = dict(mean=tf.constant([[1.0]]), std=tf.constant([[1.0]]))
+    prior = dict(mean=tf.constant([[0.0]]), std=tf.constant([[2.0]]))
+    np.testing.assert_allclose(
+        tools.gaussian_kl(post, prior), [np.log(2) - 0.25], rtol=1e-6)
+    np.testing.assert_allclose(tools.gaussian_kl(post, post), [0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize('per_step, expected', [(False, 3.0), (True, 4.0)])
+def test_free_nats_by_hand(per_step, expected):
+    # Mean 2.5, below 3; step by step max(0, 3) and max(5, 3), mean 4.
+    kl = tf.constant([[0.0, 5.0]])
+    np.testing.assert_allclose(tools.free_nats(kl, 3.0, per_step), expected)
+
+
+@pytest.mark.parametrize('per_step, expected', [
+    (False, [0.0, 0.0]), (True, [0.0, 0.5])])
+def test_free_nats_gradient(per_step, expected):
+    kl = tf.Variable([[0.0, 5.0]])
+    with tf.GradientTape() as tape:
+        loss = tools.free_nats(kl, 3.0, per_step)
+    np.testing.assert_allclose(tape.gradient(loss, kl)[0], expected)
+
+
+def test_linear_schedule():
+    values = [tools.linear_schedule(0.4, 0.1, 100, step) for step in (0, 50, 100, 900)]
+    np.testing.assert_allclose(values, [0.4, 0.25, 0.1, 0.1], rtol=1e-6)
+    assert tools.linear_schedule(0.4, 0.1, 0, 12345) == np.float32(0.4)
+
+
+def test_tanh_normal_log_prob_by_hand():
+    dist = tools.TanhNormal(tf.constant([[0.3, -0.2]]), tf.constant([[0.5, 2.0]]))
+    action = np.array([[0.1, -0.7]])
+    u = np.arctanh(action)
+    mean, std = np.array([0.3, -0.2]), np.array([0.5, 2.0])
+    normal = -0.5 * ((u - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
+    expected = (normal - np.log(1 - action ** 2)).sum(-1)
+    np.testing.assert_allclose(
+        dist.log_prob(action.astype(np.float32)), expected, rtol=1e-4)
+
+
+def test_tanh_normal_density_integrates_to_one():
+    dist = tools.TanhNormal(tf.constant([0.5]), tf.constant([0.8]))
+    grid = np.linspace(-0.99999, 0.99999, 200_001, dtype=np.float32)[:, None]
+    area = np.exp(dist.log_prob(grid)).mean() * 2
+    np.testing.assert_allclose(area, 1.0, atol=2e-3)
+
+
+@pytest.mark.parametrize('edge', [-1.0, 1.0])
+def test_tanh_normal_is_finite_at_the_edges(edge):
+    mean = tf.Variable([[0.0, 4.9]])
+    with tf.GradientTape() as tape:
+        log_prob = tools.TanhNormal(mean, tf.ones((1, 2)) * 0.01).log_prob(
+            tf.constant([[edge, edge]]))
+    assert np.isfinite(log_prob).all()
+    assert np.isfinite(tape.gradient(log_prob, mean)).all()
+
+
+def test_tanh_normal_log_prob_of_a_saturated_sample_is_exact():
+    """tanh(12) is 1 in float32; the density at 12 is known all the same."""
+    dist = tools.TanhNormal(tf.constant([[12.0]]), tf.constant([[1.0]]))
+    log_prob = dist.log_prob(dist.sample(tf.zeros((1, 1))))
+    log_derivative = 2 * (np.log(2) - 12 - np.log1p(np.exp(-24)))
+    np.testing.assert_allclose(
+        log_prob, [-0.5 * np.log(2 * np.pi) - log_derivative], rtol=1e-5)
+
+
+def test_tanh_normal_mode_is_each_rows_own_best_sample():
+    mean = tf.constant([[-1.0, 0.5], [2.0, 0.0], [0.1, -0.3]])
+    std = tf.constant([[0.5, 1.0], [0.3, 2.0], [1.0, 0.2]])
+    dist = tools.TanhNormal(mean, std)
+    noise = random(100, 3, 2)
+    samples = np.tanh(mean + std * noise)
+    scores = np.stack([dist.log_prob(sample) for sample in samples])
+    expected = np.stack([samples[scores[:, row].argmax(), row] for row in range(3)])
+    assert len(set(scores.argmax(0))) > 1, 'rows should differ for the test to mean much'
+    np.testing.assert_allclose(dist.mode(noise), expected, rtol=1e-5)
+
+
+def test_unit_normal_agrees_with_tfp():
+    mean, value = random(4, 2, 3), random(4, 2, 3, seed=1)
+    for event in (0, 1, 2):
+        expected = tfd.Independent(tfd.Normal(mean, 1.0), event).log_prob(value)
+        np.testing.assert_allclose(
+            tools.UnitNormal(tf.constant(mean), event).log_prob(value), expected,
+            rtol=1e-4)
+
+
+def optimizer(values, clip=100.0, scale_loss=False):
+    variable = keras.Variable(np.array(values, np.float32))
+    return variable, tools.Optimizer('model', [variable], 0.1, clip, scale_loss)
+
+
+def step(variable, optimizer, slope):
+    with tf.GradientTape() as tape:
+        loss = optimizer.scaled(tf.reduce_sum(variable.value * slope))
+    return optimizer.apply(tape, loss)
+
+
+def test_optimizer_returns_the_norm_before_clipping_and_steps_like_adam():
+    variable, adam = optimizer([1.0, 2.0], clip=1.0)
+    np.testing.assert_allclose(step(variable, adam, [30.0, 40.0]), 50.0)
+    # Adam's first step has the size of the learning rate, whatever the gradient's.
+    np.testing.assert_allclose(variable, [0.9, 1.9], atol=1e-4)
+
+
+def test_clipping_matters_to_later_steps():
+    """Steps with clipped gradients equal Keras' Adam fed with them by hand."""
+    variable, ours = optimizer([1.0, 2.0], clip=1.0)
+    other = keras.Variable(np.array([1.0, 2.0], np.float32))
+    adam = keras.optimizers.Adam(0.1)
+    for slope in ([30.0, 40.0], [0.3, 0.4], [-6.0, 8.0]):
+        step(variable, ours, slope)
+        adam.apply([tf.constant(slope) / max(1.0, np.linalg.norm(slope))], [other])
+    np.testing.assert_allclose(variable, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_optimizer_skips_and_counts_non_finite_gradients(bad):
+    variable, adam = optimizer([1.0, 2.0])
+    step(variable, adam, [bad, 1.0])
+    step(variable, adam, [bad, 1.0])
+    np.testing.assert_array_equal(variable, [1.0, 2.0])
+    assert (adam.skipped, adam.skipped_in_a_row) == (2, 2)
+    step(variable, adam, [1.0, 1.0])
+    np.testing.assert_allclose(variable, [0.9, 1.9], atol=1e-4)
+    assert (adam.skipped, adam.skipped_in_a_row) == (2, 0)
+
+
+def test_loss_scale_halves_and_doubles_and_does_not_change_the_step():
+    variable, adam = optimizer([1.0, 2.0], scale_loss=True)
+    assert adam.loss_scale == 2.0 ** 15
+    step(variable, adam, [np.inf, 1.0])
+    assert adam.loss_scale == 2.0 ** 14
+    np.testing.assert_allclose(step(variable, adam, [3.0, 4.0]), 5.0)
+    np.testing.assert_allclose(variable, [0.9, 1.9], atol=1e-4)
+    adam.good_steps.assign(adam.GROW_AFTER - 1)
+    step(variable, adam, [1.0, 1.0])
+    assert (adam.loss_scale, adam.good_steps) == (2.0 ** 15, 0)
+
+
+def test_every():
+    every = tools.Every(10)
+    assert [every(step) for step in (3, 9, 10, 12, 35, 39, 40)] == [
+        True, False, True, False, True, False, True]
+    resumed = tools.Every(10, last=12)
+    assert [resumed(step) for step in (12, 19, 20)] == [False, False, True]

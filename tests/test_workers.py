@@ -1,0 +1,279 @@
+"""Tests of the simulators' processes, with real processes and real faults."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import workers
+import wrappers
+
+ROOT = pathlib.Path(__file__).parent.parent
+KWARGS = {'action_repeat': 1, 'time_limit': 50}
+
+
+@pytest.fixture
+def worker():
+    worker = workers.Worker('dummy_continuous', KWARGS)
+    yield worker
+    worker.close()
+
+
+def episode(worker, seed=0, steps=50):
+    """Plays random actions; returns images, rewards and the ends of the steps."""
+    worker.start_reset(seed)
+    images, rewards, ends = [worker.result()[0]['image']], [], []
+    worker.action_space.seed(seed)
+    for _ in range(steps):
+        worker.start_step(worker.action_space.sample())
+        obs, reward, terminated, truncated, info = worker.result()
+        assert info['simulator_steps'] == 1
+        images.append(obs['image'])
+        rewards.append(reward)
+        ends.append((terminated, truncated))
+    return np.array(images), rewards, ends
+
+
+def is_gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+class TestWorker:
+    def test_same_episode_as_in_this_process(self, worker):
+        images, rewards, ends = episode(worker)
+        local = workers.LocalWorker('dummy_continuous', KWARGS)
+        expected = episode(local)
+        np.testing.assert_array_equal(images, expected[0])
+        assert (rewards, ends) == expected[1:]
+        assert ends == [(False, False)] * 49 + [(False, True)]
+        assert worker.observation_space == local.observation_space
+        assert worker.action_space == local.action_space
+
+    def test_error_brings_its_traceback(self, worker):
+        worker.start_reset(0)
+        worker.result()
+        worker.start_step(np.zeros(3, np.float32))
+        with pytest.raises(workers.WorkerError) as caught:
+            worker.result()
+        message = str(caught.value)
+        assert 'dummy_continuous' in message
+        assert 'Traceback' in message and 'wrappers.py' in message
+        assert 'broadcast' in message
+        episode(worker)  # The process lives on.
+
+    @pytest.mark.parametrize('kind', [workers.Worker, workers.LocalWorker])
+    @pytest.mark.parametrize('task', ['nonsense', 'dummy_nonsense'])
+    def test_unknown_task(self, kind, task):
+        with pytest.raises(ValueError) as caught:
+            kind(task)
+        assert str(caught.value).startswith(f"Unknown task '{task}'")
+        assert '\n' not in str(caught.value)
+
+    def test_unknown_argument(self):
+        with pytest.raises(workers.WorkerError, match='Traceback(.|\n)*nonsense'):
+            workers.Worker('dummy_continuous', {'nonsense': 1})
+
+    def test_no_renderer(self):
+        with pytest.raises(RuntimeError, match='No OpenGL rendering backend') as caught:
+            workers.Worker('dmc_pendulum_swingup', env={'MUJOCO_GL': 'disable'})
+        assert not isinstance(caught.value, workers.WorkerError)
+        assert '\n' not in str(caught.value)
+
+    def test_killed_process(self, worker):
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(workers.WorkerError, match='killed by SIGKILL'):
+            worker.start_reset(0)
+            worker.result()
+        with pytest.raises(workers.WorkerError, match='killed by SIGKILL'):
+            worker.start_reset(0)
+
+    def test_process_that_ends(self, tmp_path):
+        (tmp_path / 'gymnasium.py').write_text('raise SystemExit(3)')
+        with pytest.raises(workers.WorkerError, match='ended with exit code 3'):
+            workers.Worker('dummy_continuous', env={'PYTHONPATH': str(tmp_path)})
+
+    def test_silent_process(self):
+        worker = workers.Worker('dummy_continuous', KWARGS)
+        worker._timeout = 0.2
+        os.kill(worker.pid, signal.SIGSTOP)
+        worker.start_reset(0)
+        with pytest.raises(workers.WorkerError, match='no answer within 0.2 s'):
+            worker.result()
+        worker.close()
+        assert is_gone(worker.pid)
+
+    def test_restart(self, worker):
+        before = episode(worker, seed=3)
+        dead = worker.pid
+        os.kill(dead, signal.SIGKILL)
+        worker.restart()
+        assert worker.pid != dead and is_gone(dead)
+        np.testing.assert_array_equal(episode(worker, seed=3)[0], before[0])
+
+    def test_close_leaves_no_process(self, worker):
+        pid = worker.pid
+        worker.close()
+        assert is_gone(pid)
+        worker.close()
+
+    def test_close_of_a_process_that_hangs(self, worker, monkeypatch):
+        wait = worker._process.wait
+        monkeypatch.setattr(worker._process, 'wait', lambda t=None: wait(t and 0.1))
+        os.kill(worker.pid, signal.SIGSTOP)
+        worker.close()
+        assert is_gone(worker.pid)
+
+    def test_interrupt_is_left_to_the_parent(self, worker):
+        os.kill(worker.pid, signal.SIGINT)
+        episode(worker)
+
+
+class TestLocalWorker:
+    def test_error_brings_its_traceback(self):
+        worker = workers.LocalWorker('dummy_continuous', KWARGS)
+        worker.start_reset(0)
+        worker.result()
+        worker.start_step(np.zeros(3, np.float32))
+        with pytest.raises(workers.WorkerError, match='Traceback(.|\n)*broadcast'):
+            worker.result()
+        worker.restart()
+        episode(worker)
+        worker.close()
+
+
+class TestMakeWorkers:
+    def test_several(self):
+        group = workers.make_workers('dummy_continuous', 3, KWARGS)
+        assert len({worker.pid for worker in group}) == 3
+        for index, worker in enumerate(group):
+            worker.start_reset(index % 2)
+        images = [worker.result()[0]['image'] for worker in group]
+        assert (images[0] == images[2]).all() and (images[0] != images[1]).any()
+        for worker in group:
+            worker.close()
+        assert all(is_gone(worker.pid) for worker in group)
+
+    def test_none(self):
+        group = workers.make_workers('dummy_continuous', 2, KWARGS, parallel='none')
+        assert all(isinstance(worker, workers.LocalWorker) for worker in group)
+        np.testing.assert_array_equal(episode(group[0])[0], episode(group[1])[0])
+
+    def test_unknown_parallelism(self):
+        with pytest.raises(ValueError, match="'threads'.*'process' or 'none'"):
+            workers.make_workers('dummy_continuous', 1, parallel='threads')
+
+    def test_failure_closes_all(self, monkeypatch):
+        started = []
+        start = workers.Worker._start
+        monkeypatch.setattr(
+            workers.Worker, '_start', lambda self: started.append(self) or start(self)
+        )
+        with pytest.raises(ValueError, match='dummy_nonsense'):
+            workers.make_workers('dummy_nonsense', 2)
+        assert len(started) == 2
+        assert all(is_gone(worker.pid) for worker in started)
+
+    def environments(self, group):
+        """Returns the environment variables of the workers; closes them."""
+        variables = []
+        for worker in group:
+            text = pathlib.Path(f'/proc/{worker.pid}/environ').read_text()
+            pairs = (line.split('=', 1) for line in text.split('\0') if '=' in line)
+            variables.append(dict(pairs))
+            worker.close()
+        return variables
+
+    @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+    def test_devices_are_dealt_out(self, monkeypatch):
+        monkeypatch.delenv('MUJOCO_EGL_DEVICE_ID', raising=False)
+        group = workers.make_workers('dummy_continuous', 3, devices=[4, 6])
+        cards = [v['MUJOCO_EGL_DEVICE_ID'] for v in self.environments(group)]
+        assert cards == ['4', '6', '4']
+        monkeypatch.setenv('MUJOCO_EGL_DEVICE_ID', '9')
+        group = workers.make_workers('dummy_continuous', 1, devices=[4, 6])
+        cards = [v['MUJOCO_EGL_DEVICE_ID'] for v in self.environments(group)]
+        assert cards == ['9']
+
+    def test_control_suite_renders(self, monkeypatch):
+        monkeypatch.delenv('MUJOCO_GL', raising=False)
+        group = workers.make_workers('dmc_cartpole_swingup', 2)
+        for worker in group:
+            worker.start_reset(5)
+        images = [worker.result()[0]['image'] for worker in group]
+        for worker in group:
+            worker.close()
+        assert images[0].shape == (64, 64, 3) and images[0].std() > 10
+        np.testing.assert_array_equal(images[0], images[1])
+        assert 'MUJOCO_GL' not in os.environ
+
+    def test_no_renderer(self, monkeypatch):
+        monkeypatch.setenv('MUJOCO_GL', 'disable')
+        with pytest.raises(RuntimeError, match='MUJOCO_GL=disable is set'):
+            workers.make_workers('dmc_cartpole_swingup', 1)
+
+
+class TestProcesses:
+    SCRIPT = """
+import sys
+print('main script', flush=True)
+sys.path.insert(0, {root!r})
+import workers
+worker = workers.make_workers({task!r}, 1)[0]
+worker.start_reset(0)
+worker.result()
+worker.start_step(worker.action_space.sample())
+print('reward', worker.result()[1], flush=True)
+{then}
+"""
+
+    def start(self, folder, task='dummy_continuous', then='worker.close()', env=None):
+        script = folder / 'script.py'
+        script.write_text(self.SCRIPT.format(root=str(ROOT), task=task, then=then))
+        return subprocess.Popen(
+            [sys.executable, 'script.py'],
+            cwd=folder,
+            env={**os.environ, **(env or {})},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    @pytest.mark.parametrize('task', ['dummy_continuous', 'dmc_pendulum_swingup'])
+    def test_no_tensorflow_and_no_main_script(self, tmp_path, task):
+        """The caller may be anywhere, and have unrelated files of our names."""
+        (tmp_path / 'workers.py').write_text('raise SystemExit("wrong module")')
+        stubs = tmp_path / 'stubs'
+        stubs.mkdir()
+        (stubs / 'tensorflow.py').write_text('raise SystemExit("TensorFlow imported")')
+        process = self.start(tmp_path, task, env={'PYTHONPATH': str(stubs)})
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        lines = output.splitlines()
+        assert lines[0] == 'main script' and lines[1].startswith('reward')
+        assert len(lines) == 2
+
+    def test_worker_ends_with_its_killed_parent(self, tmp_path):
+        then = 'print(worker.pid, flush=True); import time; time.sleep(60)'
+        process = self.start(tmp_path, then=then)
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert not is_gone(int(lines[-1]))
+        process.kill()
+        # The worker holds the other end of this pipe, until it ends.
+        process.communicate(timeout=20)
+
+    def test_worker_ends_with_a_forgetful_parent(self, tmp_path):
+        process = self.start(tmp_path, then='')
+        process.communicate(timeout=20)
+        assert process.returncode == 0
+
+
+def test_renderer_is_asked_for_the_control_suite_only():
+    assert wrappers.needs_renderer('dmc_walker_walk')
+    assert not wrappers.needs_renderer('dummy_continuous')

@@ -1,0 +1,405 @@
+"""Tests of the environments, with the real simulators.
+
+MuJoCo never renders in this process, where other tests load TensorFlow: scripts that
+render run in an interpreter of their own, and `rendering_env` says with what.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict
+
+import wrappers
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+PAPER_TASKS = (
+    'acrobot_swingup cartpole_balance cartpole_balance_sparse cartpole_swingup '
+    'cartpole_swingup_sparse cheetah_run cup_catch finger_spin finger_turn_easy '
+    'finger_turn_hard hopper_hop hopper_stand pendulum_swingup quadruped_run '
+    'quadruped_walk reacher_easy reacher_hard walker_run walker_stand walker_walk'
+).split()
+
+
+def run_script(script, *args, env=None):
+    """Runs a script in a fresh interpreter; returns what it prints, as JSON."""
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), **(env or {})}
+    command = [sys.executable, '-c', script, *args]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope='session')
+def rendering_env():
+    return {'MUJOCO_GL': wrappers.choose_renderer()}
+
+
+class Counter(gymnasium.Env):
+    """Rewards step t with t, terminates after `length` steps, notes its actions."""
+
+    def __init__(self, length=100, low=-1, high=1):
+        self.observation_space = Dict()
+        self.action_space = Box(np.float32(low), np.float32(high), (2,))
+        self.length = length
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.actions = []
+        return {}, {}
+
+    def step(self, action):
+        self.actions.append(action)
+        count = len(self.actions)
+        return {}, float(count), count >= self.length, False, {'count': count}
+
+
+class TestTasks:
+    def test_suites(self):
+        assert wrappers.SUITES == ('dmc', 'dummy')
+
+    @pytest.mark.parametrize('task', ['walker', 'foo_walk', 'dmc', 'dmc_', ''])
+    def test_unknown_suite(self, task):
+        with pytest.raises(ValueError) as caught:
+            wrappers.make(task)
+        message = str(caught.value)
+        assert f"'{task}'" in message and 'dmc, dummy' in message
+        assert '\n' not in message
+
+    def test_unknown_dummy(self):
+        with pytest.raises(ValueError, match='dummy_continuous'):
+            wrappers.make('dummy_other')
+
+    def test_unknown_dmc(self):
+        script = """
+import json, sys, wrappers
+messages = []
+for task in sys.argv[1:]:
+    try:
+        wrappers.make(task)
+    except ValueError as error:
+        messages.append(str(error))
+print(json.dumps(messages))
+"""
+        tasks = 'dmc_walker_wolk', 'dmc_zzz', 'dmc_cup'
+        messages = run_script(script, *tasks, env={'MUJOCO_GL': 'disable'})
+        assert len(messages) == 3
+        for task, message in zip(tasks, messages, strict=True):
+            assert message.startswith(f"Unknown task '{task}'")
+            assert 'walker.' in message and 'tasks' in message
+            assert '\n' not in message
+        assert 'did you mean dmc_walker_walk' in messages[0]
+        assert 'did you mean' not in messages[1]
+
+    def test_names_with_underscores(self):
+        tasks = [('ball_in_cup', 'catch'), ('point_mass', 'easy'), ('reacher', 'easy')]
+        find = wrappers.DeepMindControl._find
+        assert find('ball_in_cup_catch', tasks) == ('ball_in_cup', 'catch')
+        assert find('cup_catch', tasks) == ('ball_in_cup', 'catch')
+        assert find('point_mass_easy', tasks) == ('point_mass', 'easy')
+
+    def test_no_tensorflow(self):
+        script = """
+import json, sys, wrappers, workers
+worker = workers.LocalWorker('dummy_continuous')
+worker.start_reset(0)
+worker.result()
+worker.start_step(worker.action_space.sample())
+worker.result()
+print(json.dumps('tensorflow' in sys.modules))
+"""
+        assert run_script(script) is False
+
+
+class TestDeepMindControl:
+    def test_paper_tasks(self, rendering_env):
+        script = """
+import json, sys, numpy as np, wrappers
+facts = {}
+for task in sys.argv[1:]:
+    env = wrappers.make('dmc_' + task)
+    image = env.reset(seed=0)[0]['image']
+    obs, reward, terminated, truncated, info = env.step(env.action_space.high)
+    facts[task] = dict(
+        space=env.observation_space.contains(obs), std=float(image.std()),
+        low=env.action_space.low.tolist(), high=env.action_space.high.tolist(),
+        dtype=str(env.action_space.dtype), reward=reward,
+        ended=terminated or truncated, steps=info['simulator_steps'],
+        moved=bool((image != obs['image']).any()), shape=image.shape)
+    env.close()
+print(json.dumps(facts))
+"""
+        facts = run_script(script, *PAPER_TASKS, env=rendering_env)
+        assert sorted(facts) == sorted(PAPER_TASKS) and len(facts) == 20
+        for task, fact in facts.items():
+            assert fact['space'] and fact['shape'] == [64, 64, 3], task
+            assert fact['std'] > 10, task
+            assert set(fact['low']) == {-1} and set(fact['high']) == {1}, task
+            assert fact['dtype'] == 'float32', task
+            assert 0 <= fact['reward'] <= 2 and not fact['ended'], task
+            assert fact['steps'] == 2, task
+            # Full force moves every body but the cart of a balanced pole visibly.
+            assert fact['moved'], task
+
+    def test_seeds(self, rendering_env):
+        script = """
+import hashlib, json, numpy as np, wrappers
+def episode(env, seed):
+    actions = np.random.RandomState(0).uniform(-1, 1, (5, 2)).astype(np.float32)
+    frames = [env.reset(seed=seed)[0]['image']]
+    rewards = []
+    for action in actions:
+        obs, reward, *_ = env.step(action)
+        frames.append(obs['image'])
+        rewards.append(reward)
+    assert frames[0].shape == (48, 64, 3)
+    return hashlib.md5(np.array(frames).tobytes()).hexdigest(), rewards
+first, second = [wrappers.make('dmc_reacher_easy', size=(48, 64)) for _ in range(2)]
+episodes = [episode(first, 1), episode(first, 2), episode(first, 1)]
+episodes += [episode(second, 1), episode(second, 2), episode(second, None)]
+print(json.dumps(episodes))
+"""
+        one, two, again, elsewhere, two_again, unseeded = run_script(
+            script, env=rendering_env
+        )
+        assert one == again == elsewhere
+        assert two == two_again
+        assert len({one[0], two[0], unseeded[0]}) == 3
+
+    def test_rewards_are_those_of_the_simulator(self):
+        script = """
+import json, numpy as np, wrappers
+from dm_control import suite
+actions = np.random.RandomState(0).uniform(-1, 1, (1000, 1)).astype(np.float32)
+raw = suite.load('cartpole', 'swingup')
+raw.task.random.seed(3)
+raw.reset()
+rewards = [raw.step(action).reward for action in np.repeat(actions, 2, 0)[:1000]]
+env = wrappers.DeepMindControl('cartpole_swingup')
+env = wrappers.ActionRepeat(wrappers._normalize_action(env), 2)
+env.reset(seed=3)
+steps = []
+while not steps or not (steps[-1][1] or steps[-1][2]):
+    steps.append(env.step(actions[len(steps)])[1:])
+print(json.dumps([rewards, steps]))
+"""
+        rewards, steps = run_script(script, env={'MUJOCO_GL': 'disable'})
+        pairs = np.reshape(rewards, (500, 2)).sum(1)
+        assert np.std(pairs) > 0
+        np.testing.assert_array_equal([step[0] for step in steps], pairs)
+        # The suite's own time limit truncates, it does not terminate.
+        assert [step[1:3] for step in steps] == [[False, False]] * 499 + [[False, True]]
+
+    def test_termination_and_unbounded_actions(self):
+        script = """
+import json, numpy as np, wrappers
+env = wrappers.DeepMindControl('lqr_lqr_2_1')
+unbounded = bool(np.isinf(env.action_space.high).all())
+env = wrappers._normalize_action(env)
+env.reset(seed=0)
+with env.unwrapped._env.physics.reset_context():
+    pass  # At rest in the origin the task is done.
+_, _, terminated, truncated, _ = env.step(np.zeros(1, np.float32))
+env.reset(seed=0)
+env.step(np.array([7], np.float32))
+force = env.unwrapped._env.physics.data.ctrl.tolist()
+print(json.dumps([unbounded, env.action_space.high.tolist(),
+                  terminated, truncated, force]))
+"""
+        results = run_script(script, env={'MUJOCO_GL': 'disable'})
+        assert results == [True, [1], True, False, [1]]
+
+    def test_full_episode(self):
+        """A frame is drawn once an agent step, although each takes two steps."""
+        script = """
+import json, numpy as np, wrappers
+frames = []
+image = np.zeros((64, 64, 3), np.uint8)
+wrappers.DeepMindControl.render = lambda self: frames.append(1) or image
+env = wrappers.make('dmc_pendulum_swingup')
+frames.clear()
+env.reset(seed=0)
+steps = []
+while not steps or not (steps[-1][0] or steps[-1][1]):
+    steps.append(env.step(env.action_space.high)[2:])
+print(json.dumps([len(frames), steps]))
+"""
+        frames, steps = run_script(script, env={'MUJOCO_GL': 'disable'})
+        assert len(steps) == 500 and frames == 501
+        assert steps[-1][:2] == [False, True]
+        assert {step[2]['simulator_steps'] for step in steps} == {2}
+
+
+class TestWrappers:
+    def test_time_limit_truncates(self):
+        env = wrappers.make('dummy_continuous', action_repeat=1, time_limit=7)
+        env.reset(seed=0)
+        ends = [env.step(np.zeros(2, np.float32))[2:4] for _ in range(7)]
+        assert ends == [(False, False)] * 6 + [(False, True)]
+
+    def test_time_limit_within_repeat(self):
+        """The limit counts simulator steps and holds inside a repeat."""
+        env = wrappers.make('dummy_continuous', action_repeat=4, time_limit=10)
+        env.reset(seed=0)
+        steps = [env.step(np.zeros(2, np.float32))[2:] for _ in range(3)]
+        assert [step[2]['simulator_steps'] for step in steps] == [4, 4, 2]
+        assert [step[1] for step in steps] == [False, False, True]
+
+    def test_repeat_sums_rewards_and_keeps_info(self):
+        env = wrappers.ActionRepeat(Counter(), 3)
+        env.reset()
+        info = {'count': 3, 'simulator_steps': 3}
+        assert env.step('a') == ({}, 6, False, False, info)
+        assert env.step('b')[1] == 15
+        assert env.unwrapped.actions == ['a'] * 3 + ['b'] * 3
+
+    def test_repeat_stops_at_termination(self):
+        env = wrappers.ActionRepeat(Counter(length=5), 3)
+        env.reset()
+        env.step('a')
+        _, reward, terminated, truncated, info = env.step('b')
+        assert (reward, terminated, truncated) == (4 + 5, True, False)
+        assert info['simulator_steps'] == 2
+
+    @pytest.mark.parametrize('amount', [0, -1])
+    def test_repeat_amount(self, amount):
+        with pytest.raises(ValueError, match='at least 1'):
+            wrappers.make('dummy_continuous', action_repeat=amount)
+
+    def test_actions_reach_the_bounds(self):
+        env = wrappers._normalize_action(Counter(low=-2, high=6))
+        env.reset()
+        for action in ([-1, 1], [0, 0.5], [-3, 3]):
+            env.step(np.array(action, np.float32))
+        expected = [[-2, 6], [2, 4], [-2, 6]]
+        np.testing.assert_allclose(env.unwrapped.actions, expected)
+        assert env.action_space == Box(-1, 1, (2,), np.float32)
+
+    def test_unbounded_actions_stay(self):
+        inner = Counter()
+        inner.action_space = Box(
+            np.array([0, 0], np.float32), np.array([4, np.inf], np.float32)
+        )
+        env = wrappers._normalize_action(inner)
+        env.reset()
+        env.step(np.array([0, 0.5], np.float32))
+        env.step(np.array([1, 3], np.float32))
+        np.testing.assert_allclose(inner.actions, [[2, 0.5], [4, 1]])
+        assert env.action_space == Box(-1, 1, (2,), np.float32)
+
+
+class TestDummyContinuous:
+    POLICIES = {
+        'random': lambda env: env.action_space.sample(),
+        'stay': lambda env: np.zeros(2, np.float32),
+        'centre': lambda env: np.clip(-env._point / env.SPEED, -1, 1),
+        'expert': lambda env: env.expert_action(),
+    }
+
+    def play(self, policy, episodes=200):
+        env = wrappers.DummyContinuous()
+        returns = np.zeros(episodes)
+        for seed in range(episodes):
+            env.reset(seed=seed)
+            env.action_space.seed(seed)
+            returns[seed] = sum(env.step(policy(env))[1] for _ in range(50))
+        return returns
+
+    def test_returns(self):
+        """Without looking little is gained; knowing the target gains nearly all."""
+        means = {name: self.play(p).mean() for name, p in self.POLICIES.items()}
+        assert means['expert'] > 44
+        assert means['random'] < 0.15 * means['expert']
+        assert means['stay'] < 0.15 * means['expert']
+        assert means['centre'] < 0.15 * means['expert']
+
+    def test_reward_takes_several_steps(self):
+        env = wrappers.DummyContinuous()
+        waits = []
+        for seed in range(100):
+            env.reset(seed=seed)
+            waits.append(0)
+            while not env.step(env.expert_action())[1]:
+                waits[-1] += 1
+        assert np.mean(waits) > 3 and max(waits) <= 12
+
+    def test_image_shows_point_and_target(self):
+        env = wrappers.make('dummy_continuous', action_repeat=1, time_limit=50)
+        for seed in range(10):
+            image = env.reset(seed=seed)[0]['image'] / 255
+            places = (np.arange(64) - 31.5) / 32 * wrappers.DummyContinuous.MARGIN
+            for channel, place in (0, env.unwrapped._point), (1, env.unwrapped._target):
+                layer = image[..., channel]
+                x = (layer.sum(0) * places).sum() / layer.sum()
+                y = (layer.sum(1) * places).sum() / layer.sum()
+                # The image cuts targets at the edge of the arena; the point it shows
+                # whole, up to less than a pixel.
+                limit = 0.01 if channel == 0 else 0.2
+                np.testing.assert_allclose([x, y], place, atol=limit)
+            assert 30 < image[..., 0].sum() < 45
+            assert not image[..., 2].any()
+
+    def test_small_motion_is_visible(self):
+        env = wrappers.make('dummy_continuous', action_repeat=1, time_limit=50)
+        before = env.reset(seed=0)[0]['image']
+        after = env.step(np.full(2, 0.05, np.float32))[0]['image']
+        assert (before[..., 0] != after[..., 0]).any()
+        assert (before[..., 1] == after[..., 1]).all()
+
+    def test_seeds(self):
+        env = wrappers.make('dummy_continuous')
+        one, two, again = (env.reset(seed=seed)[0]['image'] for seed in (1, 2, 1))
+        assert (one == again).all() and (one != two).any()
+        assert (env.reset()[0]['image'] != env.reset()[0]['image']).any()
+
+    def test_arena_bounds_the_point(self):
+        env = wrappers.DummyContinuous()
+        env.reset(seed=0)
+        for _ in range(30):
+            env.step(np.array([5, -5], np.float32))
+        np.testing.assert_array_equal(env._point, [1, -1])
+
+    @pytest.mark.filterwarnings('ignore:.*different from the unwrapped')
+    def test_gymnasium_checks(self):
+        from gymnasium.utils.env_checker import check_env
+
+        env = wrappers.make('dummy_continuous', action_repeat=1, time_limit=50)
+        check_env(env, skip_render_check=True)
+
+
+class TestChooseRenderer:
+    def test_chooses_what_renders(self, monkeypatch):
+        monkeypatch.delenv('MUJOCO_GL', raising=False)
+        monkeypatch.setattr(wrappers, 'LINUX_RENDERERS', ('disable', 'egl', 'osmesa'))
+        assert wrappers.choose_renderer() in ('egl', 'osmesa')
+        assert 'MUJOCO_GL' not in os.environ
+
+    def test_keeps_the_users_choice(self, monkeypatch, rendering_env):
+        monkeypatch.setenv('MUJOCO_GL', rendering_env['MUJOCO_GL'])
+        monkeypatch.setattr(wrappers, 'LINUX_RENDERERS', ('disable',))
+        assert wrappers.choose_renderer() == rendering_env['MUJOCO_GL']
+
+    def test_users_choice_fails(self, monkeypatch, rendering_env):
+        monkeypatch.setenv('MUJOCO_GL', 'disable')
+        with pytest.raises(RuntimeError) as caught:
+            wrappers.choose_renderer()
+        message = str(caught.value)
+        assert 'MUJOCO_GL=disable is set' in message and '\n' not in message
+        assert f'MUJOCO_GL={rendering_env["MUJOCO_GL"]}' in message
+
+    def test_nothing_renders(self, monkeypatch):
+        monkeypatch.delenv('MUJOCO_GL', raising=False)
+        monkeypatch.setattr(wrappers, 'LINUX_RENDERERS', ('disable', 'nonsense'))
+        monkeypatch.setattr(wrappers, 'OTHER_RENDERERS', ('disable', 'nonsense'))
+        with pytest.raises(RuntimeError) as caught:
+            wrappers.choose_renderer()
+        message = str(caught.value)
+        assert 'disable: ' in message and 'nonsense: ' in message
+        assert 'apt-get install libegl1' in message and 'libosmesa6' in message
+        assert '\n' not in message

@@ -1,0 +1,245 @@
+"""Pure functions on tensors, the distributions, and small helpers.
+
+Shapes: B batch, L length, H horizon, A action, N = B*L, S samples. Times run along
+the first axis of what is imagined, [H, N, ...], and along the second of what comes
+from replay, [B, L, ...].
+"""
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfd = tfp.distributions
+
+
+def lambda_return(reward, next_value, discount, lambda_):
+    """Exponentially weighted average of k-step returns (paper, equation 6).
+
+        R_t = r_t + p_t ((1 - lambda) v_{t+1} + lambda R_{t+1}),  R_H = v_H
+
+    Args:
+      reward: [H, ...] r_t.
+      next_value: [H, ...] v_{t+1}; its last entry bootstraps.
+      discount: [H, ...] p_t, gamma or the predicted discount.
+      lambda_: 0 gives one-step, 1 gives Monte-Carlo returns.
+
+    Returns:
+      [H, ...] R_t.
+    """
+    target = next_value[-1]
+    targets = []
+    for t in reversed(range(reward.shape[0])):
+        target = reward[t] + discount[t] * (
+            (1 - lambda_) * next_value[t] + lambda_ * target)
+        targets.append(target)
+    return tf.stack(targets[::-1])
+
+
+def discount_weights(discount):
+    """How much step t counts: the probability-like chance that it is reached at all.
+
+        w_t = prod_{k < t} p_k,  w_0 = 1
+
+    Args:
+      discount: [H, ...] p_t.
+
+    Returns:
+      [H, ...] weights, stopped: an actor that could shrink its own weights would learn
+      to end episodes in which it expects to lose.
+    """
+    shifted = tf.concat([tf.ones_like(discount[:1]), discount[:-1]], 0)
+    return tf.stop_gradient(tf.math.cumprod(shifted, 0))
+
+
+def gaussian_kl(post, prior):
+    """KL[post || prior] of diagonal Gaussians, summed over the last axis.
+
+        sum log(s_q / s_p) + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2
+
+    Args:
+      post, prior: dicts with `mean` and `std` of [..., D].
+
+    Returns:
+      [...] nats.
+    """
+    ratio = post['std'] / prior['std']
+    shift = (post['mean'] - prior['mean']) / prior['std']
+    return tf.reduce_sum(
+        0.5 * (tf.square(ratio) + tf.square(shift) - 1) - tf.math.log(ratio), -1)
+
+
+def gaussian_entropy(std):
+    """Entropy of diagonal Gaussians with `std` [..., D]; returns [...] nats."""
+    constant = 0.5 * tf.math.log(2 * 3.141592653589793) + 0.5
+    return tf.reduce_sum(tf.math.log(std) + constant, -1)
+
+
+def free_nats(kl, amount, per_step=False):
+    """The KL term of the world model's loss, free below `amount`.
+
+    Args:
+      kl: [B, L] nats.
+      amount: free nats.
+      per_step: the maximum at each step, then the mean (paper); else the maximum of
+        the batch mean (2020 TF2 release).
+
+    Returns:
+      scalar.
+    """
+    if per_step:
+        return tf.reduce_mean(tf.maximum(kl, amount))
+    return tf.maximum(tf.reduce_mean(kl), amount)
+
+
+def linear_schedule(start, end, duration, step):
+    """From `start` at step 0 to `end` at `duration`; constant if duration is 0."""
+    if not duration:
+        return tf.constant(start, tf.float32)
+    fraction = tf.clip_by_value(tf.cast(step, tf.float32) / duration, 0.0, 1.0)
+    return start + fraction * (end - start)
+
+
+class ClippedTanh(tfp.bijectors.Tanh):
+    """tanh whose inverse is finite at -1 and 1, where float32 actions do arrive."""
+
+    def _inverse(self, y):
+        limit = 1 - 2.0 ** -24  # the largest float32 below 1
+        return super()._inverse(tf.clip_by_value(y, -limit, limit))
+
+
+class TanhNormal:
+    """A diagonal Gaussian squashed by tanh to (-1, 1), over [..., A] (paper, section 3).
+
+    Noise is passed in, so that draws are the caller's to repeat or to share.
+
+    Args:
+      mean, std: [..., A] of the Gaussian, before the tanh.
+    """
+
+    def __init__(self, mean, std):
+        self._normal = tfd.Normal(mean, std)
+        self._bijector = ClippedTanh()
+        self._squashed = tfd.TransformedDistribution(self._normal, self._bijector)
+
+    def sample(self, noise):
+        """Action for standard normal `noise` [..., A], differentiable in mean, std."""
+        return self._bijector.forward(self._normal.loc + self._normal.scale * noise)
+
+    def log_prob(self, action):
+        """[...] log-density of `action` [..., A]; exact for an action of `sample`, for
+        which the bijector remembers the value before the tanh."""
+        return tf.reduce_sum(self._squashed.log_prob(action), -1)
+
+    def mode(self, noise):
+        """The most likely of the samples that `noise` [S, ..., A] gives: [..., A].
+
+        A tanh-Gaussian's mode has no closed form. Each row picks its own sample.
+        """
+        samples = self.sample(noise)
+        best = tf.one_hot(tf.argmax(self.log_prob(samples), 0), noise.shape[0], axis=0)
+        return tf.reduce_sum(samples * best[..., None], 0)
+
+
+class UnitNormal:
+    """A Gaussian of standard deviation 1 over events of `event_ndims` last axes.
+
+    Args:
+      mean: [..., event] float32.
+    """
+
+    def __init__(self, mean, event_ndims=0):
+        self._mean = mean
+        self._axes = list(range(-event_ndims, 0))
+
+    def mean(self):
+        """[..., event], which is also the mode."""
+        return self._mean
+
+    def log_prob(self, value):
+        """[...] log-density of `value` [..., event], summed over the event."""
+        half_log_2pi = 0.9189385332046727
+        square = tf.math.squared_difference(value, self._mean)
+        size = 1
+        for axis in self._axes:
+            size *= self._mean.shape[axis]
+        return -0.5 * tf.reduce_sum(square, self._axes) - half_log_2pi * size
+
+
+class Optimizer(tf.Module):
+    """Adam with a clipped global norm, loss scaling, and no step on non-finite numbers.
+
+    The loss scale (float16 only) halves at every non-finite gradient and doubles after
+    `GROW_AFTER` good steps in a row.
+
+    Args:
+      name: of the module it trains, for messages and metrics.
+      variables: Keras variables, float32.
+      learning_rate: of Adam; other settings are Keras' defaults, as in the release.
+      clip: largest global gradient norm.
+      scale_loss: whether gradients pass through float16.
+    """
+
+    GROW_AFTER = 1000
+
+    def __init__(self, name, variables, learning_rate, clip, scale_loss=False):
+        super().__init__(name)
+        self._variables = variables
+        self._clip = clip
+        self._scale_loss = scale_loss
+        self._adam = keras.optimizers.Adam(learning_rate)
+        self._adam.build(variables)
+        self.loss_scale = tf.Variable(2.0 ** 15 if scale_loss else 1.0, trainable=False)
+        self.good_steps = tf.Variable(0, trainable=False)
+        self.skipped = tf.Variable(0, trainable=False)
+        self.skipped_in_a_row = tf.Variable(0, trainable=False)
+
+    def scaled(self, loss):
+        """The loss to differentiate, inside the tape."""
+        return loss * self.loss_scale if self._scale_loss else loss
+
+    def apply(self, tape, scaled_loss):
+        """Differentiate and take one step; returns the norm before clipping."""
+        gradients = tape.gradient(scaled_loss, self._variables)
+        if self._scale_loss:
+            gradients = [gradient / self.loss_scale for gradient in gradients]
+        norm = tf.linalg.global_norm(gradients)
+        finite = tf.math.is_finite(norm)
+        factor = self._clip / tf.maximum(norm, self._clip)
+        clipped = [gradient * factor for gradient in gradients]
+
+        def step():
+            self._adam.apply(clipped, self._variables)
+            return tf.constant(0)
+
+        tf.cond(finite, step, lambda: tf.constant(0))
+        self._count(finite)
+        return norm
+
+    def _count(self, finite):
+        bad = 1 - tf.cast(finite, tf.int32)
+        self.skipped.assign_add(bad)
+        self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * bad)
+        if self._scale_loss:
+            good = (self.good_steps + 1) * (1 - bad)
+            grow = good >= self.GROW_AFTER
+            self.good_steps.assign(tf.where(grow, 0, good))
+            self.loss_scale.assign(self.loss_scale * tf.where(
+                finite, tf.where(grow, 2.0, 1.0), 0.5))
+
+
+class Every:
+    """True once for every `period` steps, at the first call and after it.
+
+    Multiples of the period count, not the time since the last call, so that a run that
+    was resumed keeps its rhythm.
+    """
+
+    def __init__(self, period, last=None):
+        self._period = period
+        self._last = last
+
+    def __call__(self, step):
+        due = self._last is None or step // self._period > self._last // self._period
+        if due:
+            self._last = step
+        return due

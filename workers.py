@@ -1,0 +1,293 @@
+"""Simulators in processes of their own.
+
+TensorFlow and Mesa's software renderer crash in one process, so the simulators run
+beside the training process, also when there is only one of them. A worker process
+is this file run as a script: it imports neither TensorFlow nor the caller's main
+script, so it starts fast and stays small, and its crash is not the run's.
+
+    workers = make_workers('dmc_walker_walk', 4, {'action_repeat': 2})
+    for worker in workers:
+        worker.start_reset(seed)
+    observations = [worker.result()[0] for worker in workers]
+
+Parent and child talk over a socket of their own, whose end also ends the child.
+"""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from multiprocessing.connection import Connection, Pipe
+
+import wrappers
+
+# With these errors an environment refuses to be made. Their messages, of one line,
+# are meant for the user, and arrive without the child's traceback.
+_REFUSALS = {'ValueError': ValueError, 'RuntimeError': RuntimeError}
+
+
+class WorkerError(RuntimeError):
+    """An environment raised an error, or its process died or gave no answer."""
+
+
+class Worker:
+    """An environment in a process of its own.
+
+    Every `start_reset` or `start_step` is followed by one `result`. The two are apart
+    so that several workers can compute at the same time.
+
+    Args:
+      task: Name of the task, as `wrappers.make` takes it.
+      kwargs: Further arguments of `wrappers.make`.
+      env: Environment variables of the child, on top of this process's own.
+      timeout: Longest time in seconds that an answer may take.
+      wait: Whether to wait until the environment is made; if not, call `ready`.
+
+    Attributes:
+      observation_space, action_space: The environment's; known once it is made.
+
+    Raises:
+      ValueError, RuntimeError: If the environment refuses to be made, for instance
+        an unknown task.
+      WorkerError: If it fails in any other way.
+    """
+
+    def __init__(self, task, kwargs=None, *, env=None, timeout=300, wait=True):
+        self._task = task
+        self._kwargs = kwargs or {}
+        self._env = dict(env or {})
+        self._timeout = timeout
+        self._start()
+        if wait:
+            self.ready()
+
+    @property
+    def pid(self):
+        """The child's process id."""
+        return self._process.pid
+
+    def ready(self):
+        """Waits until the environment is made. Closes the worker if that fails."""
+        try:
+            self.observation_space, self.action_space = self.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def start_reset(self, seed=None):
+        """Starts a new episode; its result is `(obs, info)`."""
+        self._send('reset', seed)
+
+    def start_step(self, action):
+        """Starts an agent step; its result is Gymnasium's 5-tuple."""
+        self._send('step', action)
+
+    def result(self):
+        """Waits for the result of what was started last.
+
+        Raises:
+          WorkerError: If the environment raised an error (the message holds its
+            traceback), or if its process died or gave no answer in time.
+        """
+        try:
+            if not self._connection.poll(self._timeout):
+                # Its late answer would be taken for that to a later question.
+                self._process.kill()
+                raise WorkerError(
+                    f'The simulator process of {self._task} gave no answer within '
+                    f'{self._timeout} s and was stopped.'
+                )
+            kind, value = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerError(self._cause_of_death()) from error
+        if kind == 'result':
+            return value
+        if kind in _REFUSALS:
+            raise _REFUSALS[kind](value)
+        raise WorkerError(f'The environment of {self._task} failed:\n{value}')
+
+    def restart(self):
+        """Puts a fresh process in place of the present one, dead or alive.
+
+        The new environment begins with a reset.
+        """
+        self.close()
+        self._start()
+        self.ready()
+
+    def close(self):
+        """Ends the process and waits for its end; can be called more than once."""
+        self._connection.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self):
+        self._connection, theirs = Pipe()
+        # As a script and not with `-m`, which would look for modules in the caller's
+        # working directory first.
+        self._process = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), str(theirs.fileno())],
+            env={**os.environ, **self._env},
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        self._send('make', (self._task, self._kwargs))
+
+    def _send(self, command, argument):
+        try:
+            self._connection.send((command, argument))
+        except OSError as error:
+            raise WorkerError(self._cause_of_death()) from error
+
+    def _cause_of_death(self):
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return f'The simulator process of {self._task} closed its connection.'
+        how = f'ended with exit code {code}'
+        if code < 0:
+            how = f'was killed by {signal.Signals(-code).name}'
+        return f'The simulator process of {self._task} {how}.'
+
+
+class LocalWorker:
+    """The interface of `Worker` for an environment in this very process.
+
+    For debugging, and for environments that need no process of their own. MuJoCo
+    without a GPU is not one of them where TensorFlow is loaded.
+
+    Args:
+      task: Name of the task, as `wrappers.make` takes it.
+      kwargs: Further arguments of `wrappers.make`.
+
+    Raises:
+      ValueError, RuntimeError: If the environment refuses to be made.
+    """
+
+    def __init__(self, task, kwargs=None):
+        self._task = task
+        self._kwargs = kwargs or {}
+        self._start()
+
+    def start_reset(self, seed=None):
+        """Starts a new episode; its result is `(obs, info)`."""
+        self._pending = functools.partial(self._env.reset, seed=seed)
+
+    def start_step(self, action):
+        """Starts an agent step; its result is Gymnasium's 5-tuple."""
+        self._pending = functools.partial(self._env.step, action)
+
+    def result(self):
+        """Computes the result of what was started last.
+
+        Raises:
+          WorkerError: If the environment raised an error.
+        """
+        try:
+            return self._pending()
+        except Exception as error:
+            raise WorkerError(
+                f'The environment of {self._task} failed:\n{traceback.format_exc()}'
+            ) from error
+
+    def restart(self):
+        """Makes the environment anew; it begins with a reset."""
+        self.close()
+        self._start()
+
+    def close(self):
+        """Closes the environment."""
+        self._env.close()
+
+    def _start(self):
+        self._env = wrappers.make(self._task, **self._kwargs)
+        self.observation_space = self._env.observation_space
+        self.action_space = self._env.action_space
+
+
+def make_workers(task, count, kwargs=None, parallel='process', devices=None):
+    """Starts several environments of one task, all at the same time.
+
+    Args:
+      task, kwargs: The arguments of `wrappers.make`.
+      count: Number of environments.
+      parallel: 'process' for processes of their own, 'none' for this process.
+      devices: Indices of the GPUs that MuJoCo shall render on, dealt out in turn,
+        unless the user has set MUJOCO_EGL_DEVICE_ID.
+
+    Returns:
+      A list of `Worker` or `LocalWorker`.
+
+    Raises:
+      ValueError: If the task, or the kind of parallelism, is unknown.
+      RuntimeError: If nothing renders here (see `wrappers.choose_renderer`).
+      WorkerError: If one fails in any other way. No process is left behind.
+    """
+    if parallel not in ('process', 'none'):
+        raise ValueError(
+            f"Unknown kind of parallelism '{parallel}': use 'process' or 'none'."
+        )
+    env = {}
+    if wrappers.needs_renderer(task):
+        env['MUJOCO_GL'] = wrappers.choose_renderer()
+    if parallel == 'none':
+        os.environ.update(env)  # The chosen renderer is the user's, where one is set.
+        return [LocalWorker(task, kwargs) for _ in range(count)]
+    deal = devices and 'MUJOCO_EGL_DEVICE_ID' not in os.environ
+    workers = []
+    try:
+        for index in range(count):
+            if deal:
+                env['MUJOCO_EGL_DEVICE_ID'] = str(devices[index % len(devices)])
+            workers.append(Worker(task, kwargs, env=env, wait=False))
+        for worker in workers:
+            worker.ready()
+    except BaseException:
+        for worker in workers:
+            worker.close()
+        raise
+    return workers
+
+
+def main():
+    """Serves the environment that the parent process asks for."""
+    # Ctrl-C reaches every process of the group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = Connection(int(sys.argv[1]))
+    try:
+        _serve(connection)
+    except (EOFError, OSError):
+        pass  # The parent has closed this worker, or is gone.
+
+
+def _serve(connection):
+    """Answers the parent's questions until there are no more."""
+    _, (task, kwargs) = connection.recv()
+    try:
+        env = wrappers.make(task, **kwargs)
+    except (ValueError, RuntimeError) as error:
+        kind = 'ValueError' if isinstance(error, ValueError) else 'RuntimeError'
+        connection.send((kind, str(error)))
+        return
+    except Exception:
+        connection.send(('error', traceback.format_exc()))
+        return
+    connection.send(('result', (env.observation_space, env.action_space)))
+    commands = {'reset': lambda seed: env.reset(seed=seed), 'step': env.step}
+    while True:
+        command, argument = connection.recv()
+        try:
+            answer = 'result', commands[command](argument)
+        except Exception:
+            answer = 'error', traceback.format_exc()
+        connection.send(answer)
+
+
+if __name__ == '__main__':
+    main()
