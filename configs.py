@@ -135,9 +135,10 @@ PRESETS = {
         batch_length=10, horizon=5, deter_size=16, stoch_size=4, num_units=16,
         rssm_units=16, cnn_depth=4),
     'small': dict(
-        steps=100_000, eval_every=5_000, batch_size=16, batch_length=25, horizon=12,
-        cnn_depth=16, num_units=200, train_steps=100, model_lr=1e-3, actor_lr=3e-4,
-        value_lr=3e-4),
+        steps=100_000, eval_every=5_000, save_every=5_000, batch_size=16,
+        batch_length=20, horizon=12, cnn_depth=16, cnn_act='elu', num_units=200,
+        train_steps=60, pretrain=200, model_lr=1e-3, actor_lr=2e-4, value_lr=3e-4,
+        action_init_std=2.0),
     'paper': dict(num_units=300, rssm_units=300, expl='mode', free_nats_per_step=True),
 }
 

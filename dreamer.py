@@ -17,6 +17,8 @@ import sys
 import time
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+# Off by default on processors without AVX-512, where it doubles the speed too.
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 
 import keras
 import numpy as np
@@ -560,13 +562,15 @@ def set_up_devices(config):
 
 
 def keep_freed_memory():
-    """Tell glibc to keep large freed blocks: without it every update's activations are
-    unmapped and faulted in again. No effect on other systems."""
-    trim_threshold, mmap_threshold = -1, -3
+    """Tell glibc to keep freed blocks in one heap: else the activations of every update
+    are unmapped and faulted in again (900,000 page faults an update at the paper's
+    sizes). To be called before threads start; no effect on other systems."""
+    trim_threshold, mmap_max, arena_max = -1, -4, -8
     try:
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 2 ** 30)
+        libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2 ** 31 - 1)
+        libc.mallopt(arena_max, 1)
     except (OSError, AttributeError, TypeError):
         return
 

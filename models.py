@@ -272,6 +272,7 @@ class RSSM(keras.layers.Layer):
         Returns:
           posterior, prior: states [B, L, ...].
         """
+        is_first = tf.cast(is_first, tf.float32)
         inputs = [_swap(x) for x in (action, embed, is_first, noise)]
         post = tf.scan(lambda state, step: self.observe_step(state, *step), inputs,
                        self.initial(tf.shape(embed)[0]))

@@ -33,7 +33,7 @@ LINUX_RENDERERS = ('egl', 'osmesa', 'glfw')
 OTHER_RENDERERS = ('glfw',)  # The one name that MuJoCo takes on macOS and Windows.
 
 INSTALL_HINT = (
-    'install a renderer, with `apt-get install libegl1 libgl1-mesa-dri` or '
+    'install a renderer, with `apt-get install libegl1 libopengl0 libgl1-mesa-dri` or '
     '`apt-get install libosmesa6`'
 )
 
@@ -165,9 +165,9 @@ class DummyContinuous(gymnasium.Env):
       ValueError: If the name is not 'continuous'.
     """
 
-    SPEED = 0.15
-    RADIUS = 0.3
-    POINT = 0.11  # Half the edge of the drawn point: 6 pixels of 64 in all.
+    SPEED = 0.2
+    RADIUS = 0.4
+    BLOB = 0.25  # Standard deviation of what is drawn, 7 pixels of 64.
     MARGIN = 1.14  # The image shows a little more than the arena.
 
     metadata = {'render_modes': ['rgb_array']}
@@ -184,7 +184,6 @@ class DummyContinuous(gymnasium.Env):
         # Pixel centres in arena coordinates: y [H, 1] and x [1, W], as they broadcast.
         self._y = self.MARGIN * ((2 * np.arange(height) + 1) / height - 1)[:, None]
         self._x = self.MARGIN * ((2 * np.arange(width) + 1) / width - 1)[None, :]
-        self._pixel = 2 * self.MARGIN / height
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -198,15 +197,15 @@ class DummyContinuous(gymnasium.Env):
         return {}, float(distance < self.RADIUS), False, False, {}
 
     def render(self):
-        """Draws the point in red and the target in green, uint8 [H, W, 3]."""
-        x, y = self._x - self._point[0], self._y - self._point[1]
-        point = self.POINT - np.maximum(np.abs(x), np.abs(y))
-        x, y = self._x - self._target[0], self._y - self._target[1]
-        target = self.RADIUS - np.sqrt(x**2 + y**2)
-        image = np.zeros((*point.shape, 3), np.uint8)
-        # Soft edges, one pixel wide, let motion of less than a pixel be seen.
-        image[..., 0] = 255 * np.clip(point / self._pixel + 0.5, 0, 1)
-        image[..., 1] = 255 * np.clip(target / self._pixel + 0.5, 0, 1)
+        """Draws the point in red and the target in green, uint8 [H, W, 3].
+
+        Soft blobs, so that a small network learns them soon and motion of less than a
+        pixel can be seen.
+        """
+        image = np.zeros((len(self._y), self._x.size, 3), np.uint8)
+        for channel, (x, y) in enumerate((self._point, self._target)):
+            square = (self._x - x) ** 2 + (self._y - y) ** 2
+            image[..., channel] = 255 * np.exp(-square / (2 * self.BLOB**2))
         return image
 
     def expert_action(self):

@@ -1,8 +1,5 @@
 """The agent: who receives gradient from whom, noise, checkpoints, time indices."""
 
-import dataclasses
-
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -150,7 +147,8 @@ def test_actor_step_raises_imagined_returns(data):
 
 def test_each_optimiser_changes_its_own_module_only(data):
     for frozen in ('model', 'actor', 'value'):
-        agent = make_agent()
+        # Without free nats: below them the prior has no gradient at all.
+        agent = make_agent('--free_nats', '0')
         parts = dict(model=agent.world.weights,
                      actor=agent.behavior.actor.trainable_weights,
                      value=agent.behavior.value.trainable_weights)
@@ -203,22 +201,33 @@ def test_free_nats_form_follows_the_flag(agent, data):
 
 
 @pytest.mark.parametrize('precision', ['16', 'bfloat16'])
-def test_low_precision_updates_are_finite(data, precision):
+def test_low_precision_learns(data, precision):
     agent = make_agent(precision=precision)
-    for _ in range(3):
-        metrics = agent.train(data)
-    assert all(np.isfinite(value) for value in metrics.values())
-    assert all(opt.skipped == 0 for opt in agent.optimizers.values())
+    losses = [float(agent.train(data)['model_loss']) for _ in range(25)]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0] - 10
+    for name, optimizer in agent.optimizers.items():
+        # A few steps are shed while the loss scale comes down to what float16 holds.
+        assert optimizer.skipped <= (15 if precision == '16' else 0), name
+        assert optimizer.skipped_in_a_row == 0, name
     assert {w.dtype for w in agent.world.weights} == {'float32'}
 
 
 def test_jit_update_equals_the_plain_one(data):
     results = []
-    for flags in ((), ('--jit', 'true')):
-        agent = make_agent(*flags)
-        agent.train(data)
-        results.append({key: float(x) for key, x in agent.train(data).items()})
-    assert results[1] == pytest.approx(results[0], rel=1e-2, abs=1e-2)
+    for jit in (False, True):
+        agent = make_agent()
+        noise = fixed_noise(agent)
+        update = tf.function(agent.update, jit_compile=jit)
+        update(data, noise)
+        results.append({key: float(x) for key, x in update(data, noise).items()})
+    assert results[1] == pytest.approx(results[0], rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_jit_flag_trains(data):
+    metrics = make_agent('--jit', 'true').train(data)
+    assert all(np.isfinite(value) for value in metrics.values())
 
 
 def test_non_finite_loss_is_skipped_and_persistent_ones_stop_by_name(data):
@@ -353,10 +362,3 @@ def test_collected_episodes_differ():
     for i in range(4):
         for j in range(i):
             assert not np.array_equal(episodes[i]['image'], episodes[j]['image'])
-
-
-def test_config_of_every_precision_is_known():
-    for field in dataclasses.fields(configs.Config):
-        if field.name == 'precision':
-            assert field.metadata['choices'] == ('auto', '16', '32', 'bfloat16')
-    keras.config.set_dtype_policy('float32')
