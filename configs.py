@@ -8,6 +8,7 @@ right < flags. Sources: *paper* is Dream to Control (ICLR 2020), *TF2* the autho
 import argparse
 import dataclasses
 import difflib
+import importlib.metadata
 import json
 import math
 import pathlib
@@ -135,10 +136,9 @@ PRESETS = {
         batch_length=10, horizon=5, deter_size=16, stoch_size=4, num_units=16,
         rssm_units=16, cnn_depth=4),
     'small': dict(
-        steps=100_000, eval_every=5_000, save_every=5_000, batch_size=16,
-        batch_length=20, horizon=12, cnn_depth=16, cnn_act='elu', num_units=200,
-        train_steps=60, pretrain=200, model_lr=1e-3, actor_lr=2e-4, value_lr=3e-4,
-        action_init_std=2.0),
+        steps=100_000, eval_every=5_000, save_every=5_000, batch_size=12,
+        batch_length=16, horizon=10, cnn_depth=8, cnn_act='elu', num_units=128,
+        model_lr=1e-3, actor_lr=1e-4, value_lr=2e-4),
     'paper': dict(num_units=300, rssm_units=300, expl='mode', free_nats_per_step=True),
 }
 
@@ -202,6 +202,19 @@ def differences(config, path):
     new = dataclasses.asdict(config)
     return [f'{name}: {old.get(name)} -> {value}' for name, value in new.items()
             if name not in CHANGEABLE and old.get(name) != value]
+
+
+def write(config, path):
+    """Store the configuration and the library versions, whole or not at all."""
+    names = ('tensorflow', 'keras', 'tensorflow-probability', 'numpy', 'gymnasium',
+             'dm_control', 'mujoco')
+    text = json.dumps({
+        'config': dataclasses.asdict(config),
+        'versions': {'python': sys.version.split()[0], **{
+            name: importlib.metadata.version(name) for name in names}}}, indent=2)
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(text + '\n')
+    temporary.replace(path)
 
 
 class _Parser(argparse.ArgumentParser):

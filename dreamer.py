@@ -2,21 +2,20 @@
 
     python dreamer.py --logdir ./logs --task dmc_walker_walk
 
-Shapes: B batch, L length, H horizon, A action, N = B*L, F feature, E environments.
+Shapes: B batch, L length, H horizon, A action, S stochastic, F feature, N = B*L,
+E environments.
 `action[t]` led to `image[t]`, `reward[t]` and `discount[t]`.
 """
 
 import ctypes
 import dataclasses
-import importlib.metadata
-import json
 import os
 import pathlib
 import signal
 import sys
 import time
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 # Off by default on processors without AVX-512, where it doubles the speed too.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 
@@ -323,66 +322,6 @@ class Dreamer(tf.Module):
                     'row; try --precision 32 or a lower learning rate')
 
 
-class Collector:
-    """Steps environments together and cuts what happens into episodes.
-
-    Args:
-      envs: workers, see workers.py.
-      seed: episodes are seeded from it, the environment's and the episode's index.
-    """
-
-    def __init__(self, envs, seed):
-        self._envs = envs
-        self._seed = seed
-        self._started = [0] * len(envs)
-        self._episodes = [None] * len(envs)
-        self._state = None
-
-    def step(self, policy):
-        """One agent step in every environment.
-
-        Args:
-          policy: (image [E, 64, 64, 3], is_first [E], state or None) to
-            (action [E, A], state).
-
-        Returns:
-          simulator steps taken, all environments together; the episodes that ended,
-          dicts of arrays with T = agent steps + 1 rows.
-        """
-        self._reset([i for i, rows in enumerate(self._episodes) if rows is None])
-        image = np.stack([rows[-1]['image'] for rows in self._episodes])
-        is_first = np.array([len(rows) == 1 for rows in self._episodes])
-        action, self._state = policy(image, is_first, self._state)
-        action = np.asarray(action, np.float32)
-        for env, act in zip(self._envs, action, strict=True):
-            env.start_step(act)
-        steps, ended = 0, []
-        for i, env in enumerate(self._envs):
-            observation, reward, terminated, truncated, info = env.result()
-            steps += info['simulator_steps']
-            self._episodes[i].append(dict(
-                image=observation['image'], action=action[i], reward=np.float32(reward),
-                discount=np.float32(not terminated)))
-            if terminated or truncated:
-                rows, self._episodes[i] = self._episodes[i], None
-                ended.append({key: np.stack([row[key] for row in rows])
-                              for key in rows[0]})
-        return steps, ended
-
-    def _reset(self, indices):
-        for i in indices:
-            entropy = (self._seed, i, self._started[i])
-            seed = np.random.SeedSequence(entropy).generate_state(1)[0]
-            self._envs[i].start_reset(int(seed))
-            self._started[i] += 1
-        for i in indices:
-            observation, _ = self._envs[i].result()
-            self._episodes[i] = [dict(
-                image=observation['image'],
-                action=np.zeros(self._envs[i].action_space.shape, np.float32),
-                reward=np.float32(0), discount=np.float32(1))]
-
-
 class Run:
     """One run: the agent, its environments, its replay and its logs.
 
@@ -395,20 +334,24 @@ class Run:
         self.config = config
         self.logdir = pathlib.Path(config.logdir)
         self.logger = logger.Logger(self.logdir)
-        self.replay = replay.Replay(
-            self.logdir / 'episodes', length=config.batch_length, seed=config.seed,
-            balance=config.dataset_balance, memory=int(config.replay_memory) or None)
         self.action_size, = envs[0].action_space.shape
         self.agent = Dreamer(config, self.action_size)
-        self.random = np.random.default_rng(config.seed)
-        self.collector = Collector(envs, config.seed)
-        self.eval_envs = eval_envs
-        self.eval_count = 0
-        self.metrics = []
-        self.stop = False
         self.checkpoints = tf.train.CheckpointManager(
             tf.train.Checkpoint(agent=self.agent), str(self.logdir / 'checkpoints'), 2)
         self.restore()
+        # The counters are part of the seeds: a resumed run must not draw the same
+        # sequences, nor start the same episodes, as it did before.
+        self.replay = replay.Replay(
+            self.logdir / 'episodes', length=config.batch_length,
+            seed=(config.seed, self.gradient_step), balance=config.dataset_balance,
+            memory=int(config.replay_memory) or None)
+        if not self.step:
+            self.agent.env_step.assign(self.replay.steps * config.action_repeat)
+        self.random = np.random.default_rng((config.seed, self.step))
+        self.collector = workers.Collector(envs, config.seed, self.replay.episodes)
+        self.eval_envs = eval_envs
+        self.metrics = []
+        self.stop = False
         self.log_start = (time.time(), self.step, self.gradient_step)
 
     @property
@@ -478,16 +421,18 @@ class Run:
     def evaluate(self):
         """One episode in every evaluation environment, and two videos."""
         episodes = []
-        seed = np.random.SeedSequence((self.config.seed, 1, self.eval_count))
-        self.eval_count += 1
-        collector = Collector(self.eval_envs, int(seed.generate_state(1)[0]))
+        seed = np.random.SeedSequence((self.config.seed, 1, self.step))
+        collector = workers.Collector(self.eval_envs, int(seed.generate_state(1)[0]))
         while len(episodes) < len(self.eval_envs) and not self.stop:
             episodes += collector.step(self.eval_policy)[1]
         if self.stop:
             return
         self.log_episodes('test', episodes)
         self.logger.video(self.step, 'eval', episodes[0]['image'])
+        # What is looked at must not change what is trained on.
+        state = self.replay.get_state()
         batch = self.replay.sample(min(6, self.config.batch_size))
+        self.replay.set_state(state)
         self.logger.video(self.step, 'openloop', self.agent.openloop(batch).numpy(), 10)
 
     def log(self):
@@ -534,13 +479,11 @@ class Run:
         self.checkpoints.save()
 
     def restore(self):
-        """Load the newest checkpoint; without one, count the episodes on disk."""
+        """Load the newest checkpoint, if there is one."""
         if self.checkpoints.latest_checkpoint:
             self.checkpoints.checkpoint.restore(
                 self.checkpoints.latest_checkpoint).assert_existing_objects_matched()
-            print(f'resumed at step {self.step}')
-        else:
-            self.agent.env_step.assign(self.replay.steps * self.config.action_repeat)
+            print(f'resumed at step {self.step}', flush=True)
 
     def request_stop(self, number, frame):
         """Signal handler: finish the current step, save, exit. A second signal ends the
@@ -575,19 +518,6 @@ def keep_freed_memory():
         return
 
 
-def write_config(config, path):
-    """Store the configuration and the library versions, whole or not at all."""
-    names = ('tensorflow', 'keras', 'tensorflow-probability', 'numpy', 'gymnasium',
-             'dm_control', 'mujoco')
-    text = json.dumps({
-        'config': dataclasses.asdict(config),
-        'versions': {'python': sys.version.split()[0], **{
-            name: importlib.metadata.version(name) for name in names}}}, indent=2)
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(text + '\n')
-    temporary.replace(path)
-
-
 def main(argv=None):
     """The command line; returns the exit code."""
     try:
@@ -604,17 +534,25 @@ def main(argv=None):
         kwargs = dict(action_repeat=config.action_repeat, time_limit=config.time_limit)
         devices = list(range(gpus)) if gpus > 1 else None
         envs = workers.make_workers(
-            config.task, config.envs + 1, kwargs, config.parallel, devices)
+            config.task, config.envs + 1, kwargs, config.parallel, devices,
+            config.worker_timeout)
     except (ValueError, RuntimeError) as error:
         configs.fail(error)
     try:
         logdir.mkdir(parents=True, exist_ok=True)
-        write_config(config, config_path)
+        configs.write(config, config_path)
         run = Run(config, envs[:-1], envs[-1:])
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, run.request_stop)
-        run.loop()
-        run.logger.close()
+        try:
+            run.loop()
+        except (workers.WorkerError, FloatingPointError) as error:
+            print(f'dreamer: stopped: {error}', file=sys.stderr)
+            if isinstance(error, workers.WorkerError):
+                run.save()
+            return 1
+        finally:
+            run.logger.close()
     finally:
         for env in envs:
             env.close()

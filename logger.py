@@ -21,7 +21,8 @@ class Logger:
         self._logdir = pathlib.Path(logdir)
         self._metrics = self._logdir / 'metrics.jsonl'
         self._writer = tf.summary.create_file_writer(str(self._logdir))
-        if self._metrics.exists() and not self._metrics.read_bytes()[-1:] in (b'\n', b''):
+        text = self._metrics.read_bytes() if self._metrics.exists() else b''
+        if text and not text.endswith(b'\n'):
             # A line cut off by a crash must not swallow the next one.
             with self._metrics.open('a') as file:
                 file.write('\n')
@@ -31,10 +32,8 @@ class Logger:
 
         Numbers that JSON cannot express, NaN and infinities, become null.
         """
-        values = {key: float(value) if not float(value).is_integer() else int(value)
-                  for key, value in values.items() if math.isfinite(value)} | {
-                      key: None for key, value in values.items()
-                      if not math.isfinite(value)}
+        values = {key: float(value) if math.isfinite(value) else None
+                  for key, value in values.items()}
         with self._metrics.open('a') as file:
             file.write(json.dumps({'step': int(step), **values}) + '\n')
         with self._writer.as_default(step=int(step)):

@@ -114,7 +114,7 @@ class Decoder(keras.layers.Layer):
         self.built = True
 
     def call(self, feature):
-        """[..., F] to [..., 64, 64, 3] float32, the mean of the image in [-0.5, 0.5]."""
+        """[..., F] to [..., 64, 64, 3] float32, the image's mean in [-0.5, 0.5]."""
         x = self._dense(tf.reshape(feature, (-1, feature.shape[-1])))
         x = tf.reshape(x, (-1, 1, 1, x.shape[-1]))
         for conv in self._convs:

@@ -108,7 +108,7 @@ class ClippedTanh(tfp.bijectors.Tanh):
 
 
 class TanhNormal:
-    """A diagonal Gaussian squashed by tanh to (-1, 1), over [..., A] (paper, section 3).
+    """A diagonal Gaussian squashed by tanh to (-1, 1) [..., A] (paper, section 3).
 
     Noise is passed in, so that draws are the caller's to repeat or to share.
 

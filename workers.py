@@ -21,6 +21,8 @@ import sys
 import traceback
 from multiprocessing.connection import Connection, Pipe
 
+import numpy as np
+
 import wrappers
 
 # With these errors an environment refuses to be made. Their messages, of one line,
@@ -211,7 +213,9 @@ class LocalWorker:
         self.action_space = self._env.action_space
 
 
-def make_workers(task, count, kwargs=None, parallel='process', devices=None):
+def make_workers(
+    task, count, kwargs=None, parallel='process', devices=None, timeout=300
+):
     """Starts several environments of one task, all at the same time.
 
     Args:
@@ -220,6 +224,7 @@ def make_workers(task, count, kwargs=None, parallel='process', devices=None):
       parallel: 'process' for processes of their own, 'none' for this process.
       devices: Indices of the GPUs that MuJoCo shall render on, dealt out in turn,
         unless the user has set MUJOCO_EGL_DEVICE_ID.
+      timeout: Seconds after which a silent environment counts as dead.
 
     Returns:
       A list of `Worker` or `LocalWorker`.
@@ -245,7 +250,7 @@ def make_workers(task, count, kwargs=None, parallel='process', devices=None):
         for index in range(count):
             if deal:
                 env['MUJOCO_EGL_DEVICE_ID'] = str(devices[index % len(devices)])
-            workers.append(Worker(task, kwargs, env=env, wait=False))
+            workers.append(Worker(task, kwargs, env=env, timeout=timeout, wait=False))
         for worker in workers:
             worker.ready()
     except BaseException:
@@ -253,6 +258,67 @@ def make_workers(task, count, kwargs=None, parallel='process', devices=None):
             worker.close()
         raise
     return workers
+
+
+class Collector:
+    """Steps environments together and cuts what happens into episodes.
+
+    Args:
+      envs: workers, see workers.py.
+      seed: episodes are seeded from it, the environment's and the episode's index.
+      first: index of the first episodes, so that a resumed run has new ones.
+    """
+
+    def __init__(self, envs, seed, first=0):
+        self._envs = envs
+        self._seed = seed
+        self._started = [first] * len(envs)
+        self._episodes = [None] * len(envs)
+        self._state = None
+
+    def step(self, policy):
+        """One agent step in every environment.
+
+        Args:
+          policy: (image [E, 64, 64, 3], is_first [E], state or None) to
+            (action [E, A], state).
+
+        Returns:
+          simulator steps taken, all environments together; the episodes that ended,
+          dicts of arrays with T = agent steps + 1 rows.
+        """
+        self._reset([i for i, rows in enumerate(self._episodes) if rows is None])
+        image = np.stack([rows[-1]['image'] for rows in self._episodes])
+        is_first = np.array([len(rows) == 1 for rows in self._episodes])
+        action, self._state = policy(image, is_first, self._state)
+        action = np.asarray(action, np.float32)
+        for env, act in zip(self._envs, action, strict=True):
+            env.start_step(act)
+        steps, ended = 0, []
+        for i, env in enumerate(self._envs):
+            observation, reward, terminated, truncated, info = env.result()
+            steps += info['simulator_steps']
+            self._episodes[i].append(dict(
+                image=observation['image'], action=action[i], reward=np.float32(reward),
+                discount=np.float32(not terminated)))
+            if terminated or truncated:
+                rows, self._episodes[i] = self._episodes[i], None
+                ended.append({key: np.stack([row[key] for row in rows])
+                              for key in rows[0]})
+        return steps, ended
+
+    def _reset(self, indices):
+        for i in indices:
+            entropy = (self._seed, i, self._started[i])
+            seed = np.random.SeedSequence(entropy).generate_state(1)[0]
+            self._envs[i].start_reset(int(seed))
+            self._started[i] += 1
+        for i in indices:
+            observation, _ = self._envs[i].result()
+            self._episodes[i] = [dict(
+                image=observation['image'],
+                action=np.zeros(self._envs[i].action_space.shape, np.float32),
+                reward=np.float32(0), discount=np.float32(1))]
 
 
 def main():

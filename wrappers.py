@@ -165,7 +165,7 @@ class DummyContinuous(gymnasium.Env):
       ValueError: If the name is not 'continuous'.
     """
 
-    SPEED = 0.2
+    SPEED = 0.25
     RADIUS = 0.4
     BLOB = 0.25  # Standard deviation of what is drawn, 7 pixels of 64.
     MARGIN = 1.14  # The image shows a little more than the arena.

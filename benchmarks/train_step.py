@@ -49,8 +49,9 @@ def multiply_adds(config, action_size):
     convs = [size ** 2 * 4 ** 2 * channels[i] * channels[i + 1]
              for i, size in enumerate((31, 14, 6, 2))]
     channels = (32 * depth, 4 * depth, 2 * depth, depth, 3)
+    shapes = (1, 5), (5, 5), (13, 6), (30, 6)
     transposed = [size ** 2 * kernel ** 2 * channels[i] * channels[i + 1]
-                  for i, (size, kernel) in enumerate(((1, 5), (5, 5), (13, 6), (30, 6)))]
+                  for i, (size, kernel) in enumerate(shapes)]
     dynamics = (dense(stoch + action_size, hidden) + 3 * deter * (hidden + deter)
                 + dense(deter, hidden, 2 * stoch))
     return dict(
@@ -111,14 +112,17 @@ def measure(config, action_size, repeats):
     def update():
         [float(value) for value in agent.train(batch).values()]
 
+    # The best that the machine does: NumPy's library or TensorFlow's, and its GPU.
     matrix = tf.random.normal((4096, 4096))
-    product = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)[0]))
+    array = matrix.numpy()
+    multiply = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)[0]))
     update()
-    product().numpy()
+    multiply().numpy()
     updates, products = [], []
     for _ in range(repeats):
         updates.append(seconds(update))
-        products += [seconds(lambda: product().numpy()) for _ in range(2)]
+        products += [seconds(lambda: multiply().numpy()),
+                     seconds(lambda: array @ array)]
         print(f'update {updates[-1]:.2f} s, '
               f'{2 * 4096 ** 3 / min(products[-2:]) / 1e9:.0f} GFLOP/s', flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -277,7 +277,8 @@ def test_policy_forgets_where_an_episode_starts(agent):
     agent.rng.reset_from_seed(3)
     _, (fresh, _) = agent.policy(image, tf.constant([True, True]), zero, training=True)
     agent.rng.reset_from_seed(3)
-    _, (reset, _) = agent.policy(image, tf.constant([True, False]), dirty, training=True)
+    _, (reset, _) = agent.policy(
+        image, tf.constant([True, False]), dirty, training=True)
     np.testing.assert_allclose(reset['deter'][0], fresh['deter'][0], atol=1e-6)
     assert not np.allclose(reset['deter'][1], fresh['deter'][1], atol=1e-6)
 
@@ -320,7 +321,7 @@ def record(seed, count):
     rng = np.random.default_rng(seed)
     envs = workers.make_workers('dummy_continuous', 2, dict(
         action_repeat=2, time_limit=7), 'none')
-    collector = dreamer.Collector(envs, seed)
+    collector = workers.Collector(envs, seed)
 
     def policy(image, is_first, state):
         firsts.append(is_first)

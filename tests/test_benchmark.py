@@ -18,7 +18,7 @@ OUTPUT_SIZES = {'encoder': (31, 14, 6, 2), 'decoder': (1, 5, 13, 30)}
 
 def kernels(part):
     return [weight.shape for weight in part.trainable_weights
-            if weight.name.endswith("kernel")]
+            if weight.name.endswith('kernel')]
 
 
 def products(part, sizes=()):

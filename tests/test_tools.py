@@ -65,7 +65,8 @@ def test_discount_weights_by_hand_and_stopped():
 
 def test_kl_and_entropy_agree_with_tfp():
     def stats(seed):
-        return dict(mean=random(4, 3, seed=seed), std=np.exp(random(4, 3, seed=seed + 1)))
+        return dict(mean=random(4, 3, seed=seed),
+                    std=np.exp(random(4, 3, seed=seed + 1)))
     post, prior = stats(0), stats(5)
     dists = [tfd.MultivariateNormalDiag(x['mean'], x['std']) for x in (post, prior)]
     np.testing.assert_allclose(
@@ -150,7 +151,7 @@ def test_tanh_normal_mode_is_each_rows_own_best_sample():
     samples = np.tanh(mean + std * noise)
     scores = np.stack([dist.log_prob(sample) for sample in samples])
     expected = np.stack([samples[scores[:, row].argmax(), row] for row in range(3)])
-    assert len(set(scores.argmax(0))) > 1, 'rows should differ for the test to mean much'
+    assert len(set(scores.argmax(0))) > 1, 'rows should pick different samples'
     np.testing.assert_allclose(dist.mode(noise), expected, rtol=1e-5)
 
 

@@ -327,7 +327,7 @@ class TestDummyContinuous:
             waits.append(0)
             while not env.step(env.expert_action())[1]:
                 waits[-1] += 1
-        assert np.mean(waits) > 3 and max(waits) <= 12
+        assert np.mean(waits) > 1.5 and max(waits) <= 8
 
     def test_image_shows_point_and_target(self):
         env = wrappers.make('dummy_continuous', action_repeat=1, time_limit=50)
@@ -338,11 +338,9 @@ class TestDummyContinuous:
                 layer = image[..., channel]
                 x = (layer.sum(0) * places).sum() / layer.sum()
                 y = (layer.sum(1) * places).sum() / layer.sum()
-                # The image cuts targets at the edge of the arena; the point it shows
-                # whole, up to less than a pixel.
-                limit = 0.01 if channel == 0 else 0.2
+                # The image cuts blobs at the edge of the arena.
+                limit = 0.01 if np.abs(place).max() < 0.3 else 0.3
                 np.testing.assert_allclose([x, y], place, atol=limit)
-            assert 30 < image[..., 0].sum() < 45
             assert not image[..., 2].any()
 
     def test_small_motion_is_visible(self):

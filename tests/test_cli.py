@@ -1,0 +1,248 @@
+"""The command line: bad input, and whole runs on the real simulator."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import configs
+import dreamer
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LOSSES = set(
+    'model_loss image_loss reward_loss div prior_ent post_ent actor_loss value_loss '
+    'action_ent model_grad_norm actor_grad_norm value_grad_norm gradient_step fps '
+    'updates_per_s'.split())
+
+
+def start(*flags, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / 'dreamer.py'), *map(str, flags)], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
+
+
+def run(*flags, **kwargs):
+    process = start(*flags, **kwargs)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def metrics(logdir):
+    return [json.loads(line) for line in
+            (logdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def wait_for(condition, process, seconds=300):
+    deadline = time.time() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.time() < deadline, 'waited too long'
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--task', 'dmc_walker_fly'], ['walker_fly', 'walker_walk']),
+    (['--task', 'nosuite_thing'], ['nosuite_thing', 'dmc', 'dummy']),
+    (['--task', 'walker'], ['walker', 'SUITE_NAME']),
+    (['--task', 'dummy_nothing'], ['dummy_nothing', 'dummy_continuous']),
+    (['--stepps', '10'], ['--stepps', '--steps']),
+    (['--configs', 'huge'], ['huge', 'debug', 'small', 'paper']),
+    (['--precision', '64'], ['--precision', '16', '32', 'bfloat16']),
+    (['--steps', 'many'], ['--steps', 'many', 'whole number']),
+    (['--steps', '1.5'], ['--steps', '1.5', 'whole number']),
+    (['--steps'], ['--steps']),
+    (['--model_lr', 'nan'], ['--model_lr', 'finite']),
+    (['--model_lr', '0'], ['--model_lr', 'above 0']),
+    (['--batch_size', '0'], ['--batch_size', 'at least 1']),
+    (['--discount', '1.5'], ['--discount', 'at most 1']),
+    (['--jit', 'maybe'], ['--jit', 'true or false']),
+    (['--expl_min', '0.5', '--expl_amount', '0.1'], ['--expl_min', '--expl_amount']),
+    (['loose'], ['loose']),
+])
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capfd, flags, words):
+    logdir = tmp_path / 'logs'
+    with pytest.raises(SystemExit) as error:
+        dreamer.main(['--logdir', str(logdir), *flags])
+    assert error.value.code == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    for word in words:
+        assert word in lines[0]
+    assert not logdir.exists()
+
+
+def test_no_working_renderer_is_one_line(tmp_path):
+    process = start('--logdir', tmp_path / 'logs', '--task', 'dmc_cartpole_balance',
+                    env=dict(os.environ, MUJOCO_GL='nonsense'))
+    output, _ = process.communicate(timeout=120)
+    lines = [line for line in output.splitlines() if line.startswith('dreamer: error')]
+    assert process.returncode == 2 and len(lines) == 1 and 'MUJOCO_GL' in lines[0]
+    assert 'Traceback' not in output and not (tmp_path / 'logs').exists()
+
+
+def test_logdir_of_another_configuration_is_refused(tmp_path, capsys):
+    old = configs.parse(['--task', 'dummy_continuous', '--horizon', '9'])
+    configs.write(old, tmp_path / 'config.json')
+    before = (tmp_path / 'config.json').read_bytes()
+    with pytest.raises(SystemExit) as error:
+        dreamer.main(['--logdir', str(tmp_path), '--task', 'dmc_walker_walk'])
+    message = capsys.readouterr().err
+    assert error.value.code == 2 and message.count('\n') == 1
+    assert 'task: dummy_continuous -> dmc_walker_walk' in message
+    assert 'horizon: 9 -> 15' in message
+    assert [path.name for path in tmp_path.iterdir()] == ['config.json']
+    assert (tmp_path / 'config.json').read_bytes() == before
+
+
+def test_what_may_change_on_resume(tmp_path):
+    old = configs.parse(['--task', 'dummy_continuous'])
+    configs.write(old, tmp_path / 'config.json')
+    new = configs.parse(['--task', 'dummy_continuous', '--steps', '7', '--log_every',
+                         '9', '--envs', '3', '--precision', '16'])
+    assert configs.differences(new, tmp_path / 'config.json') == []
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"config": 3}', '{}'])
+def test_damaged_config_is_one_line(tmp_path, capsys, text):
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(SystemExit) as error:
+        dreamer.main(['--logdir', str(tmp_path), '--task', 'dummy_continuous'])
+    assert error.value.code == 2
+    assert 'not a readable configuration' in capsys.readouterr().err
+
+
+def test_presets_and_flags_in_order():
+    config = configs.parse(['--configs', 'debug', 'paper', '--num_units', '7',
+                            '--steps', '1e6'])
+    assert (config.num_units, config.rssm_units) == (7, 300)
+    assert (config.expl, config.free_nats_per_step) == ('mode', True)
+    assert config.batch_size == configs.PRESETS['debug']['batch_size']
+    assert config.steps == 1_000_000 and type(config.steps) is int
+    dummy = configs.parse(['--task', 'dummy_continuous'])
+    assert (dummy.action_repeat, dummy.time_limit) == (1, 50)
+    assert configs.parse(['--task', 'dmc_walker_walk']).action_repeat == 2
+
+
+def test_paper_settings_are_the_defaults():
+    """FACTS: the released code's settings for the Control Suite."""
+    config = configs.parse([])
+    expected = dict(
+        batch_size=50, batch_length=50, horizon=15, discount=0.99, disclam=0.95,
+        model_lr=6e-4, value_lr=8e-5, actor_lr=8e-5, grad_clip=100, free_nats=3,
+        kl_scale=1, prefill=5000, pretrain=100, train_every=1000, train_steps=100,
+        expl_amount=0.3, action_repeat=2, time_limit=1000, eval_every=10_000,
+        deter_size=200, stoch_size=30, num_units=400, cnn_depth=32, expl='sample')
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_help_shows_every_flag(capsys):
+    with pytest.raises(SystemExit) as done:
+        configs.parse(['--help'])
+    text = capsys.readouterr().out
+    assert not done.value.code
+    for name in configs.Config.__dataclass_fields__:
+        assert f'--{name} ' in text
+    assert text.count('default:') == len(configs.Config.__dataclass_fields__)
+
+
+def check_files(logdir):
+    """All that DESIGN's contract promises is there and can be read."""
+    stored = json.loads((logdir / 'config.json').read_text())
+    assert stored['versions']['tensorflow'] == tf.__version__
+    lines = metrics(logdir)
+    assert all('step' in line for line in lines)
+    keys = set().union(*lines)
+    assert keys >= LOSSES | {'train/return', 'train/length', 'test/return',
+                             'test/length', 'episodes'}
+    for line in lines:
+        assert None not in line.values(), line
+    for path in (logdir / 'episodes').glob('*.npz'):
+        with np.load(path) as episode:
+            rows = int(path.stem.split('-')[-1])
+            assert episode['image'].shape == (rows, 64, 64, 3)
+            assert episode['image'].std() > 1
+            assert set(episode) >= {'image', 'action', 'reward', 'discount'}
+    for kind in ('eval', 'openloop'):
+        videos = list((logdir / 'videos').glob(f'{kind}-*.gif'))
+        assert videos and Image.open(videos[0]).n_frames > 5
+    events = list(logdir.glob('events.out.tfevents.*'))
+    tags = {value.tag for path in events
+            for event in tf.compat.v1.train.summary_iterator(str(path))
+            for value in event.summary.value}
+    assert tags >= LOSSES | {'train/return', 'test/return', 'eval', 'openloop'}
+    assert tf.train.latest_checkpoint(str(logdir / 'checkpoints'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('precision', ['32', '16'])
+def test_train_stop_and_resume_on_the_real_simulator(tmp_path, precision):
+    flags = ['--logdir', tmp_path, '--task', 'dmc_cartpole_balance', '--configs',
+             'debug', '--precision', precision]
+    process = start(*flags, '--steps', 1e6)
+    wait_for(lambda: (tmp_path / 'metrics.jsonl').exists() and any(
+        line.get('gradient_step', 0) >= 4 for line in metrics(tmp_path)), process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    stopped = metrics(tmp_path)[-1]
+    steps = stopped['step'] + 300
+    output = run(*flags, '--steps', steps)
+    assert 'resumed at step' in output
+    lines = metrics(tmp_path)
+    assert max(line['step'] for line in lines) >= steps
+    updates = [line['gradient_step'] for line in lines if 'gradient_step' in line]
+    assert updates == sorted(updates)
+    # Two before the first step of training, and two for every 100 steps after it.
+    assert updates[-1] == 2 + (lines[-1]['step'] - 100) // 100 * 2
+    check_files(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('envs', [1, 3])
+def test_counters_with_several_environments(tmp_path, envs):
+    run('--logdir', tmp_path, '--task', 'dummy_continuous', '--configs', 'debug',
+        '--time_limit', 40, '--envs', envs, '--steps', 480)
+    lines = metrics(tmp_path)
+    # 2 + 2 for every 100 steps after the prefill, which ends with a whole vector step.
+    first = -(-100 // envs) * envs
+    last = [line for line in lines if 'gradient_step' in line][-1]
+    assert last['gradient_step'] == 2 + (last['step'] - first) // 100 * 2
+    assert 480 <= lines[-1]['step'] < 480 + envs
+    episodes = list((tmp_path / 'episodes').glob('*.npz'))
+    assert len(episodes) == 480 // envs // 40 * envs
+    first_images = [np.load(path)['image'][0].tobytes() for path in episodes]
+    assert len(set(first_images)) == len(first_images)
+
+
+@pytest.mark.slow
+def test_damaged_episodes_are_named_and_skipped(tmp_path):
+    flags = ['--logdir', tmp_path, '--task', 'dummy_continuous', '--configs', 'debug',
+             '--time_limit', '40', '--steps']
+    run(*flags, 200)
+    victim = sorted((tmp_path / 'episodes').glob('*.npz'))[0]
+    victim.write_bytes(victim.read_bytes()[:1000])
+    output = run(*flags, 400)
+    assert victim.name in output
+    assert victim.stat().st_size == 1000
+
+
+def test_second_signal_ends_at_once(tmp_path):
+    process = start('--logdir', tmp_path, '--task', 'dummy_continuous', '--configs',
+                    'debug', '--steps', 1e6)
+    wait_for((tmp_path / 'metrics.jsonl').exists, process)
+    for _ in range(200):
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    process.communicate(timeout=60)
+    assert process.returncode in (0, -signal.SIGINT)
