@@ -105,7 +105,7 @@ class Config:
         False, 'draw every row of an episode equally often; off: whole sequences, so '
         'that the two ends of an episode are drawn less often')
     replay_memory: float = _flag(0, 'episodes held in memory, others are read from '
-                                 'disk; 0 is half of the free memory [bytes]',
+                                 'disk; 0 is a quarter of all memory [bytes]',
                                  minimum=0)
 
     # Behaviour.
