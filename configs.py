@@ -23,9 +23,9 @@ class ConfigError(ValueError):
     """A configuration that cannot run; the message is one line for the user."""
 
 
-def _flag(default, help, choices=None, minimum=None, above=None):
+def _flag(default, help, choices=None, minimum=None, maximum=None, above=None):
     return dataclasses.field(default=default, metadata=dict(
-        help=help, choices=choices, minimum=minimum, above=above))
+        help=help, choices=choices, minimum=minimum, maximum=maximum, above=above))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +36,14 @@ class Config:
     # Run.
     logdir: str = _flag('./logs', 'folder of the run; the same command resumes it')
     task: str = _flag('dmc_walker_walk', 'SUITE_NAME, for example dmc_cartpole_balance')
-    seed: int = _flag(0, 'seed of networks, noise, replay and episodes', minimum=0)
+    seed: int = _flag(0, 'seed of networks, noise, replay and episodes', minimum=0,
+                      maximum=2 ** 32 - 1)
     steps: int = _flag(5_000_000, 'length of the run, prefill included '
                        '[environment steps; paper: 5e6]', minimum=1)
     eval_every: int = _flag(10_000, 'between evaluations [environment steps]',
                             minimum=1)
-    log_every: int = _flag(1_000, 'between lines of losses [environment steps]',
-                           minimum=1)
+    log_every: int = _flag(1_000, 'between lines of losses, after training phases '
+                           '[environment steps]', minimum=1)
     save_every: int = _flag(10_000, 'between checkpoints [environment steps]',
                             minimum=1)
     precision: str = _flag('auto', 'of the networks: float16, float32 or bfloat16; '
@@ -53,12 +54,13 @@ class Config:
         False, 'resume a logdir that was started with other settings')
 
     # Environments.
-    envs: int = _flag(1, 'environments that collect in parallel', minimum=1)
+    envs: int = _flag(1, 'environments that collect in parallel', minimum=1,
+                      maximum=1000)
     parallel: str = _flag('process', 'where simulators run; none is the main process, '
                           'which is not safe with software rendering',
                           ('process', 'none'))
     worker_timeout: float = _flag(300.0, 'until a silent simulator counts as dead '
-                                  '[seconds]', above=0)
+                                  '[seconds]', above=0, maximum=1e6)
     action_repeat: int = _flag(2, 'simulator steps per action [paper: 2]', minimum=1)
     time_limit: int = _flag(1000, 'longest episode [environment steps]', minimum=1)
     prefill: int = _flag(5000, 'steps of random actions before training '
@@ -75,6 +77,9 @@ class Config:
                            'the value network [paper: 300]', minimum=1)
     rssm_units: int = _flag(200, 'units of hidden layers in the RSSM [paper: 300]',
                             minimum=1)
+    reward_layers: int = _flag(2, 'hidden layers of the reward head [paper: 3]',
+                               minimum=1)
+    actor_layers: int = _flag(4, 'hidden layers of the actor [paper: 3]', minimum=1)
     dense_act: str = _flag('elu', 'activation of dense layers',
                            ('elu', 'relu', 'silu', 'tanh'))
     cnn_act: str = _flag('relu', 'activation of convolutions',
@@ -109,8 +114,9 @@ class Config:
                                  minimum=0)
 
     # Behaviour.
-    discount: float = _flag(0.99, 'gamma', minimum=0)
-    disclam: float = _flag(0.95, 'lambda of the lambda return', minimum=0)
+    discount: float = _flag(0.99, 'gamma', minimum=0, maximum=1)
+    disclam: float = _flag(0.95, 'lambda of the lambda return', minimum=0,
+                           maximum=1)
     horizon: int = _flag(15, 'imagined steps [agent steps]', minimum=2)
     action_init_std: float = _flag(5.0, 'std of the actor before the tanh at the '
                                    'start', above=0)
@@ -139,7 +145,9 @@ PRESETS = {
         steps=100_000, eval_every=5_000, save_every=5_000, batch_size=12,
         batch_length=16, horizon=10, cnn_depth=8, cnn_act='elu', num_units=128,
         model_lr=1e-3, actor_lr=1e-4, value_lr=2e-4),
-    'paper': dict(num_units=300, rssm_units=300, expl='mode', free_nats_per_step=True),
+    'paper': dict(
+        num_units=300, rssm_units=300, reward_layers=3, actor_layers=3, expl='mode',
+        free_nats_per_step=True),
 }
 
 
@@ -171,13 +179,15 @@ def check(config):
         if rule['minimum'] is not None and value < rule['minimum']:
             raise ConfigError(f'--{field.name} is {value}; it must be at least '
                               f"{rule['minimum']}")
+        if rule['maximum'] is not None and value > rule['maximum']:
+            raise ConfigError(f'--{field.name} is {value}; it must be at most '
+                              f"{rule['maximum']}")
         if rule['above'] is not None and value <= rule['above']:
             raise ConfigError(f'--{field.name} is {value}; it must be above '
                               f"{rule['above']}")
-    for name in ('discount', 'disclam'):
-        if getattr(config, name) > 1:
-            raise ConfigError(f'--{name} is {getattr(config, name)}; it must be at '
-                              'most 1')
+    if config.prefill > config.steps:
+        raise ConfigError(f'--prefill {config.prefill} is above --steps '
+                          f'{config.steps}; nothing would be learned')
     if config.expl_min > config.expl_amount:
         raise ConfigError(f'--expl_min {config.expl_min} is above --expl_amount '
                           f'{config.expl_amount}; the noise can only fall')
@@ -206,12 +216,18 @@ def differences(config, path):
 
 def write(config, path):
     """Store the configuration and the library versions, whole or not at all."""
+    def version(name):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
     names = ('tensorflow', 'keras', 'tensorflow-probability', 'numpy', 'gymnasium',
              'dm_control', 'mujoco')
     text = json.dumps({
         'config': dataclasses.asdict(config),
         'versions': {'python': sys.version.split()[0], **{
-            name: importlib.metadata.version(name) for name in names}}}, indent=2)
+            name: version(name) for name in names}}}, indent=2)
     temporary = path.with_suffix('.tmp')
     temporary.write_text(text + '\n')
     temporary.replace(path)
@@ -243,7 +259,8 @@ def _parser():
         choices = field.metadata['choices']
         text = field.metadata['help'].replace('%', '%%')
         parser.add_argument(
-            f'--{field.name}', type=_reader(field), metavar=(
+            f'--{field.name}', type=_reader(field),
+            **(dict(nargs='?', const=True) if field.type is bool else {}), metavar=(
                 '|'.join(choices) if choices else field.type.__name__.upper()),
             help=f'{text} (default: {field.default})')
     parser.parse_args = lambda argv: _parse_known(parser, argv)
@@ -298,6 +315,7 @@ def _suite(task):
 
 
 def fail(message):
-    """End the program with one line on stderr and exit code 2."""
-    print(f'dreamer: error: {message}', file=sys.stderr)
+    """End the program with one line on stderr, the message's last, and exit code 2."""
+    line = str(message).strip().splitlines()[-1]
+    print(f'dreamer: error: {line}', file=sys.stderr)
     raise SystemExit(2)

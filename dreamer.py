@@ -7,8 +7,6 @@ E environments.
 `action[t]` led to `image[t]`, `reward[t]` and `discount[t]`.
 """
 
-import ctypes
-import dataclasses
 import os
 import pathlib
 import signal
@@ -49,7 +47,8 @@ class WorldModel(tf.Module):
         size = self.rssm.feature_size
         self.decoder = models.Decoder(size, config.cnn_depth, config.cnn_act)
         self.reward = models.ScalarHead(
-            size, 2, config.num_units, config.dense_act, name='reward')
+            size, config.reward_layers, config.num_units, config.dense_act,
+            name='reward')
         self.parts = [self.encoder, self.rssm, self.decoder, self.reward]
         if config.pcont:
             self.pcont = models.ScalarHead(
@@ -130,8 +129,9 @@ class ActorCritic(tf.Module):
     def __init__(self, config, feature_size, action_size):
         super().__init__('behavior')
         self._config = config
-        self.actor = models.Actor(feature_size, action_size, config.num_units,
-                                  config.dense_act, config.action_init_std)
+        self.actor = models.Actor(
+            feature_size, action_size, config.num_units, config.actor_layers,
+            config.dense_act, config.action_init_std)
         self.value = models.ScalarHead(
             feature_size, 3, config.num_units, config.dense_act, name='value')
 
@@ -154,7 +154,7 @@ class ActorCritic(tf.Module):
             policy = self.actor.dist(tf.stop_gradient(rssm.feature(state)))
             action = policy.sample(noise[1])
             return (rssm.imagine_step(state, action, noise[0]),
-                    policy.log_prob(tf.stop_gradient(action)))
+                    tf.stop_gradient(policy.log_prob(action)))
 
         initial = (start, tf.zeros(tf.shape(start['stoch'])[:1]))
         states, log_prob = tf.scan(step, (latent_noise, action_noise), initial)
@@ -209,6 +209,8 @@ class Dreamer(tf.Module):
                 config.precision])
         keras.utils.set_random_seed(config.seed)
         self.rng = tf.random.Generator.from_seed(config.seed)
+        # Of its own: evaluating more or less often must not change the training.
+        self.eval_rng = tf.random.Generator.from_seed(config.seed + 1)
         self.world = WorldModel(config, action_size)
         self.behavior = ActorCritic(config, self.world.rssm.feature_size, action_size)
         scale = config.precision == '16'
@@ -278,7 +280,8 @@ class Dreamer(tf.Module):
           actions [E, A] in [-1, 1], and the state to pass on: what the agent believes
           and the action that it really took.
         """
-        config, normal = self._config, self.rng.normal
+        config = self._config
+        normal = (self.rng if training else self.eval_rng).normal
         latent, action = state
         latent = self.world.rssm.observe_step(
             latent, action, self.world.encoder(image), is_first,
@@ -306,7 +309,7 @@ class Dreamer(tf.Module):
           [L, 3*64, B*64, 3] uint8. The first five frames are reconstructions.
         """
         shape = (*data['reward'].shape, self._config.stoch_size)
-        model = self.world.openloop(data, self.rng.normal(shape))
+        model = self.world.openloop(data, self.eval_rng.normal(shape))
         truth = tf.cast(data['image'], tf.float32) / 255
         video = tf.concat([truth, model, (model - truth + 1) / 2], 2)
         video = tf.transpose(video, (1, 2, 0, 3, 4))
@@ -335,7 +338,6 @@ class Run:
     def __init__(self, config, envs, eval_envs):
         self.config = config
         self.logdir = pathlib.Path(config.logdir)
-        self.logger = logger.Logger(self.logdir)
         self.action_size, = envs[0].action_space.shape
         self.agent = Dreamer(config, self.action_size)
         self.checkpoints = tf.train.CheckpointManager(
@@ -347,8 +349,14 @@ class Run:
             self.logdir / 'episodes', length=config.batch_length,
             seed=(config.seed, self.gradient_step), balance=config.dataset_balance,
             memory=int(config.replay_memory) or None)
-        if not self.step:
-            self.agent.env_step.assign(self.replay.steps * config.action_repeat)
+        if self.replay.action_size not in (None, self.action_size):
+            raise configs.ConfigError(
+                f'the episodes in {self.logdir} have {self.replay.action_size} actions '
+                f'and {config.task} has {self.action_size}; choose another --logdir')
+        # After a crash there are episodes that are newer than the checkpoint.
+        self.agent.env_step.assign(
+            max(self.step, self.replay.steps * config.action_repeat))
+        self.logger = logger.Logger(self.logdir)
         self.random = np.random.default_rng((config.seed, self.step))
         self.collector = workers.Collector(envs, config.seed, self.replay.episodes)
         self.eval_envs = eval_envs
@@ -391,12 +399,12 @@ class Run:
 
     def prefill(self):
         """Collect with random actions, one whole episode at least."""
-        if self.agent.train_start >= 0:
-            return
-        self.collect(self.random_policy, self.config.prefill)
+        started = self.agent.train_start >= 0
+        if not started:
+            self.collect(self.random_policy, self.config.prefill)
         while not self.stop and not self.replay.episodes:
             self.collect(self.random_policy, self.step + 1)
-        if not self.stop:
+        if not self.stop and not started:
             self.agent.train_start.assign(self.step)
 
     def collect(self, policy, until):
@@ -416,9 +424,10 @@ class Run:
         due = config.pretrain + phases * config.train_steps - self.gradient_step
         for batch in self.replay.stream(config.batch_size, max(0, due)):
             self.metrics.append(self.agent.train(batch))
+            if len(self.metrics) % 50 == 0:
+                self.agent.check_finite()
             if self.stop:
                 break
-        self.agent.check_finite()
 
     def evaluate(self):
         """One episode in every evaluation environment, and two videos."""
@@ -433,19 +442,28 @@ class Run:
         self.logger.video(self.step, 'eval', episodes[0]['image'])
         # What is looked at must not change what is trained on.
         state = self.replay.get_state()
-        batch = self.replay.sample(min(6, self.config.batch_size))
+        batch = self.replay.sample(self.config.batch_size)
         self.replay.set_state(state)
-        self.logger.video(self.step, 'openloop', self.agent.openloop(batch).numpy(), 10)
+        # Six sequences, of one episode each where there are such.
+        joined = batch['is_first'][:, 1:].any(1)
+        rows = np.argsort(joined, kind='stable')[:6]
+        video = self.agent.openloop({key: x[rows] for key, x in batch.items()})
+        self.logger.video(self.step, 'openloop', video.numpy(), 10)
 
     def log(self):
         """Means of the losses since the last call, and speeds."""
         now = (time.time(), self.step, self.gradient_step)
         seconds, steps, updates = (
             new - old for new, old in zip(now, self.log_start, strict=True))
-        values = {key: np.mean([metrics[key] for metrics in self.metrics])
-                  for key in (self.metrics[0] if self.metrics else ())}
+        values = {}
+        for key in self.metrics[0] if self.metrics else ():
+            # Steps that were skipped are counted below; their norms are infinite.
+            numbers = np.array([metrics[key] for metrics in self.metrics])
+            values[key] = np.mean(numbers[np.isfinite(numbers)]) if np.isfinite(
+                numbers).any() else np.nan
         values.update(gradient_step=self.gradient_step, fps=steps / seconds,
                       updates_per_s=updates / seconds)
+        values['episodes_skipped'] = self.replay.skipped
         for name, optimizer in self.agent.optimizers.items():
             values[f'{name}_skipped'] = int(optimizer.skipped)
         self.logger.scalars(self.step, values)
@@ -482,9 +500,15 @@ class Run:
 
     def restore(self):
         """Load the newest checkpoint, if there is one."""
-        if self.checkpoints.latest_checkpoint:
-            self.checkpoints.checkpoint.restore(
-                self.checkpoints.latest_checkpoint).assert_existing_objects_matched()
+        path = self.checkpoints.latest_checkpoint
+        if path:
+            try:
+                status = self.checkpoints.checkpoint.restore(path)
+                status.assert_existing_objects_matched()
+            except (ValueError, AssertionError, tf.errors.OpError) as error:
+                raise configs.ConfigError(
+                    f'{path} is damaged or of another network '
+                    f'({str(error).splitlines()[0]})') from None
             print(f'resumed at step {self.step}', flush=True)
 
     def request_stop(self, number, frame):
@@ -493,31 +517,6 @@ class Run:
         self.stop = True
         signal.signal(number, signal.SIG_DFL)
         print('stopping: saving first, again to quit at once', file=sys.stderr)
-
-
-def set_up_devices(config):
-    """Let GPU memory grow, so that renderers and neighbours find some too; resolve the
-    automatic precision. Returns the configuration and the number of GPUs."""
-    gpus = tf.config.list_physical_devices('GPU')
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if config.precision == 'auto':
-        config = dataclasses.replace(config, precision='16' if gpus else '32')
-    return config, len(gpus)
-
-
-def keep_freed_memory():
-    """Tell glibc to keep freed blocks in one heap: else the activations of every update
-    are unmapped and faulted in again (900,000 page faults an update at the paper's
-    sizes). To be called before threads start; no effect on other systems."""
-    trim_threshold, mmap_max, arena_max = -1, -4, -8
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2 ** 31 - 1)
-        libc.mallopt(arena_max, 1)
-    except (OSError, AttributeError, TypeError):
-        return
 
 
 def main(argv=None):
@@ -531,24 +530,26 @@ def main(argv=None):
             raise configs.ConfigError(
                 f"{logdir} belongs to another configuration ({'; '.join(changes)}); "
                 'choose another --logdir or add --allow_config_change true')
-        keep_freed_memory()
-        config, gpus = set_up_devices(config)
+        tools.keep_freed_memory()
+        config, devices = tools.set_up_devices(config)
         kwargs = dict(action_repeat=config.action_repeat, time_limit=config.time_limit)
-        devices = list(range(gpus)) if gpus > 1 else None
         envs = workers.make_workers(
             config.task, config.envs + 1, kwargs, config.parallel, devices,
             config.worker_timeout)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error)
     try:
-        logdir.mkdir(parents=True, exist_ok=True)
-        configs.write(config, config_path)
-        run = Run(config, envs[:-1], envs[-1:])
+        try:
+            logdir.mkdir(parents=True, exist_ok=True)
+            run = Run(config, envs[:-1], envs[-1:])
+            configs.write(config, config_path)
+        except (configs.ConfigError, OSError) as error:
+            configs.fail(error)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, run.request_stop)
         try:
             run.loop()
-        except (workers.WorkerError, FloatingPointError) as error:
+        except (workers.WorkerError, FloatingPointError, OSError) as error:
             print(f'dreamer: stopped: {error}', file=sys.stderr)
             if isinstance(error, workers.WorkerError):
                 run.save()

@@ -174,15 +174,16 @@ class Actor(Dense):
     Args:
       inputs: F.
       action_size: A.
-      units, act: of the four hidden layers.
+      units, layers, act: of the hidden layers.
       init_std: standard deviation before the tanh when the network outputs zero.
     """
 
     MIN_STD = 1e-4
     MEAN_SCALE = 5.0
 
-    def __init__(self, inputs, action_size, units=400, act='elu', init_std=5.0):
-        super().__init__(inputs, 4, units, 2 * action_size, act, name='actor')
+    def __init__(self, inputs, action_size, units=400, layers=4, act='elu',
+                 init_std=5.0):
+        super().__init__(inputs, layers, units, 2 * action_size, act, name='actor')
         # softplus^-1, in a form that does not overflow.
         self._raw_init_std = init_std + math.log(-math.expm1(-init_std))
 

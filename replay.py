@@ -75,6 +75,11 @@ class Replay:
         return len(self._entries)
 
     @property
+    def action_size(self):
+        """Size A of the actions; None without episodes."""
+        return self._entries[0].actions if self._entries else None
+
+    @property
     def rows(self):
         """Number of rows of all episodes."""
         return sum(entry.rows for entry in self._entries)

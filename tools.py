@@ -5,6 +5,10 @@ the first axis of what is imagined, [H, N, ...], and along the second of what co
 from replay, [B, L, ...].
 """
 
+import ctypes
+import dataclasses
+import os
+
 import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -188,10 +192,11 @@ class Optimizer(tf.Module):
         self._scale_loss = scale_loss
         self._adam = keras.optimizers.Adam(learning_rate)
         self._adam.build(variables)
-        self.loss_scale = tf.Variable(2.0 ** 15 if scale_loss else 1.0, trainable=False)
-        self.good_steps = tf.Variable(0, trainable=False)
-        self.skipped = tf.Variable(0, trainable=False)
-        self.skipped_in_a_row = tf.Variable(0, trainable=False)
+        # Unused without scaling, but a run may go on in float16.
+        self.loss_scale = tf.Variable(2.0 ** 15, trainable=False)
+        # Of 64 bits: TensorFlow keeps int32 variables on the host, out of XLA's reach.
+        self.good_steps, self.skipped, self.skipped_in_a_row = (
+            tf.Variable(0, trainable=False, dtype=tf.int64) for _ in range(3))
 
     def scaled(self, loss):
         """The loss to differentiate, inside the tape."""
@@ -216,13 +221,13 @@ class Optimizer(tf.Module):
         return norm
 
     def _count(self, finite):
-        bad = 1 - tf.cast(finite, tf.int32)
+        bad = 1 - tf.cast(finite, tf.int64)
         self.skipped.assign_add(bad)
         self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * bad)
         if self._scale_loss:
             good = (self.good_steps + 1) * (1 - bad)
             grow = good >= self.GROW_AFTER
-            self.good_steps.assign(tf.where(grow, 0, good))
+            self.good_steps.assign(tf.where(grow, tf.zeros_like(good), good))
             self.loss_scale.assign(self.loss_scale * tf.where(
                 finite, tf.where(grow, 2.0, 1.0), 0.5))
 
@@ -243,3 +248,35 @@ class Every:
         if due:
             self._last = step
         return due
+
+
+def set_up_devices(config):
+    """Let GPU memory grow, so that renderers and neighbours find some too; resolve the
+    automatic precision. Returns the configuration and the renderers' GPUs, if there are
+    several to choose from."""
+    gpus = tf.config.list_physical_devices('GPU')
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if config.precision == 'auto':
+        config = dataclasses.replace(config, precision='16' if gpus else '32')
+    if len(gpus) < 2:
+        return config, None
+    # TensorFlow counts the visible GPUs from 0, EGL knows them by their own numbers.
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
+    if all(name.strip().isdigit() for name in visible):
+        return config, [int(name) for name in visible]
+    return config, list(range(len(gpus)))
+
+
+def keep_freed_memory():
+    """Tell glibc to keep freed blocks in one heap: else the activations of every update
+    are unmapped and faulted in again (900,000 page faults an update at the paper's
+    sizes). To be called before threads start; no effect on other systems."""
+    trim_threshold, mmap_max, arena_max = -1, -4, -8
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2 ** 31 - 1)
+        libc.mallopt(arena_max, 1)
+    except (OSError, AttributeError, TypeError):
+        return

@@ -323,8 +323,9 @@ class Collector:
 
 def main():
     """Serves the environment that the parent process asks for."""
-    # Ctrl-C reaches every process of the group; the parent decides what it means.
+    # These reach every process of the group; the parent decides what they mean.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
     try:
         _serve(connection)

@@ -16,6 +16,7 @@ Paper sizes unless flags say otherwise. The last line is one JSON object:
 
 import argparse
 import json
+import os
 import pathlib
 import resource
 import statistics
@@ -23,12 +24,16 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+# As dreamer.py has it; both must be set before TensorFlow is imported.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 
 import numpy as np
 import tensorflow as tf
 
 import configs
 import dreamer
+import tools
 
 
 def dense(*sizes):
@@ -59,9 +64,9 @@ def multiply_adds(config, action_size):
         decoder=dense(feature, 32 * depth) + sum(transposed),
         dynamics=dynamics,
         posterior=dense(deter + 32 * depth, hidden, 2 * stoch),
-        reward=dense(feature, units, units, 1),
+        reward=dense(feature, *config.reward_layers * [units], 1),
         pcont=dense(feature, units, units, units, 1) if config.pcont else 0,
-        actor=dense(feature, units, units, units, units, 2 * action_size),
+        actor=dense(feature, *config.actor_layers * [units], 2 * action_size),
         value=dense(feature, units, units, units, 1))
 
 
@@ -149,7 +154,8 @@ def policy_ms(agent, batch, calls=200):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('--task_actions', type=int, default=6, help='action size')
     parser.add_argument('--repeats', type=int, default=5, help='timed updates')
     args, flags = parser.parse_known_args()
@@ -157,8 +163,8 @@ def main():
         config = configs.parse(flags)
     except configs.ConfigError as error:
         configs.fail(error)
-    dreamer.keep_freed_memory()
-    config, _ = dreamer.set_up_devices(config)
+    tools.keep_freed_memory()
+    config, _ = tools.set_up_devices(config)
     print(json.dumps(measure(config, args.task_actions, args.repeats)))
 
 

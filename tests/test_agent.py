@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import configs
 import dreamer
+import tools
 import workers
 import wrappers
 
@@ -14,7 +15,7 @@ TINY = ['--configs', 'debug', '--batch_size', str(BATCH), '--batch_length', str(
 
 
 def make_agent(*flags, precision='32'):
-    config = configs.parse([*TINY, '--precision', precision, *flags])
+    config = configs.parse([*TINY, '--precision', precision, *map(str, flags)])
     return dreamer.Dreamer(config, ACTION)
 
 
@@ -103,18 +104,10 @@ def test_value_gradient_is_that_of_regression_on_fixed_targets(agent, data):
 
 
 def test_actor_sees_stopped_features(agent, data):
-    """With the same actions from another place, its gradient must be the same: what
-    is differentiated is the action, and not how the actor's input came about."""
+    """A start changes later features through the dynamics alone: its gradient must
+    be that of the same trajectory with frozen actions."""
     noise = fixed_noise(agent)
     start = agent.world.rssm.initial(BATCH)
-    start = {key: tf.Variable(value) for key, value in start.items()}
-    with tf.GradientTape() as tape:
-        state = {key: tf.identity(value) for key, value in start.items()}
-        feature = tf.stop_gradient(agent.world.rssm.feature(state))
-        action = agent.behavior.actor.dist(feature).sample(noise['action'][0][:BATCH])
-    assert all(g is None for g in tape.gradient(action, list(start.values())))
-    # In `imagine` itself: a start that is watched changes later features through the
-    # dynamics alone. Finite differences with frozen actions must give its gradient.
     with tf.GradientTape() as tape:
         stoch = tf.Variable(start['stoch'])
         features, _ = agent.behavior.imagine(
@@ -182,9 +175,20 @@ def test_predicted_discounts_replace_gamma(data):
     for weight in agent.world.pcont.trainable_weights:
         weight.assign(tf.zeros_like(weight))
     np.testing.assert_allclose(agent.world.discounts(feature), np.full((4, 3), 0.5))
-    metrics = update(agent, data)
-    # Soft labels: cross-entropy of 1/2 against 0.99 is log 2.
-    np.testing.assert_allclose(metrics['pcont_loss'], np.log(2), rtol=1e-5)
+    agent.world.pcont.trainable_weights[-1].assign([2.0])
+    for discount, label in (1.0, 0.99), (0.0, 0.0):
+        metrics = update(agent, dict(
+            data, discount=tf.fill(data['discount'].shape, discount)))
+        agent.world.pcont.trainable_weights[-1].assign([2.0])
+        # Soft labels: cross-entropy of sigmoid(2) against 0.99 and 0.
+        expected = np.log1p(np.exp(-2)) + 2 * (1 - label)
+        np.testing.assert_allclose(metrics['pcont_loss'], expected, rtol=1e-2)
+
+
+def test_update_gives_starts_after_the_end_no_weight(agent, data):
+    over = dict(data, discount=tf.zeros_like(data['discount']))
+    agent.rng.reset_from_seed(0)
+    assert float(update(agent, over)['actor_loss']) == 0
 
 
 def test_tanh_bounds_rewards(agent, data):
@@ -199,10 +203,20 @@ def test_tanh_bounds_rewards(agent, data):
 
 def test_free_nats_form_follows_the_flag(agent, data):
     noise = tf.zeros((BATCH, LENGTH, 4))
-    _, _, metrics = agent.world.loss(data, noise)
-    base = metrics['image_loss'] + metrics['reward_loss']
-    np.testing.assert_allclose(
-        metrics['model_loss'], base + max(3.0, float(metrics['div'])), rtol=1e-5)
+    kl = tools.gaussian_kl(*agent.world.rssm.observe(
+        agent.world.encoder(data['image']), data['action'], data['is_first'],
+        noise)).numpy()
+    amount = float(np.median(kl))  # On either side of it, so that the forms differ.
+    expected = max(amount, kl.mean()), np.maximum(amount, kl).mean()
+    assert abs(expected[0] - expected[1]) > 1e-3
+    for flag, nats in zip(('false', 'true'), expected, strict=True):
+        # A large scale, to be seen beside an image loss of 11,800 in float32.
+        other = make_agent('--free_nats_per_step', flag, '--free_nats', amount,
+                           '--kl_scale', 1e4)
+        _, _, metrics = other.world.loss(data, noise)
+        term = (metrics['model_loss'] - metrics['image_loss']
+                - metrics['reward_loss'])
+        np.testing.assert_allclose(term / 1e4, nats, atol=1e-5)
 
 
 @pytest.mark.parametrize('precision', ['16', 'bfloat16'])
@@ -317,7 +331,7 @@ def test_openloop_ignores_later_images(agent, data):
     image[:, 5:] = 0
     videos = []
     for batch in (data, dict(data, image=tf.constant(image))):
-        agent.rng.reset_from_seed(0)
+        agent.eval_rng.reset_from_seed(0)
         videos.append(agent.openloop(batch).numpy()[:, 64:128])
     np.testing.assert_array_equal(*videos)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -64,6 +65,8 @@ def wait_for(condition, process, seconds=300):
     (['--model_lr', '0'], ['--model_lr', 'above 0']),
     (['--batch_size', '0'], ['--batch_size', 'at least 1']),
     (['--discount', '1.5'], ['--discount', 'at most 1']),
+    (['--seed', '5000000000'], ['--seed', 'at most 4294967295']),
+    (['--prefill', '100', '--steps', '10'], ['--prefill', '--steps']),
     (['--jit', 'maybe'], ['--jit', 'true or false']),
     (['--expl_min', '0.5', '--expl_amount', '0.1'], ['--expl_min', '--expl_amount']),
     (['loose'], ['loose']),
@@ -106,7 +109,7 @@ def test_logdir_of_another_configuration_is_refused(tmp_path, capsys):
 def test_what_may_change_on_resume(tmp_path):
     old = configs.parse(['--task', 'dummy_continuous'])
     configs.write(old, tmp_path / 'config.json')
-    new = configs.parse(['--task', 'dummy_continuous', '--steps', '7', '--log_every',
+    new = configs.parse(['--task', 'dummy_continuous', '--steps', '7e4', '--log_every',
                          '9', '--envs', '3', '--precision', '16'])
     assert configs.differences(new, tmp_path / 'config.json') == []
 
@@ -235,14 +238,57 @@ def test_damaged_episodes_are_named_and_skipped(tmp_path):
     assert victim.stat().st_size == 1000
 
 
-def test_second_signal_ends_at_once(tmp_path):
-    process = start('--logdir', tmp_path, '--task', 'dummy_continuous', '--configs',
-                    'debug', '--steps', 1e6)
-    wait_for((tmp_path / 'metrics.jsonl').exists, process)
-    for _ in range(200):
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.05)
-    process.communicate(timeout=60)
-    assert process.returncode in (0, -signal.SIGINT)
+def test_second_signal_has_its_usual_effect():
+    run = types.SimpleNamespace(stop=False)
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    dreamer.Run.request_stop(run, signal.SIGUSR1, None)
+    assert run.stop
+    assert signal.signal(signal.SIGUSR1, before) == signal.SIG_DFL
+
+
+def test_logdir_that_is_a_file_is_one_line(tmp_path, capsys):
+    (tmp_path / 'file').write_text('kept')
+    for name in ('file', 'file/below'):
+        with pytest.raises(SystemExit) as error:
+            dreamer.main(['--logdir', str(tmp_path / name), '--task',
+                          'dummy_continuous', '--parallel', 'none'])
+        message = capsys.readouterr().err
+        assert error.value.code == 2 and message.count('\n') == 1 and 'file' in message
+    assert (tmp_path / 'file').read_text() == 'kept'
+
+
+def test_flags_without_value_are_switches():
+    assert configs.parse(['--jit']).jit is True
+    assert configs.parse(['--jit', 'false']).jit is False
+
+
+def test_paper_preset_has_three_layers_of_300_everywhere():
+    agent = dreamer.Dreamer(configs.parse(
+        ['--configs', 'paper', '--precision', '32']), 6)
+    for part in (agent.world.reward, agent.behavior.actor, agent.behavior.value):
+        shapes = [w.shape for w in part.trainable_weights if len(w.shape) == 2]
+        assert [shape[1] for shape in shapes[:-1]] == [300] * 3, part.name
+
+
+@pytest.mark.slow
+def test_changes_that_do_not_fit_leave_the_run_as_it_was(tmp_path):
+    flags = ['--logdir', tmp_path, '--task', 'dummy_continuous', '--configs', 'debug',
+             '--time_limit', '40']
+    run(*flags, '--steps', 200)
+    before = (tmp_path / 'config.json').read_bytes()
+    process = start(*flags, '--deter_size', 20, '--allow_config_change')
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2 and 'Traceback' not in output
+    assert 'another network' in output
+    assert (tmp_path / 'config.json').read_bytes() == before
+    # Without episodes the run collects some first; killed, it keeps what it collected.
+    for path in (tmp_path / 'episodes').iterdir():
+        path.unlink()
+    process = start(*flags, '--steps', 1e6)
+    wait_for(lambda: len(list((tmp_path / 'episodes').glob('*.npz'))) >= 4, process)
+    process.kill()
+    process.wait()
+    collected = 40 * len(list((tmp_path / 'episodes').glob('*.npz')))
+    run(*flags, '--steps', 600)
+    first_new = [line['step'] for line in metrics(tmp_path) if 'train/return' in line]
+    assert first_new[-1] >= max(collected, 560)

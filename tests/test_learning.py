@@ -17,8 +17,8 @@ import workers
 import wrappers
 
 BAR = 0.8
-FLAGS = """--task dummy_continuous --precision 32 --parallel none --steps 5250
-    --prefill 2500 --pretrain 400 --train_every 50 --train_steps 40 --eval_every 1e9
+FLAGS = """--task dummy_continuous --precision 32 --parallel none --steps 7250
+    --prefill 5000 --pretrain 400 --train_every 50 --train_steps 40 --eval_every 1e9
     --save_every 1e9 --log_every 250 --batch_size 16 --batch_length 6 --horizon 7
     --deter_size 100 --stoch_size 20 --num_units 100 --rssm_units 100 --cnn_depth 8
     --cnn_act elu --model_lr 3e-3 --actor_lr 4e-4 --value_lr 6e-4 --action_init_std 1
