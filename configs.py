@@ -144,7 +144,7 @@ PRESETS = {
     'small': dict(
         steps=100_000, eval_every=5_000, save_every=5_000, batch_size=12,
         batch_length=16, horizon=10, cnn_depth=8, cnn_act='elu', num_units=128,
-        model_lr=1e-3, actor_lr=1e-4, value_lr=2e-4),
+        model_lr=1e-3, actor_lr=1e-4, value_lr=2e-4, free_nats=0.5),
     'paper': dict(
         num_units=300, rssm_units=300, reward_layers=3, actor_layers=3, expl='mode',
         free_nats_per_step=True),

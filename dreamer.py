@@ -401,11 +401,14 @@ class Run:
         """Collect with random actions, one whole episode at least."""
         started = self.agent.train_start >= 0
         if not started:
+            print(f'collecting {self.config.prefill} steps with random actions',
+                  flush=True)
             self.collect(self.random_policy, self.config.prefill)
         while not self.stop and not self.replay.episodes:
             self.collect(self.random_policy, self.step + 1)
         if not self.stop and not started:
             self.agent.train_start.assign(self.step)
+            print(f'training begins with {self.config.pretrain} updates', flush=True)
 
     def collect(self, policy, until):
         """Act until `until` environment steps have been taken."""
