@@ -167,7 +167,9 @@ def check_files(logdir):
     assert keys >= LOSSES | {'train/return', 'train/length', 'test/return',
                              'test/length', 'episodes'}
     for line in lines:
-        assert None not in line.values(), line
+        # Norms of gradients that float16's loss scale sheds at first are infinite.
+        assert not [key for key, value in line.items()
+                    if value is None and not key.endswith('_norm')], line
     for path in (logdir / 'episodes').glob('*.npz'):
         with np.load(path) as episode:
             rows = int(path.stem.split('-')[-1])
