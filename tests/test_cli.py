@@ -157,7 +157,7 @@ def test_help_shows_every_flag(capsys):
     assert text.count('default:') == len(configs.Config.__dataclass_fields__)
 
 
-def check_files(logdir):
+def check_files(logdir, losses):
     """All that DESIGN's contract promises is there and can be read."""
     stored = json.loads((logdir / 'config.json').read_text())
     assert stored['versions']['tensorflow'] == tf.__version__
@@ -183,7 +183,7 @@ def check_files(logdir):
     tags = {value.tag for path in events
             for event in tf.compat.v1.train.summary_iterator(str(path))
             for value in event.summary.value}
-    assert tags >= LOSSES | {'train/return', 'test/return', 'eval', 'openloop'}
+    assert tags >= losses | {'train/return', 'test/return', 'eval', 'openloop'}
     assert tf.train.latest_checkpoint(str(logdir / 'checkpoints'))
 
 
@@ -208,7 +208,8 @@ def test_train_stop_and_resume_on_the_real_simulator(tmp_path, precision):
     assert updates == sorted(updates)
     # Two before the first step of training, and two for every 100 steps after it.
     assert updates[-1] == 2 + (lines[-1]['step'] - 100) // 100 * 2
-    check_files(tmp_path)
+    # So few updates in float16 are all shed, and have no finite norm to show.
+    check_files(tmp_path, LOSSES if precision == '32' else LOSSES - {'model_grad_norm'})
 
 
 @pytest.mark.slow

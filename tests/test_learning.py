@@ -17,7 +17,7 @@ import workers
 import wrappers
 
 BAR = 0.8
-FLAGS = """--task dummy_continuous --precision 32 --parallel none --steps 8500
+FLAGS = """--task dummy_continuous --precision 32 --parallel none --steps 9500
     --prefill 5000 --pretrain 400 --train_every 50 --train_steps 40 --eval_every 1e9
     --save_every 1e9 --log_every 250 --batch_size 16 --batch_length 6 --horizon 7
     --deter_size 100 --stoch_size 20 --num_units 100 --rssm_units 100 --cnn_depth 8
