@@ -157,7 +157,7 @@ def parse(argv):
     Prints the help and exits with 0 on `--help`. Raises ConfigError with one line on
     anything that is unknown, malformed or impossible.
     """
-    args = vars(_parser().parse_args(argv))
+    args = vars(_parse_known(_parser(), argv))
     presets = args.pop('configs') or []
     values = dict(SUITES[_suite(args.get('task', Config.task))])
     for name in presets:
@@ -263,7 +263,6 @@ def _parser():
             **(dict(nargs='?', const=True) if field.type is bool else {}), metavar=(
                 '|'.join(choices) if choices else field.type.__name__.upper()),
             help=f'{text} (default: {field.default})')
-    parser.parse_args = lambda argv: _parse_known(parser, argv)
     return parser
 
 

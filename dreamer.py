@@ -374,6 +374,11 @@ class Run:
         """Updates made."""
         return int(self.agent.gradient_step)
 
+    @property
+    def phases(self):
+        """Training phases that the steps since the prefill have earned."""
+        return (self.step - int(self.agent.train_start)) // self.config.train_every
+
     def loop(self):
         """Algorithm 1 of the paper."""
         config = self.config
@@ -392,8 +397,7 @@ class Run:
                 break
             if should_save(self.step):
                 self.save()
-            phases = (self.step - int(self.agent.train_start)) // config.train_every
-            until = int(self.agent.train_start) + (phases + 1) * config.train_every
+            until = int(self.agent.train_start) + (self.phases + 1) * config.train_every
             self.collect(self.policy, min(until, config.steps))
         self.save()
 
@@ -423,8 +427,7 @@ class Run:
         """The updates that are due: all of `pretrain`, and `train_steps` for every
         `train_every` environment steps, however collecting and resuming cut them."""
         config = self.config
-        phases = (self.step - int(self.agent.train_start)) // config.train_every
-        due = config.pretrain + phases * config.train_steps - self.gradient_step
+        due = config.pretrain + self.phases * config.train_steps - self.gradient_step
         for batch in self.replay.stream(config.batch_size, max(0, due)):
             self.metrics.append(self.agent.train(batch))
             if len(self.metrics) % 50 == 0:
@@ -462,8 +465,8 @@ class Run:
         for key in self.metrics[0] if self.metrics else ():
             # Steps that were skipped are counted below; their norms are infinite.
             numbers = np.array([metrics[key] for metrics in self.metrics])
-            values[key] = np.mean(numbers[np.isfinite(numbers)]) if np.isfinite(
-                numbers).any() else np.nan
+            finite = numbers[np.isfinite(numbers)]
+            values[key] = finite.mean() if finite.size else np.nan
         values.update(gradient_step=self.gradient_step, fps=steps / seconds,
                       updates_per_s=updates / seconds)
         values['episodes_skipped'] = self.replay.skipped
