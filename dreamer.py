@@ -266,7 +266,6 @@ class Dreamer(tf.Module):
         self.gradient_step.assign_add(1)
         return dict(metrics, **more)
 
-    @tf.function(autograph=False)
     def policy(self, image, is_first, state, training):
         """Choose actions.
 
@@ -282,10 +281,10 @@ class Dreamer(tf.Module):
         """
         config = self._config
         normal = (self.rng if training else self.eval_rng).normal
-        latent, action = state
+        belief, action = state
         latent = self.world.rssm.observe_step(
-            latent, action, self.world.encoder(image), is_first,
-            normal(latent['stoch'].shape))
+            belief, action, self.world.encoder(image), is_first,
+            normal(belief['stoch'].shape))
         policy = self.behavior.actor.dist(self.world.rssm.feature(latent))
         if training and config.expl == 'sample':
             action = policy.sample(normal(action.shape))
@@ -295,11 +294,13 @@ class Dreamer(tf.Module):
             config.expl_amount, config.expl_min, config.expl_decay,
             self.gradient_step) if training else config.eval_noise
         action = tf.clip_by_value(action + amount * normal(action.shape), -1, 1)
-        return action, (latent, action)
+        return action, ({key: latent[key] for key in belief}, action)
 
     def initial_state(self, envs):
         """The policy's state before the first step in `envs` environments."""
-        return self.world.rssm.initial(envs), tf.zeros((envs, self._action_size))
+        state = self.world.rssm.initial(envs)
+        belief = {key: state[key] for key in ('deter', 'stoch')}
+        return belief, tf.zeros((envs, self._action_size))
 
     @tf.function(autograph=False)
     def openloop(self, data):
@@ -325,6 +326,37 @@ class Dreamer(tf.Module):
                 raise FloatingPointError(
                     f'the gradient of the {name} was not finite {limit} times in a '
                     'row; try --precision 32 or a lower learning rate')
+
+
+class Policy:
+    """The agent acting: keeps between calls what it believes and did.
+
+    Args:
+      agent: `Dreamer`.
+      envs: E, environments that step together.
+      training: explore, or act by the mode.
+    """
+
+    def __init__(self, agent, envs, training):
+        state = tf.nest.map_structure(tf.Variable, agent.initial_state(envs))
+
+        def act(image, is_first):
+            action, new = agent.policy(image, is_first, state, training)
+            tf.nest.map_structure(lambda old, value: old.assign(value), state, new)
+            return action
+
+        # On a CPU the call is many tiny operations, whose dispatch costs more than
+        # they do: compiled, traced once, and without a state to pass in and out.
+        gpu = tf.config.list_physical_devices('GPU')
+        self._act = tf.function(
+            act, autograph=False, jit_compile=not gpu).get_concrete_function(
+                tf.TensorSpec((envs, 64, 64, 3), tf.uint8),
+                tf.TensorSpec((envs,), tf.bool))
+
+    def __call__(self, image, is_first):
+        """[E, 64, 64, 3] uint8 and [E] bool, true where an episode starts, to actions
+        [E, A] float32 in [-1, 1]."""
+        return self._act(tf.constant(image), tf.constant(is_first)).numpy()
 
 
 class Run:
@@ -360,6 +392,8 @@ class Run:
         self.random = np.random.default_rng((config.seed, self.step))
         self.collector = workers.Collector(envs, config.seed, self.replay.episodes)
         self.eval_envs = eval_envs
+        self.policy = Policy(self.agent, len(envs), training=True)
+        self.eval_policy = Policy(self.agent, len(eval_envs), training=False)
         self.metrics = []
         self.stop = False
         self.log_start = (time.time(), self.step, self.gradient_step)
@@ -486,19 +520,9 @@ class Run:
         print(f'step {self.step}: {mode} return {score:.1f}, length {length:.0f}',
               flush=True)
 
-    def random_policy(self, image, is_first, state):
+    def random_policy(self, image, is_first):
         """Uniform actions."""
-        return self.random.uniform(-1, 1, (len(image), self.action_size)), state
-
-    def policy(self, image, is_first, state):
-        """The agent's action with exploration."""
-        state = state or self.agent.initial_state(len(image))
-        return self.agent.policy(image, is_first, state, training=True)
-
-    def eval_policy(self, image, is_first, state):
-        """The agent's best action."""
-        state = state or self.agent.initial_state(len(image))
-        return self.agent.policy(image, is_first, state, training=False)
+        return self.random.uniform(-1, 1, (len(image), self.action_size))
 
     def save(self):
         """Write a checkpoint: networks, optimisers, loss scales, counters, noise."""
@@ -538,7 +562,8 @@ def main(argv=None):
                 'choose another --logdir or add --allow_config_change true')
         tools.keep_freed_memory()
         config, devices = tools.set_up_devices(config)
-        kwargs = dict(action_repeat=config.action_repeat, time_limit=config.time_limit)
+        kwargs = {name: getattr(config, name) for name in (
+            'action_repeat', 'time_limit', 'render_quality')}
         envs = workers.make_workers(
             config.task, config.envs + 1, kwargs, config.parallel, devices,
             config.worker_timeout)

@@ -276,7 +276,7 @@ def keep_freed_memory():
     try:
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2 ** 31 - 1)
+        libc.mallopt(trim_threshold, -1)
         libc.mallopt(arena_max, 1)
     except (OSError, AttributeError, TypeError):
         return

@@ -274,14 +274,12 @@ class Collector:
         self._seed = seed
         self._started = [first] * len(envs)
         self._episodes = [None] * len(envs)
-        self._state = None
 
     def step(self, policy):
         """One agent step in every environment.
 
         Args:
-          policy: (image [E, 64, 64, 3], is_first [E], state or None) to
-            (action [E, A], state).
+          policy: (image [E, 64, 64, 3], is_first [E]) to action [E, A].
 
         Returns:
           simulator steps taken, all environments together; the episodes that ended,
@@ -290,8 +288,7 @@ class Collector:
         self._reset([i for i, rows in enumerate(self._episodes) if rows is None])
         image = np.stack([rows[-1]['image'] for rows in self._episodes])
         is_first = np.array([len(rows) == 1 for rows in self._episodes])
-        action, self._state = policy(image, is_first, self._state)
-        action = np.asarray(action, np.float32)
+        action = np.asarray(policy(image, is_first), np.float32)
         for env, act in zip(self._envs, action, strict=True):
             env.start_step(act)
         steps, ended = 0, []

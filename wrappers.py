@@ -47,7 +47,15 @@ print('rendered')
 """
 
 
-def make(task, *, action_repeat=2, time_limit=1000, size=(64, 64), training=True):
+def make(
+    task,
+    *,
+    action_repeat=2,
+    time_limit=1000,
+    size=(64, 64),
+    render_quality='standard',
+    training=True,
+):
     """Builds the environment of a task.
 
     Args:
@@ -56,6 +64,9 @@ def make(task, *, action_repeat=2, time_limit=1000, size=(64, 64), training=True
         Control Suite). The rewards of these steps are summed.
       time_limit: Length of an episode in simulator steps; reaching it truncates.
       size: Height and width of the images in pixels.
+      render_quality: 'standard', or 'fast' for MuJoCo without shadows and
+        multisampling: 3 to 6 times as many images a second where no GPU renders, but
+        other images than the published results were made with.
       training: Whether the episodes are for training. The suites here treat
         training and evaluation alike.
 
@@ -73,7 +84,8 @@ def make(task, *, action_repeat=2, time_limit=1000, size=(64, 64), training=True
             f"Unknown task '{task}': a task is SUITE_NAME with one of the suites "
             f"{', '.join(SUITES)}, for example 'dmc_walker_walk'."
         )
-    env = _SUITES[suite](name, size)
+    quality = (render_quality,) if needs_renderer(task) else ()
+    env = _SUITES[suite](name, size, *quality)
     env = TimeLimit(env, time_limit)
     if isinstance(env.action_space, Box):
         env = _normalize_action(env)
@@ -98,7 +110,7 @@ class DeepMindControl(gymnasium.Env):
     metadata = {'render_modes': ['rgb_array']}
     render_mode = 'rgb_array'
 
-    def __init__(self, name, size=(64, 64)):
+    def __init__(self, name, size=(64, 64), render_quality='standard'):
         from dm_control import suite
 
         domain, task = self._find(name, suite.ALL_TASKS)
@@ -115,6 +127,9 @@ class DeepMindControl(gymnasium.Env):
         # The quadruped's camera 0 stands still and loses it from sight.
         self._camera = 2 if domain == 'quadruped' else 0
         self._env.task.random.seed(None)
+        if render_quality == 'fast':  # Takes effect where the first image is rendered.
+            quality = self._env.physics.model.vis.quality
+            quality.shadowsize = quality.offsamples = 0
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

@@ -302,6 +302,22 @@ def test_policy_forgets_where_an_episode_starts(agent):
     assert not np.allclose(reset['deter'][1], fresh['deter'][1], atol=1e-6)
 
 
+def test_policy_object_keeps_the_state(agent):
+    """Call by call it acts as `Dreamer.policy` with its state passed along."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 2, 64, 64, 3), np.uint8)
+    firsts = np.array([[True, True], [False, False], [False, True]])
+    policy = dreamer.Policy(agent, 2, training=True)
+    agent.rng.reset_from_seed(3)
+    own = [policy(*step) for step in zip(images, firsts, strict=True)]
+    # XLA draws other numbers from a seed than TensorFlow does.
+    act = tf.function(agent.policy, jit_compile=True)
+    agent.rng.reset_from_seed(3)
+    state = agent.initial_state(2)
+    for image, first, action in zip(images, firsts, own, strict=True):
+        expected, state = act(image, first, state, training=True)
+        np.testing.assert_allclose(action, expected, atol=1e-4)
+
+
 def test_checkpoint_keeps_networks_optimisers_counters_and_noise(tmp_path, data):
     first = make_agent('--seed', '1', precision='16')
     for _ in range(2):
@@ -342,9 +358,9 @@ def record(seed, count):
         action_repeat=2, time_limit=7), 'none')
     collector = workers.Collector(envs, seed)
 
-    def policy(image, is_first, state):
+    def policy(image, is_first):
         firsts.append(is_first)
-        return rng.uniform(-1, 1, (2, 2)), None
+        return rng.uniform(-1, 1, (2, 2))
 
     firsts, steps, episodes = [], 0, []
     while len(episodes) < count:

@@ -100,8 +100,8 @@ def test_actor_starts_wide_and_its_mean_is_bounded():
 
 
 @pytest.mark.parametrize('fast, plain, settings, shape', [
-    (models.PatchConv2D, keras.layers.Conv2D,
-     dict(filters=5, kernel_size=4, strides=2, activation='relu'), (3, 6, 6, 4)),
+    (models.SubPixelConv2DTranspose, keras.layers.Conv2DTranspose,
+     dict(filters=3, kernel_size=6, strides=2), (2, 5, 5, 4)),
     (models.ProjectConv2DTranspose, keras.layers.Conv2DTranspose,
      dict(filters=5, kernel_size=5, strides=2, activation='relu'), (3, 1, 1, 4))])
 def test_rewritten_layers_equal_keras(fast, plain, settings, shape):
