@@ -68,8 +68,8 @@ class Config:
                                 ('standard', 'fast'))
     prefill: int = _flag(5000, 'steps of random actions before training '
                          '[environment steps; paper: 5 episodes]', minimum=1)
-    eval_noise: float = _flag(0.0, 'std of Gaussian noise on evaluation actions',
-                              minimum=0)
+    eval_noise: float = _flag(0.0, 'std of Gaussian noise on evaluation actions, or '
+                              'their epsilon', minimum=0)
     clip_rewards: str = _flag('none', 'bound rewards in training; logged returns stay '
                               'raw', ('none', 'tanh'))
 
@@ -123,18 +123,34 @@ class Config:
     horizon: int = _flag(15, 'imagined steps [agent steps]', minimum=2)
     action_init_std: float = _flag(5.0, 'std of the actor before the tanh at the '
                                    'start', above=0)
-    expl: str = _flag('sample', 'action that exploration noise is added to while '
-                      'collecting: a sample of the policy [TF2] or its mode [paper]',
-                      ('sample', 'mode'))
-    expl_amount: float = _flag(0.3, 'std of the Gaussian exploration noise', minimum=0)
+    action_dist: str = _flag('auto', 'of the actor; auto follows the action space',
+                             ('auto', 'tanh_normal', 'onehot'))
+    expl: str = _flag('auto', 'exploration while collecting; auto is additive_gaussian '
+                      'for continuous actions and epsilon_greedy for discrete ones',
+                      ('auto', 'additive_gaussian', 'epsilon_greedy'))
+    expl_action: str = _flag('sample', 'what is explored around: a sample of the '
+                             'policy [TF2] or its mode [paper]', ('sample', 'mode'))
+    expl_amount: float = _flag(0.3, 'std of the Gaussian exploration noise, or epsilon',
+                               minimum=0)
     expl_decay: float = _flag(0.0, 'gradient steps over which expl_amount falls '
                               'linearly to expl_min, 0 is constant (the 2020 flag of '
                               'this name was a half-life)', minimum=0)
     expl_min: float = _flag(0.0, 'exploration noise after the decay', minimum=0)
 
 
+# Discrete control with early termination: the paper's section 6 and appendix A.
+_DISCRETE = dict(
+    action_repeat=4, time_limit=108_000, prefill=10_000, train_every=2_000,
+    horizon=10, kl_scale=0.1, clip_rewards='tanh', pcont=True, dataset_balance=True,
+    expl_amount=0.4, expl_min=0.1, expl_decay=200_000.0, eval_noise=0.001)
+
 SUITES = {
     'dmc': {},
+    'atari': _DISCRETE,
+    # The release's own command for DeepMind Lab has no discount head.
+    'dmlab': dict(_DISCRETE, pcont=False),
+    # Most environments bring a time limit of their own.
+    'gym': dict(action_repeat=1, time_limit=108_000, pcont=True),
     'dummy': dict(action_repeat=1, time_limit=50),
 }
 
@@ -149,8 +165,10 @@ PRESETS = {
         batch_length=16, horizon=10, cnn_depth=8, cnn_act='elu', num_units=128,
         model_lr=1e-3, actor_lr=1e-4, value_lr=3e-4, free_nats=0.5,
         render_quality='fast'),
+    'discrete': _DISCRETE,
     'paper': dict(
-        num_units=300, rssm_units=300, reward_layers=3, actor_layers=3, expl='mode',
+        num_units=300, rssm_units=300, reward_layers=3, actor_layers=3,
+        expl_action='mode',
         free_nats_per_step=True),
 }
 

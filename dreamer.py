@@ -7,6 +7,7 @@ E environments.
 `action[t]` led to `image[t]`, `reward[t]` and `discount[t]`.
 """
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -27,6 +28,7 @@ import models
 import replay
 import tools
 import workers
+import wrappers
 
 
 class WorldModel(tf.Module):
@@ -131,7 +133,7 @@ class ActorCritic(tf.Module):
         self._config = config
         self.actor = models.Actor(
             feature_size, action_size, config.num_units, config.actor_layers,
-            config.dense_act, config.action_init_std)
+            config.dense_act, config.action_dist, config.action_init_std)
         self.value = models.ScalarHead(
             feature_size, 3, config.num_units, config.dense_act, name='value')
 
@@ -276,24 +278,26 @@ class Dreamer(tf.Module):
           training: Python bool; explore, or act by the mode.
 
         Returns:
-          actions [E, A] in [-1, 1], and the state to pass on: what the agent believes
-          and the action that it really took.
+          actions [E, A] in [-1, 1] or one-hot, and the state to pass on: what the agent
+          believes and the action that it really took.
         """
         config = self._config
-        normal = (self.rng if training else self.eval_rng).normal
+        rng = self.rng if training else self.eval_rng
         belief, action = state
         latent = self.world.rssm.observe_step(
             belief, action, self.world.encoder(image), is_first,
-            normal(belief['stoch'].shape))
+            rng.normal(belief['stoch'].shape))
         policy = self.behavior.actor.dist(self.world.rssm.feature(latent))
-        if training and config.expl == 'sample':
-            action = policy.sample(normal(action.shape))
+        if training and config.expl_action == 'sample':
+            action = policy.sample(rng.normal(action.shape))
         else:
-            action = policy.mode(normal((self.MODE_SAMPLES, *action.shape)))
+            action = policy.mode(rng.normal((self.MODE_SAMPLES, *action.shape)))
         amount = tools.linear_schedule(
             config.expl_amount, config.expl_min, config.expl_decay,
             self.gradient_step) if training else config.eval_noise
-        action = tf.clip_by_value(action + amount * normal(action.shape), -1, 1)
+        explore = (tools.epsilon_greedy if config.expl == 'epsilon_greedy'
+                   else tools.add_gaussian)
+        action = explore(action, amount, rng)
         return action, ({key: latent[key] for key in belief}, action)
 
     def initial_state(self, envs):
@@ -359,6 +363,23 @@ class Policy:
         return self._act(tf.constant(image), tf.constant(is_first)).numpy()
 
 
+def fit_to_actions(config, space):
+    """Settle the automatic action head and exploration by the action space; raises
+    ConfigError where those that were asked for do not fit it."""
+    discrete = isinstance(space, getattr(wrappers, 'OneHot', ()))
+    fitting = dict(
+        action_dist='onehot' if discrete else 'tanh_normal',
+        expl='epsilon_greedy' if discrete else 'additive_gaussian')
+    for name, value in fitting.items():
+        asked = getattr(config, name)
+        if asked not in ('auto', value):
+            raise configs.ConfigError(
+                f'--{name} {asked} does not fit the '
+                f"{'discrete' if discrete else 'continuous'} actions of {config.task}; "
+                f'possible: auto, {value}')
+    return dataclasses.replace(config, **fitting)
+
+
 class Run:
     """One run: the agent, its environments, its replay and its logs.
 
@@ -368,6 +389,7 @@ class Run:
     """
 
     def __init__(self, config, envs, eval_envs):
+        config = fit_to_actions(config, envs[0].action_space)
         self.config = config
         self.logdir = pathlib.Path(config.logdir)
         self.action_size, = envs[0].action_space.shape
@@ -522,6 +544,9 @@ class Run:
 
     def random_policy(self, image, is_first):
         """Uniform actions."""
+        if self.config.action_dist == 'onehot':
+            choices = self.random.integers(self.action_size, size=len(image))
+            return np.eye(self.action_size, dtype=np.float32)[choices]
         return self.random.uniform(-1, 1, (len(image), self.action_size))
 
     def save(self):

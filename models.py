@@ -182,12 +182,14 @@ class ScalarHead(Dense):
 
 
 class Actor(Dense):
-    """Tanh-Gaussian policy (paper, section 3 and appendix A).
+    """The policy: tanh-Gaussian, or one-hot categorical for discrete actions (paper,
+    section 3 and appendix A).
 
     Args:
       inputs: F.
       action_size: A.
       units, layers, act: of the hidden layers.
+      kind: 'tanh_normal' or 'onehot'.
       init_std: standard deviation before the tanh when the network outputs zero.
     """
 
@@ -195,13 +197,17 @@ class Actor(Dense):
     MEAN_SCALE = 5.0
 
     def __init__(self, inputs, action_size, units=400, layers=4, act='elu',
-                 init_std=5.0):
-        super().__init__(inputs, layers, units, 2 * action_size, act, name='actor')
+                 kind='tanh_normal', init_std=5.0):
+        outputs = action_size if kind == 'onehot' else 2 * action_size
+        super().__init__(inputs, layers, units, outputs, act, name='actor')
+        self._kind = kind
         # softplus^-1, in a form that does not overflow.
         self._raw_init_std = init_std + math.log(-math.expm1(-init_std))
 
     def dist(self, feature):
-        """[..., F] to a `tools.TanhNormal` over actions [..., A]."""
+        """[..., F] to a `tools.TanhNormal` or `tools.OneHot` over actions [..., A]."""
+        if self._kind == 'onehot':
+            return tools.OneHot(self(feature))
         mean, std = tf.split(self(feature), 2, -1)
         # Beyond 5 the tanh of the action is flat: nothing could pull the mean back.
         mean = self.MEAN_SCALE * tf.tanh(mean / self.MEAN_SCALE)

@@ -103,6 +103,20 @@ def linear_schedule(start, end, duration, step):
     return start + fraction * (end - start)
 
 
+def add_gaussian(action, amount, rng):
+    """`action` [..., A] plus Gaussian noise of std `amount`, clipped to [-1, 1]."""
+    noise = rng.normal(tf.shape(action))
+    return tf.clip_by_value(action + amount * noise, -1, 1)
+
+
+def epsilon_greedy(action, amount, rng):
+    """One-hot `action` [..., A], or with probability `amount` any, uniformly."""
+    # The largest of equally distributed numbers is any of them equally often.
+    scores = rng.normal(tf.shape(action))
+    other = tf.one_hot(tf.argmax(scores, -1), action.shape[-1])
+    return tf.where(rng.uniform(tf.shape(action[..., :1])) < amount, other, action)
+
+
 class ClippedTanh(tfp.bijectors.Tanh):
     """tanh whose inverse is finite at -1 and 1, where float32 actions do arrive."""
 
@@ -142,6 +156,38 @@ class TanhNormal:
         samples = self.sample(noise)
         best = tf.one_hot(tf.argmax(self.log_prob(samples), 0), noise.shape[0], axis=0)
         return tf.reduce_sum(samples * best[..., None], 0)
+
+
+class OneHot:
+    """A categorical over one-hot actions [..., A] with straight-through gradients
+    (paper, appendix A).
+
+    Args:
+      logits: [..., A].
+    """
+
+    def __init__(self, logits):
+        self._log_probs = tf.nn.log_softmax(logits)
+
+    def sample(self, noise):
+        """One-hot action for standard normal `noise` [..., A]. Its gradient is that of
+        the probabilities: the draw itself has none."""
+        # Gumbel-max, with Gumbel noise from the uniform number that is the Gaussian
+        # distribution function of `noise`; in logarithms, where it cannot reach 1.
+        gumbel = -tf.math.log(-tfd.Normal(0.0, 1.0).log_cdf(noise))
+        probs = tf.exp(self._log_probs)
+        return self._one_hot(self._log_probs + gumbel) + probs - tf.stop_gradient(probs)
+
+    def log_prob(self, action):
+        """[...] log-probability of `action` [..., A]."""
+        return tf.reduce_sum(self._log_probs * action, -1)
+
+    def mode(self, noise=None):
+        """The most likely action [..., A]; needs no noise, unlike a `TanhNormal`."""
+        return self._one_hot(self._log_probs)
+
+    def _one_hot(self, scores):
+        return tf.one_hot(tf.argmax(scores, -1), scores.shape[-1])
 
 
 class UnitNormal:

@@ -288,6 +288,36 @@ def test_policy_modes_and_bounds(agent):
         np.testing.assert_array_equal(action, taken)
 
 
+def test_one_hot_agent_acts_and_learns_through_its_actions(data):
+    agent = make_agent('--action_dist', 'onehot', '--expl', 'epsilon_greedy',
+                       '--pcont', 'true')
+    data = dict(data, action=tf.one_hot(tf.zeros((BATCH, LENGTH), tf.int32), ACTION))
+    actor_loss, _, tape = behavior_losses(agent, data)
+    weights = agent.behavior.actor.trainable_weights
+    assert largest(tape.gradient(actor_loss, weights)) > 0
+    assert all(np.isfinite(value) for value in update(agent, data).values())
+    image, first = tf.zeros((50, 64, 64, 3), tf.uint8), tf.ones(50, bool)
+    for training in (True, False):
+        action, _ = agent.policy(image, first, agent.initial_state(50), training)
+        np.testing.assert_allclose(np.sort(action, -1), [[0, 1]] * 50, atol=1e-6)
+
+
+def test_epsilon_falls_with_gradient_steps_and_evaluation_has_its_own():
+    image, first = tf.zeros((2000, 64, 64, 3), tf.uint8), tf.ones(2000, bool)
+    agent = make_agent('--action_dist', 'onehot', '--expl', 'epsilon_greedy',
+                       '--expl_action', 'mode', '--expl_amount', '0.8', '--expl_min',
+                       '0.2', '--expl_decay', '1000', '--eval_noise', '0.1')
+    *_, kernel, bias = agent.behavior.actor.trainable_weights
+    kernel.assign(tf.zeros_like(kernel))
+    bias.assign([0.0, 1.0])
+    for step, training, epsilon in (
+            (0, True, 0.8), (500, True, 0.5), (5000, True, 0.2), (5000, False, 0.1)):
+        agent.gradient_step.assign(step)
+        action, _ = agent.policy(image, first, agent.initial_state(2000), training)
+        # Of two actions a random one is half of the time the best one.
+        np.testing.assert_allclose(action.numpy().mean(0)[0], epsilon / 2, atol=0.05)
+
+
 def test_policy_forgets_where_an_episode_starts(agent):
     image = tf.constant(np.random.default_rng(0).integers(
         0, 256, (2, 64, 64, 3), np.uint8))

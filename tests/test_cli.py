@@ -127,7 +127,7 @@ def test_presets_and_flags_in_order():
     config = configs.parse(['--configs', 'debug', 'paper', '--num_units', '7',
                             '--steps', '1e6'])
     assert (config.num_units, config.rssm_units) == (7, 300)
-    assert (config.expl, config.free_nats_per_step) == ('mode', True)
+    assert (config.expl_action, config.free_nats_per_step) == ('mode', True)
     assert config.batch_size == configs.PRESETS['debug']['batch_size']
     assert config.steps == 1_000_000 and type(config.steps) is int
     dummy = configs.parse(['--task', 'dummy_continuous'])
@@ -143,7 +143,8 @@ def test_paper_settings_are_the_defaults():
         model_lr=6e-4, value_lr=8e-5, actor_lr=8e-5, grad_clip=100, free_nats=3,
         kl_scale=1, prefill=5000, pretrain=100, train_every=1000, train_steps=100,
         expl_amount=0.3, action_repeat=2, time_limit=1000, eval_every=10_000,
-        deter_size=200, stoch_size=30, num_units=400, cnn_depth=32, expl='sample')
+        deter_size=200, stoch_size=30, num_units=400, cnn_depth=32,
+        expl_action='sample')
     assert {name: getattr(config, name) for name in expected} == expected
 
 

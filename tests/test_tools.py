@@ -155,6 +155,62 @@ def test_tanh_normal_mode_is_each_rows_own_best_sample():
     np.testing.assert_allclose(dist.mode(noise), expected, rtol=1e-5)
 
 
+PROBS = np.array([0.5, 0.3, 0.2], np.float32)
+
+
+def test_one_hot_log_prob_and_mode_by_hand():
+    dist = tools.OneHot(tf.math.log([PROBS * 7, PROBS[::-1]]))
+    np.testing.assert_allclose(
+        dist.log_prob(tf.constant([[0.0, 1, 0], [0, 0, 1]])), np.log([0.3, 0.5]),
+        rtol=1e-5)
+    np.testing.assert_array_equal(dist.mode(), [[1, 0, 0], [0, 0, 1]])
+
+
+def test_one_hot_samples_are_one_hot_and_as_frequent_as_their_probability():
+    dist = tools.OneHot(tf.math.log(PROBS))
+    samples = dist.sample(random(100_000, 3)).numpy()
+    np.testing.assert_allclose(np.sort(samples, -1), [[0, 0, 1]] * 100_000, atol=1e-6)
+    np.testing.assert_allclose(samples.mean(0), PROBS, atol=0.01)
+    entropy = -(PROBS * np.log(PROBS)).sum()
+    np.testing.assert_allclose(-dist.log_prob(samples).numpy().mean(), entropy,
+                               atol=0.01)
+
+
+@pytest.mark.parametrize('noise', [-40.0, -5.0, 0.0, 5.0, 40.0])
+def test_one_hot_sample_takes_any_noise(noise):
+    """The Gumbel noise of equal numbers is equal and finite: the mode decides."""
+    sample = tools.OneHot(tf.math.log(PROBS)).sample(tf.fill((3,), noise))
+    np.testing.assert_allclose(sample, [1, 0, 0], atol=1e-6)
+
+
+def test_one_hot_gradient_is_that_of_the_probabilities():
+    logits, weight = tf.Variable(np.log(PROBS)), np.array([1.0, -2.0, 5.0], np.float32)
+    with tf.GradientTape() as tape:
+        value = tf.reduce_sum(tools.OneHot(logits).sample(random(3)) * weight)
+    # d softmax_i / d logit_j = p_i (1[i = j] - p_j)
+    expected = PROBS * (weight - (PROBS * weight).sum())
+    np.testing.assert_allclose(tape.gradient(value, logits), expected, rtol=1e-4)
+
+
+def test_epsilon_greedy_frequencies():
+    rng = tf.random.Generator.from_seed(0)
+    greedy = tf.one_hot(tf.zeros(100_000, tf.int32), 4)
+    for amount in (0.0, 0.4, 1.0):
+        action = tools.epsilon_greedy(greedy, amount, rng).numpy()
+        assert (action.sum(-1) == 1).all() and (action.max(-1) == 1).all()
+        other = amount / 4
+        np.testing.assert_allclose(
+            action.mean(0), [1 - 3 * other, other, other, other], atol=0.01)
+
+
+def test_gaussian_exploration_is_clipped_and_has_its_std():
+    rng = tf.random.Generator.from_seed(0)
+    noisy = tools.add_gaussian(tf.zeros((100_000, 1)), 0.1, rng).numpy()
+    np.testing.assert_allclose([noisy.mean(), noisy.std()], [0, 0.1], atol=2e-3)
+    clipped = tools.add_gaussian(tf.ones((1000, 1)), 5.0, rng).numpy()
+    assert clipped.max() == 1 and clipped.min() == -1
+
+
 def test_unit_normal_agrees_with_tfp():
     mean, value = random(4, 2, 3), random(4, 2, 3, seed=1)
     for event in (0, 1, 2):
