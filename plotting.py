@@ -364,9 +364,7 @@ def make_files(args, published):
         published = None
     own = {run.task for run in runs}
     tasks = paper or list(dict.fromkeys(args.tasks or sorted(own)))
-    notes += [f'no runs of {task}' for task in tasks if task not in own]
-    notes += [f'no published results for {task}' for task in tasks
-              if published and task not in published.finals]
+    notes += _missing(tasks, own, published)
     widths = {
         task: args.bin or comparison.bin_width([x for x in runs if x.task == task])
         for task in own}
@@ -389,6 +387,13 @@ def make_files(args, published):
         files |= {f'{name}.{kind}': data for kind, data in render(figure).items()}
     notes.append(f'read {len(runs)} run(s) of {len(own)} task(s)')
     return files, notes
+
+
+def _missing(tasks, own, published):
+    names = {'runs of': [x for x in tasks if x not in own],
+             'published results for': [
+                 x for x in tasks if published and x not in published.finals]}
+    return [f"no {what} {', '.join(tasks)}" for what, tasks in names.items() if tasks]
 
 
 def main(argv=None):
