@@ -16,7 +16,14 @@ import sys
 
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs parallel precision jit '
-    'worker_timeout replay_memory allow_config_change'.split())
+    'worker_timeout replay_memory allow_config_change lab_renderer '
+    'lab_level_cache'.split())
+
+
+# Passed on to the environments (wrappers.make).
+ENVIRONMENT_FLAGS = (
+    'action_repeat', 'time_limit', 'render_quality', 'same_game', 'lab_actions',
+    'lab_renderer', 'lab_holdout', 'lab_level_cache', 'gym_import')
 
 
 class ConfigError(ValueError):
@@ -66,6 +73,19 @@ class Config:
     render_quality: str = _flag('standard', 'of MuJoCo; fast is without shadows and '
                                 'multisampling, 3 to 6 times quicker without a GPU',
                                 ('standard', 'fast'))
+    same_game: bool = _flag(False, 'Atari: a lost life ends the training episode, and '
+                            'the same game goes on [common practice]; off: a new game '
+                            '[both releases]')
+    lab_actions: str = _flag('', "DeepMind Lab: actions such as '0,0,0,1,0,0,0; "
+                             "-20,0,0,0,0,0,0' (look_lr, look_ud, strafe, move, fire, "
+                             'jump, crouch); empty is the nine of the release [TF1]')
+    lab_renderer: str = _flag('software', 'of DeepMind Lab', ('software', 'hardware'))
+    lab_holdout: bool = _flag(False, 'DeepMind Lab: evaluate on hold-out levels (the '
+                              'releases never did)')
+    lab_level_cache: str = _flag('', 'DeepMind Lab: folder for compiled levels, shared '
+                                 'by all environments; empty is none')
+    gym_import: str = _flag('', 'module that registers further Gymnasium environments '
+                            'when imported')
     prefill: int = _flag(5000, 'steps of random actions before training '
                          '[environment steps; paper: 5 episodes]', minimum=1)
     eval_noise: float = _flag(0.0, 'std of Gaussian noise on evaluation actions, or '
@@ -188,7 +208,11 @@ def parse(argv):
                               f"{', '.join(PRESETS)}")
         values.update(PRESETS[name])
     values.update(args)
-    return check(Config(**values))
+    config = check(Config(**values))
+    if SUITES[_suite(config.task)].get('pcont') and not config.pcont:
+        print(f'dreamer: warning: without --pcont the agent cannot know that '
+              f'{config.task} can end early', file=sys.stderr)
+    return config
 
 
 def check(config):

@@ -366,7 +366,7 @@ class Policy:
 def fit_to_actions(config, space):
     """Settle the automatic action head and exploration by the action space; raises
     ConfigError where those that were asked for do not fit it."""
-    discrete = isinstance(space, getattr(wrappers, 'OneHot', ()))
+    discrete = isinstance(space, wrappers.OneHot)
     fitting = dict(
         action_dist='onehot' if discrete else 'tanh_normal',
         expl='epsilon_greedy' if discrete else 'additive_gaussian')
@@ -392,6 +392,7 @@ class Run:
         config = fit_to_actions(config, envs[0].action_space)
         self.config = config
         self.logdir = pathlib.Path(config.logdir)
+        self.logdir.mkdir(parents=True, exist_ok=True)
         self.action_size, = envs[0].action_space.shape
         self.agent = Dreamer(config, self.action_size)
         self.checkpoints = tf.train.CheckpointManager(
@@ -587,16 +588,14 @@ def main(argv=None):
                 'choose another --logdir or add --allow_config_change true')
         tools.keep_freed_memory()
         config, devices = tools.set_up_devices(config)
-        kwargs = {name: getattr(config, name) for name in (
-            'action_repeat', 'time_limit', 'render_quality')}
+        kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
         envs = workers.make_workers(
             config.task, config.envs + 1, kwargs, config.parallel, devices,
-            config.worker_timeout)
+            config.worker_timeout, evaluation=1)
     except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error)
     try:
         try:
-            logdir.mkdir(parents=True, exist_ok=True)
             run = Run(config, envs[:-1], envs[-1:])
             configs.write(config, config_path)
         except (configs.ConfigError, OSError) as error:

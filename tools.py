@@ -176,7 +176,9 @@ class OneHot:
         # distribution function of `noise`; in logarithms, where it cannot reach 1.
         gumbel = -tf.math.log(-tfd.Normal(0.0, 1.0).log_cdf(noise))
         probs = tf.exp(self._log_probs)
-        return self._one_hot(self._log_probs + gumbel) + probs - tf.stop_gradient(probs)
+        action = self._one_hot(self._log_probs + gumbel)
+        # In this order, so that the action is exactly one-hot.
+        return action + (probs - tf.stop_gradient(probs))
 
     def log_prob(self, action):
         """[...] log-probability of `action` [..., A]."""

@@ -214,7 +214,13 @@ class LocalWorker:
 
 
 def make_workers(
-    task, count, kwargs=None, parallel='process', devices=None, timeout=300
+    task,
+    count,
+    kwargs=None,
+    parallel='process',
+    devices=None,
+    timeout=300,
+    evaluation=0,
 ):
     """Starts several environments of one task, all at the same time.
 
@@ -225,6 +231,7 @@ def make_workers(
       devices: Indices of the GPUs that MuJoCo shall render on, dealt out in turn,
         unless the user has set MUJOCO_EGL_DEVICE_ID.
       timeout: Seconds after which a silent environment counts as dead.
+      evaluation: How many of them, the last ones, are made for evaluation.
 
     Returns:
       A list of `Worker` or `LocalWorker`.
@@ -238,16 +245,20 @@ def make_workers(
         raise ValueError(
             f"Unknown kind of parallelism '{parallel}': use 'process' or 'none'."
         )
+    settings = [
+        {**(kwargs or {}), 'training': index < count - evaluation}
+        for index in range(count)
+    ]
     env = {}
     if wrappers.needs_renderer(task):
         env['MUJOCO_GL'] = wrappers.choose_renderer()
     if parallel == 'none':
         os.environ.update(env)  # The chosen renderer is the user's, where one is set.
-        return [LocalWorker(task, kwargs) for _ in range(count)]
+        return [LocalWorker(task, kwargs) for kwargs in settings]
     deal = devices and 'MUJOCO_EGL_DEVICE_ID' not in os.environ
     workers = []
     try:
-        for index in range(count):
+        for index, kwargs in enumerate(settings):
             if deal:
                 env['MUJOCO_EGL_DEVICE_ID'] = str(devices[index % len(devices)])
             workers.append(Worker(task, kwargs, env=env, timeout=timeout, wait=False))

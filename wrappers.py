@@ -1,19 +1,23 @@
-"""The environments, as Gymnasium environments that the agent can learn from.
+"""The tasks, as Gymnasium environments that the agent can learn from.
 
 `make` builds the environment of a task, named SUITE_NAME:
 
     dmc_DOMAIN_TASK     DeepMind Control Suite, rendered by MuJoCo
+    atari_GAME          Arcade Learning Environment, with its ROMs
+    dmlab_LEVEL         DeepMind Lab, which users build themselves
+    gym_ID              any environment that is registered with Gymnasium
     dummy_continuous    a small reaching task that needs no simulator, for tests
+    dummy_discrete      one with discrete actions and early termination
 
 Observations are `{'image': uint8 [64, 64, 3]}`, continuous actions are float32
-in [-1, 1]. `terminated` and `truncated` keep Gymnasium's meaning: a state worth
-nothing from there on, and an episode that was merely cut short.
+in [-1, 1], discrete ones are one-hot float32 vectors (the space is a `OneHot`).
+`terminated` and `truncated` keep Gymnasium's meaning: a state worth nothing from
+there on, and an episode that was merely cut short.
 
 This module never imports TensorFlow, and a simulator only where a task needs it:
 TensorFlow and Mesa's software renderer crash in one process.
 """
 
-import difflib
 import functools
 import os
 import subprocess
@@ -21,13 +25,14 @@ import sys
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict
-from gymnasium.wrappers import (
-    AddRenderObservation,
-    RescaleAction,
-    TimeLimit,
-    TransformAction,
-)
+from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.wrappers import RescaleAction, TimeLimit, TransformAction
+from PIL import Image
+
+from dummies import DummyContinuous, DummyDiscrete
+from environments import Atari, DeepMindControl, DeepMindLab, GymnasiumTask
+
+SUITES = ('dmc', 'atari', 'dmlab', 'gym', 'dummy')
 
 LINUX_RENDERERS = ('egl', 'osmesa', 'glfw')
 OTHER_RENDERERS = ('glfw',)  # The one name that MuJoCo takes on macOS and Windows.
@@ -53,22 +58,33 @@ def make(
     action_repeat=2,
     time_limit=1000,
     size=(64, 64),
-    render_quality='standard',
     training=True,
+    render_quality='standard',
+    same_game=False,
+    lab_actions='',
+    lab_renderer='software',
+    lab_holdout=False,
+    lab_level_cache='',
+    gym_import='',
 ):
     """Builds the environment of a task.
 
     Args:
       task: Name of the task, SUITE_NAME.
       action_repeat: Simulator steps for which an action is held (paper: 2 in the
-        Control Suite). The rewards of these steps are summed.
-      time_limit: Length of an episode in simulator steps; reaching it truncates.
+        Control Suite, 4 elsewhere). The rewards of these steps are summed.
+      time_limit: Length of an episode in simulator steps; reaching it truncates. (In
+        DeepMind Lab it is rounded up to whole action repeats.)
       size: Height and width of the images in pixels.
+      training: Whether the episodes are for training. In Atari these end with a lost
+        life; hold-out levels of DeepMind Lab are for the others.
       render_quality: 'standard', or 'fast' for MuJoCo without shadows and
         multisampling: 3 to 6 times as many images a second where no GPU renders, but
         other images than the published results were made with.
-      training: Whether the episodes are for training. The suites here treat
-        training and evaluation alike.
+      same_game: In Atari, see `environments.Atari`.
+      lab_actions, lab_renderer, lab_holdout, lab_level_cache: In DeepMind Lab, see
+        `environments.DeepMindLab`.
+      gym_import: For gym_ tasks, see `environments.GymnasiumTask`.
 
     Returns:
       A `gymnasium.Env` with the observation space `{'image': uint8 [H, W, 3]}`.
@@ -76,171 +92,71 @@ def make(
       counts the simulator steps that an agent step took.
 
     Raises:
-      ValueError: If there is no such task; the message says what is possible.
+      ValueError: If there is no such task, or no way to learn it; the message says
+        what is possible.
+      RuntimeError: If a package that the task needs is missing.
     """
     suite, _, name = task.partition('_')
-    if suite not in _SUITES or not name:
+    if suite not in SUITES or not name:
         raise ValueError(
             f"Unknown task '{task}': a task is SUITE_NAME with one of the suites "
             f"{', '.join(SUITES)}, for example 'dmc_walker_walk'."
         )
-    quality = (render_quality,) if needs_renderer(task) else ()
-    env = _SUITES[suite](name, size, *quality)
-    env = TimeLimit(env, time_limit)
-    if isinstance(env.action_space, Box):
-        env = _normalize_action(env)
-    env = ActionRepeat(env, action_repeat)
-    return AddRenderObservation(env, render_only=False, render_key='image')
+    for number, what in (action_repeat, 'action repeat'), (time_limit, 'time limit'):
+        if number < 1:
+            raise ValueError(f'The {what} must be at least 1, not {number}.')
+    if suite == 'dmlab':
+        env = DeepMindLab(
+            name,
+            size,
+            training,
+            action_repeat,
+            lab_actions,
+            lab_renderer,
+            lab_holdout,
+            lab_level_cache,
+        )
+        env = TimeLimit(env, -(-time_limit // action_repeat))
+    else:
+        if suite == 'dmc':
+            env = DeepMindControl(name, size, render_quality)
+            env.render()  # Fails now, not in the first episode, where nothing renders.
+        elif suite == 'atari':
+            env = Atari(name, training, same_game)
+        elif suite == 'gym':
+            env = GymnasiumTask(name, gym_import)
+        else:
+            env = _make_dummy(name, size)
+        env = ActionRepeat(TimeLimit(env, time_limit), action_repeat)
+    discrete = isinstance(env.action_space, Discrete)
+    env = OneHotAction(env) if discrete else _normalize_action(env)
+    return ImageObservation(env, size)
 
 
 def needs_renderer(task):
     """Whether the images of a task are rendered by MuJoCo (see `choose_renderer`)."""
-    return task.startswith('dmc_')
+    suite, _, name = task.partition('_')
+    spec = gymnasium.registry.get(name) if suite == 'gym' else None
+    return suite == 'dmc' or (spec is not None and 'mujoco' in str(spec.entry_point))
 
 
-class DeepMindControl(gymnasium.Env):
-    """A task of the DeepMind Control Suite; observations are left to the image.
-
-    An episode is a function of the seed given to `reset` and of the actions.
-
-    Raises:
-      ValueError: If the suite has no such task.
-    """
-
-    metadata = {'render_modes': ['rgb_array']}
-    render_mode = 'rgb_array'
-
-    def __init__(self, name, size=(64, 64), render_quality='standard'):
-        from dm_control import suite
-
-        domain, task = self._find(name, suite.ALL_TASKS)
-        # A few tasks draw properties of the body while they are built. A fixed seed
-        # here lets every worker simulate the same body.
-        self._env = suite.load(domain, task, task_kwargs={'random': 0})
-        spec = self._env.action_spec()
-        # MuJoCo writes 1e10 for an actuator without limits.
-        low = np.where(spec.minimum > -1e10, spec.minimum, -np.inf)
-        high = np.where(spec.maximum < 1e10, spec.maximum, np.inf)
-        self.action_space = Box(low.astype(np.float32), high.astype(np.float32))
-        self.observation_space = Dict()
-        self._size = size
-        # The quadruped's camera 0 stands still and loses it from sight.
-        self._camera = 2 if domain == 'quadruped' else 0
-        self._env.task.random.seed(None)
-        if render_quality == 'fast':  # Takes effect where the first image is rendered.
-            quality = self._env.physics.model.vis.quality
-            quality.shadowsize = quality.offsamples = 0
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        if seed is not None:
-            self._env.task.random.seed(seed)
-        self._env.reset()
-        return {}, {}
-
-    def step(self, action):
-        step = self._env.step(action)
-        terminated = step.last() and step.discount == 0
-        truncated = step.last() and not terminated
-        return {}, float(step.reward), terminated, truncated, {}
-
-    def render(self):
-        height, width = self._size
-        return self._env.physics.render(height, width, camera_id=self._camera)
-
-    def close(self):
-        self._env.close()
-
-    @staticmethod
-    def _find(name, tasks):
-        """Returns domain and task for DOMAIN_TASK, where both can hold underscores."""
-        names = {f'{domain}_{task}': (domain, task) for domain, task in tasks}
-        names['cup_catch'] = ('ball_in_cup', 'catch')  # The paper's name.
-        if name in names:
-            return names[name]
-        near = [f'dmc_{n}' for n in difflib.get_close_matches(name, names)]
-        hint = f' (did you mean {" or ".join(near)}?)' if near else ''
-        domains = sorted({domain for domain, _ in tasks})
+def _make_dummy(name, size):
+    tasks = {'continuous': DummyContinuous, 'discrete': DummyDiscrete}
+    if name not in tasks:
         raise ValueError(
-            f"Unknown task 'dmc_{name}'{hint}: the Control Suite has {len(tasks)} "
-            f'tasks, dmc_DOMAIN_TASK, in the domains {", ".join(domains)}.'
+            f"Unknown task 'dummy_{name}': the dummy suite has "
+            f'{" and ".join(f"dummy_{task}" for task in tasks)}.'
         )
-
-
-class DummyContinuous(gymnasium.Env):
-    """A point has to find a target; only the image shows where the two are.
-
-    Start and target are uniform in the arena [-1, 1]^2 and the action, in [-1, 1]^2,
-    moves the point by up to `SPEED` along either axis. The reward is 1 while the
-    point is within `RADIUS` of the target and else 0, so that neither a blind policy
-    nor one that looks a single step ahead does well. Meant for 50 steps an episode
-    and no action repeat. Drawn by NumPy alone.
-
-    Raises:
-      ValueError: If the name is not 'continuous'.
-    """
-
-    SPEED = 0.25
-    RADIUS = 0.4
-    BLOB = 0.25  # Standard deviation of what is drawn, 7 pixels of 64.
-    MARGIN = 1.14  # The image shows a little more than the arena.
-
-    metadata = {'render_modes': ['rgb_array']}
-    render_mode = 'rgb_array'
-
-    def __init__(self, name='continuous', size=(64, 64)):
-        if name != 'continuous':
-            raise ValueError(
-                f"Unknown task 'dummy_{name}': the dummy suite has dummy_continuous."
-            )
-        self.action_space = Box(-1, 1, (2,), np.float32)
-        self.observation_space = Dict()
-        height, width = size
-        # Pixel centres in arena coordinates: y [H, 1] and x [1, W], as they broadcast.
-        self._y = self.MARGIN * ((2 * np.arange(height) + 1) / height - 1)[:, None]
-        self._x = self.MARGIN * ((2 * np.arange(width) + 1) / width - 1)[None, :]
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self._point, self._target = self.np_random.uniform(-1, 1, (2, 2))
-        return {}, {}
-
-    def step(self, action):
-        move = self.SPEED * np.clip(action, -1, 1)
-        self._point = np.clip(self._point + move, -1, 1)
-        distance = np.linalg.norm(self._target - self._point)
-        return {}, float(distance < self.RADIUS), False, False, {}
-
-    def render(self):
-        """Draws the point in red and the target in green, uint8 [H, W, 3].
-
-        Soft blobs, so that a small network learns them soon and motion of less than a
-        pixel can be seen.
-        """
-        image = np.zeros((len(self._y), self._x.size, 3), np.uint8)
-        for channel, (x, y) in enumerate((self._point, self._target)):
-            square = (self._x - x) ** 2 + (self._y - y) ** 2
-            image[..., channel] = 255 * np.exp(-square / (2 * self.BLOB**2))
-        return image
-
-    def expert_action(self):
-        """Returns the action, float32 [2], that moves straight to the target."""
-        move = (self._target - self._point) / self.SPEED
-        return np.clip(move, -1, 1).astype(np.float32)
+    return tasks[name](size)
 
 
 class ActionRepeat(gymnasium.Wrapper):
     """Holds an action for `amount` simulator steps, or until the episode ends.
 
     The reward is the sum over these steps; `info['simulator_steps']` is their number.
-
-    Raises:
-      ValueError: If the amount is less than one step.
     """
 
     def __init__(self, env, amount):
-        if amount < 1:
-            raise ValueError(f'The action repeat must be at least 1, not {amount}.')
         super().__init__(env)
         self._amount = amount
 
@@ -254,6 +170,64 @@ class ActionRepeat(gymnasium.Wrapper):
             ended = terminated or truncated
         info = {**info, 'simulator_steps': steps}
         return obs, total, terminated, truncated, info
+
+
+class OneHot(Box):
+    """A choice among `n` actions as a one-hot vector, float32 [n]."""
+
+    def __init__(self, n, seed=None):
+        super().__init__(0, 1, (int(n),), np.float32, seed)
+
+    def sample(self, mask=None, probability=None):
+        """Draws an action uniformly; there are no masks."""
+        vector = np.zeros(self.shape, np.float32)
+        vector[self.np_random.integers(len(vector))] = 1
+        return vector
+
+    def contains(self, x):
+        return super().contains(x) and np.count_nonzero(x) == 1 and x.max() == 1
+
+
+class OneHotAction(gymnasium.ActionWrapper):
+    """Takes the actions of a Discrete space as one-hot vectors, see `OneHot`.
+
+    Raises:
+      ValueError: If an action is not one-hot.
+    """
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.action_space = OneHot(env.action_space.n)
+
+    def action(self, action):
+        if not self.action_space.contains(np.asarray(action)):
+            raise ValueError(
+                f'The action {action} is not a one-hot float32 vector of size '
+                f'{self.action_space.shape[0]}.'
+            )
+        return self.env.action_space.start + np.argmax(action)
+
+
+class ImageObservation(gymnasium.ObservationWrapper):
+    """Observes what the environment renders, as `{'image': uint8 [H, W, 3]}`.
+
+    An image of another size is resized, by bilinear interpolation that averages over
+    all pixels it covers.
+    """
+
+    def __init__(self, env, size):
+        super().__init__(env)
+        self.observation_space = Dict(image=Box(0, 255, (*size, 3), np.uint8))
+        self._size = tuple(size)
+
+    def observation(self, observation):
+        image = self.env.render()
+        if image.shape[:2] != self._size:
+            height, width = self._size
+            image = Image.fromarray(image)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        # A copy: an environment may draw its next image into the same array.
+        return {'image': np.array(image)}
 
 
 def choose_renderer():
@@ -321,7 +295,3 @@ def _normalize_action(env):
     bounded = Box(low, high, dtype=np.float32)
     env = TransformAction(env, lambda action: np.clip(action, low, high), bounded)
     return RescaleAction(env, np.float32(-1), np.float32(1))
-
-
-_SUITES = {'dmc': DeepMindControl, 'dummy': DummyContinuous}
-SUITES = tuple(_SUITES)

@@ -53,6 +53,10 @@ def wait_for(condition, process, seconds=300):
 @pytest.mark.parametrize('flags, words', [
     (['--task', 'dmc_walker_fly'], ['walker_fly', 'walker_walk']),
     (['--task', 'nosuite_thing'], ['nosuite_thing', 'dmc', 'dummy']),
+    (['--task', 'atari_pongg'], ['atari_pongg', 'atari_pong']),
+    (['--task', 'dmlab_rooms_watermaze'], ['DeepMind Lab', 'Bazel']),
+    (['--task', 'gym_CartPole-v9'], ['CartPole-v9', 'CartPole-v1']),
+    (['--task', 'atari_pong', '--time_limit', '0'], ['--time_limit', 'at least 1']),
     (['--task', 'walker'], ['walker', 'SUITE_NAME']),
     (['--task', 'dummy_nothing'], ['dummy_nothing', 'dummy_continuous']),
     (['--stepps', '10'], ['--stepps', '--steps']),
@@ -211,6 +215,57 @@ def test_train_stop_and_resume_on_the_real_simulator(tmp_path, precision):
     assert updates[-1] == 2 + (lines[-1]['step'] - 100) // 100 * 2
     # So few updates in float16 are all shed, and have no finite norm to show.
     check_files(tmp_path, LOSSES if precision == '32' else LOSSES - {'model_grad_norm'})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task, flags', [
+    ('atari_pong', []), ('atari_freeway', ['--same_game']), ('gym_CartPole-v1', []),
+    ('gym_Pendulum-v1', []), ('dmlab_rooms_watermaze', ['--pcont'])])
+def test_other_suites_train_and_resume(tmp_path, monkeypatch, task, flags):
+    monkeypatch.setenv('PYTHONPATH', str(ROOT / 'tests' / 'standins'))
+    flags = ['--logdir', tmp_path, '--task', task, '--configs', 'debug', *flags]
+    run(*flags, '--steps', 300)
+    output = run(*flags, '--steps', 600)
+    assert 'resumed at step' in output
+    assert metrics(tmp_path)[-1]['step'] >= 600
+    check_files(tmp_path, LOSSES | {'pcont_loss'})
+    discrete = task != 'gym_Pendulum-v1'
+    for path in (tmp_path / 'episodes').glob('*.npz'):
+        action = np.load(path)['action']
+        assert not action[0].any()
+        assert not discrete or (np.sort(action[1:])[:, -2:] == [0, 1]).all()
+
+
+def test_heads_that_do_not_fit_the_actions_are_one_line(tmp_path, capsys):
+    for task, flag, value, fits in (
+            ('dummy_discrete', 'action_dist', 'tanh_normal', 'onehot'),
+            ('dummy_continuous', 'expl', 'epsilon_greedy', 'additive_gaussian')):
+        with pytest.raises(SystemExit) as error:
+            dreamer.main(['--logdir', str(tmp_path / 'logs'), '--task', task,
+                          '--parallel', 'none', f'--{flag}', value])
+        message = capsys.readouterr().err
+        assert error.value.code == 2 and message.count('\n') == 1
+        assert f'--{flag} {value}' in message and fits in message
+
+
+def test_atari_without_discount_head_is_warned_of_once(capsys):
+    configs.parse(['--task', 'atari_pong', '--pcont', 'false'])
+    assert capsys.readouterr().err.count('warning') == 1
+    configs.parse(['--task', 'dmlab_rooms_watermaze'])
+    configs.parse(['--task', 'atari_pong'])
+    assert not capsys.readouterr().err
+
+
+def test_discrete_suites_choose_their_settings():
+    """FACTS, section 1, discrete control."""
+    expected = dict(
+        horizon=10, kl_scale=0.1, clip_rewards='tanh', expl_amount=0.4, expl_min=0.1,
+        expl_decay=200_000, eval_noise=0.001, train_every=2000, train_steps=100,
+        prefill=10_000, pcont_scale=10, time_limit=108_000, action_repeat=4)
+    for task, pcont in ('atari_pong', True), ('dmlab_rooms_watermaze', False):
+        config = configs.parse(['--task', task])
+        assert {name: getattr(config, name) for name in expected} == expected
+        assert config.pcont == pcont
 
 
 @pytest.mark.slow

@@ -398,6 +398,23 @@ def test_short_episodes_are_joined_and_every_row_is_drawn_equally_often(tmp_path
     assert first.sum(1).min() == 2 and first.sum(1).max() == 3
 
 
+@pytest.mark.parametrize('length', [6, 15, 20])
+def test_terminal_rows_are_drawn_as_often_as_others(tmp_path, length):
+    """With balance, episodes of one length, some of which were merely cut short."""
+    replay = Replay(tmp_path, length=length, balance=True)
+    for number in range(6):
+        episode = make_episode(number, 15)
+        episode['discount'][-1] = number % 2
+        replay.add(episode)
+    batches = [replay.sample(100) for _ in range(30)]
+    episode, row = np.concatenate([origins(batch) for batch in batches], 1)
+    discount = np.concatenate([batch['discount'] for batch in batches])
+    np.testing.assert_array_equal(discount == 0, (row == 14) & (episode % 2 == 0))
+    expected = 3000 * length / (6 * 15)
+    assert_uniform(np.bincount(15 * episode.ravel() + row.ravel()), expected)
+    assert_uniform((discount == 0).sum(), 3 * expected)
+
+
 def test_one_short_episode_follows_itself(tmp_path):
     batch = fill(tmp_path, [2], length=5).sample(20)
     _, row = origins(batch)

@@ -65,7 +65,7 @@ class TestWorker:
             worker.result()
         message = str(caught.value)
         assert 'dummy_continuous' in message
-        assert 'Traceback' in message and 'wrappers.py' in message
+        assert 'Traceback' in message and 'workers.py' in message
         assert 'broadcast' in message
         episode(worker)  # The process lives on.
 
@@ -218,6 +218,46 @@ class TestMakeWorkers:
         monkeypatch.setenv('MUJOCO_GL', 'disable')
         with pytest.raises(RuntimeError, match='MUJOCO_GL=disable is set'):
             workers.make_workers('dmc_cartpole_swingup', 1)
+
+
+class TestCollector:
+    def collect(self, episodes, action):
+        group = [
+            workers.LocalWorker('dummy_discrete', {**KWARGS, 'action_repeat': 3})
+            for _ in range(2)]
+        collector = workers.Collector(group, seed=0)
+        steps, ended = 0, []
+        while len(ended) < episodes:
+            taken, more = collector.step(lambda *_: [action(group), action(group)])
+            steps += taken
+            ended += more
+        return steps, ended
+
+    def test_discount_is_zero_where_an_episode_terminated(self):
+        _, episodes = self.collect(30, lambda group: group[0].action_space.sample())
+        died = [episode['reward'][-1] >= 2 for episode in episodes]
+        assert 0 < sum(died) < len(died)
+        for dead, episode in zip(died, episodes, strict=True):
+            assert (episode['discount'][:-1] == 1).all()
+            assert episode['discount'][-1] == (not dead)
+            if not dead:  # The time limit.
+                assert len(episode['discount']) == 1 + 17
+
+    def test_actions_are_one_hot_but_the_first(self):
+        _, episodes = self.collect(4, lambda group: group[0].action_space.sample())
+        for episode in episodes:
+            assert episode['action'].dtype == np.float32
+            assert not episode['action'][0].any()
+            assert set(map(tuple, episode['action'][1:])) <= set(map(tuple, np.eye(5)))
+
+    def test_simulator_steps(self):
+        steps, episodes = self.collect(2, lambda group: np.eye(5)[4])
+        assert steps == 2 * 50
+        assert [len(episode['action']) for episode in episodes] == [18, 18]
+
+    def test_action_that_is_not_one_hot(self):
+        with pytest.raises(workers.WorkerError, match='not a one-hot float32 vector'):
+            self.collect(1, lambda group: np.zeros(5))
 
 
 class TestProcesses:

@@ -7,14 +7,16 @@ render run in an interpreter of their own, and `rendering_env` says with what.
 import json
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Box, Dict, Discrete
 
+import dummies
 import wrappers
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -62,18 +64,18 @@ class Counter(gymnasium.Env):
 
 class TestTasks:
     def test_suites(self):
-        assert wrappers.SUITES == ('dmc', 'dummy')
+        assert wrappers.SUITES == ('dmc', 'atari', 'dmlab', 'gym', 'dummy')
 
     @pytest.mark.parametrize('task', ['walker', 'foo_walk', 'dmc', 'dmc_', ''])
     def test_unknown_suite(self, task):
         with pytest.raises(ValueError) as caught:
             wrappers.make(task)
         message = str(caught.value)
-        assert f"'{task}'" in message and 'dmc, dummy' in message
+        assert f"'{task}'" in message and 'dmc, atari, dmlab, gym, dummy' in message
         assert '\n' not in message
 
     def test_unknown_dummy(self):
-        with pytest.raises(ValueError, match='dummy_continuous'):
+        with pytest.raises(ValueError, match='dummy_continuous and dummy_discrete'):
             wrappers.make('dummy_other')
 
     def test_unknown_dmc(self):
@@ -268,9 +270,11 @@ class TestWrappers:
         assert info['simulator_steps'] == 2
 
     @pytest.mark.parametrize('amount', [0, -1])
-    def test_repeat_amount(self, amount):
-        with pytest.raises(ValueError, match='at least 1'):
-            wrappers.make('dummy_continuous', action_repeat=amount)
+    def test_repeat_and_time_limit_are_positive(self, amount):
+        for key in 'action_repeat', 'time_limit':
+            match = f'{key[:4]}.*at least 1, not {amount}'
+            with pytest.raises(ValueError, match=match):
+                wrappers.make('dummy_continuous', **{key: amount})
 
     def test_actions_reach_the_bounds(self):
         env = wrappers._normalize_action(Counter(low=-2, high=6))
@@ -333,7 +337,7 @@ class TestDummyContinuous:
         env = wrappers.make('dummy_continuous', action_repeat=1, time_limit=50)
         for seed in range(10):
             image = env.reset(seed=seed)[0]['image'] / 255
-            places = (np.arange(64) - 31.5) / 32 * wrappers.DummyContinuous.MARGIN
+            places = (np.arange(64) - 31.5) / 32 * dummies.MARGIN
             for channel, place in (0, env.unwrapped._point), (1, env.unwrapped._target):
                 layer = image[..., channel]
                 x = (layer.sum(0) * places).sum() / layer.sum()
@@ -369,6 +373,146 @@ class TestDummyContinuous:
 
         env = wrappers.make('dummy_continuous', action_repeat=1, time_limit=50)
         check_env(env, skip_render_check=True)
+
+
+class TestDummyDiscrete:
+    @staticmethod
+    def towards(env, place):
+        """Returns the action after which the point is closest to a place."""
+        moved = env._point + env.SPEED * env.MOVES
+        return int(np.linalg.norm(moved - place, axis=1).argmin())
+
+    POLICIES = {
+        'random': lambda env: int(env.action_space.sample()),
+        'stay': lambda env: env.STAY,
+        'right': lambda env: 0,
+        'centre': lambda env: TestDummyDiscrete.towards(env, np.zeros(2)),
+        'bait': lambda env: TestDummyDiscrete.towards(env, env._hazard),
+        'expert': lambda env: env.expert_action(),
+    }
+
+    def play(self, policy, episodes=100):
+        """Returns the returns, and which episodes saw the target and the hazard."""
+        env = wrappers.DummyDiscrete()
+        returns = np.zeros(episodes)
+        reached, died = np.zeros((2, episodes), bool)
+        for seed in range(episodes):
+            env.reset(seed=seed)
+            env.action_space.seed(seed)
+            for _ in range(50):
+                _, reward, terminated, truncated, _ = env.step(policy(env))
+                returns[seed] += reward
+                reached[seed] |= reward == 1
+                died[seed] = terminated
+                assert not truncated and (reward == env.BAIT) == terminated
+                if terminated:
+                    break
+        return returns, reached, died
+
+    def test_returns(self):
+        """Only who looks, several steps ahead and at the end, does well."""
+        played = {name: self.play(policy) for name, policy in self.POLICIES.items()}
+        means = {name: returns.mean() for name, (returns, *_) in played.items()}
+        assert means['expert'] > 45 and not played['expert'][2].any()
+        assert played['bait'][2].all()
+        for name in 'random', 'stay', 'right', 'centre', 'bait':
+            assert means[name] < 0.12 * means['expert'], name
+        # Random episodes show both, often enough to learn from 200 of them.
+        _, reached, died = played['random']
+        assert 0.25 < reached.mean() < 0.5 and 0.35 < died.mean() < 0.65
+
+    def test_reward_takes_several_steps(self):
+        env = wrappers.DummyDiscrete()
+        waits = []
+        for seed in range(100):
+            env.reset(seed=seed)
+            waits.append(0)
+            while not env.step(env.expert_action())[1]:
+                waits[-1] += 1
+        assert np.mean(waits) > 1.5 and max(waits) <= 8
+
+    def test_image_shows_all_three(self):
+        env = wrappers.make('dummy_discrete', action_repeat=1, time_limit=50)
+        for seed in range(5):
+            image = env.reset(seed=seed)[0]['image']
+            inner = env.unwrapped
+            places = inner._point, inner._target, inner._hazard
+            expected = dummies.draw(places, (64, 64))
+            np.testing.assert_array_equal(image, expected)
+            for channel, place in enumerate(places):
+                row, column = np.unravel_index(image[..., channel].argmax(), (64, 64))
+                pixel = (np.array([column, row]) - 31.5) / 32 * dummies.MARGIN
+                np.testing.assert_allclose(pixel, place, atol=0.1)
+
+    def test_moves_and_walls(self):
+        env = wrappers.DummyDiscrete()
+        for action, (x, y) in enumerate([(1, 0), (-1, 0), (0, 1), (0, -1), (0, 0)]):
+            env.reset(seed=0)
+            env._point, env._hazard = np.array([0.2, -0.1]), np.array([9, 9])
+            for _ in range(7):
+                env.step(action)
+            expected = [x or 0.2, y or -0.1]
+            np.testing.assert_allclose(env._point, expected)
+
+    def test_end_is_marked_through_all_wrappers(self):
+        env = wrappers.make('dummy_discrete', action_repeat=3, time_limit=50)
+        env.reset(seed=0)
+        env.unwrapped._point = env.unwrapped._hazard
+        _, reward, terminated, truncated, info = env.step(np.eye(5, dtype='f4')[4])
+        assert (reward, terminated, truncated) == (env.unwrapped.BAIT, True, False)
+        assert info == {'simulator_steps': 1}
+        env.reset(seed=0)
+        for _ in range(17):
+            *_, terminated, truncated, info = env.step(np.eye(5, dtype='f4')[4])
+        assert (terminated, truncated) == (False, True)
+        assert info == {'simulator_steps': 2}
+
+    def test_seeds(self):
+        env = wrappers.make('dummy_discrete')
+        one, two, again = (env.reset(seed=seed)[0]['image'] for seed in (1, 2, 1))
+        assert (one == again).all() and (one != two).any()
+        assert (env.reset()[0]['image'] != env.reset()[0]['image']).any()
+
+    @pytest.mark.filterwarnings('ignore:.*different from the unwrapped')
+    def test_gymnasium_checks(self):
+        from gymnasium.utils.env_checker import check_env
+
+        env = wrappers.make('dummy_discrete', action_repeat=1, time_limit=50)
+        check_env(env, skip_render_check=True)
+
+
+class TestOneHot:
+    class Echo(gymnasium.Env):
+        observation_space = Dict()
+        action_space = Discrete(4, start=-2)
+
+        def step(self, action):
+            assert self.action_space.contains(action)
+            return {}, float(action), False, False, {}
+
+    def test_actions_reach_the_environment(self):
+        env = wrappers.OneHotAction(self.Echo())
+        rewards = [env.step(row)[1] for row in np.eye(4, dtype=np.float32)]
+        assert rewards == [-2, -1, 0, 1]
+
+    @pytest.mark.parametrize('action', [
+        [0, 0, 0, 0], [1, 1, 0, 0], [0, 0.5, 0.5, 0], [0, 0.99, 0, 0], [1, 0, 0],
+        [[0, 1, 0, 0]], [0, np.nan, 0, 0], [-1, 1, 1, 0], 1])
+    def test_other_vectors_are_refused(self, action):
+        env = wrappers.OneHotAction(self.Echo())
+        with pytest.raises(ValueError, match='not a one-hot float32 vector of size 4'):
+            env.step(np.array(action, np.float32))
+
+    def test_space(self):
+        space = pickle.loads(pickle.dumps(wrappers.OneHot(3, seed=0)))
+        assert isinstance(space, wrappers.OneHot) and isinstance(space, Box)
+        assert space.shape == (3,) and space.dtype == np.float32
+        samples = np.array([space.sample() for _ in range(3000)])
+        assert samples.dtype == np.float32
+        assert set(map(tuple, samples)) == set(map(tuple, np.eye(3)))
+        np.testing.assert_allclose(samples.mean(0), 1 / 3, atol=0.05)
+        assert all(map(space.contains, samples))
+        assert not space.contains(np.zeros(3, np.float32))
 
 
 class TestChooseRenderer:

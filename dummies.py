@@ -1,0 +1,145 @@
+"""Small tasks that need no simulator, for tests: drawn by NumPy alone.
+
+Things are soft blobs, so that a small network learns them soon and motion of less
+than a pixel can be seen. Arena coordinates are x to the right and y down, in [-1, 1].
+"""
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
+
+BLOB = 0.25  # Standard deviation of what is drawn, 7 pixels of 64.
+MARGIN = 1.14  # The image shows a little more than the arena.
+
+
+def draw(places, size):
+    """Draws up to three things as blobs, red, green and blue.
+
+    Args:
+      places: Arena coordinates (x, y) of each.
+      size: Height and width of the image in pixels.
+
+    Returns:
+      The image, uint8 [H, W, 3].
+    """
+    height, width = size
+    # Pixel centres in arena coordinates: y [H, 1] and x [1, W], as they broadcast.
+    pixel_y = MARGIN * ((2 * np.arange(height) + 1) / height - 1)[:, None]
+    pixel_x = MARGIN * ((2 * np.arange(width) + 1) / width - 1)[None, :]
+    image = np.zeros((height, width, 3), np.uint8)
+    for channel, (x, y) in enumerate(places):
+        square = (pixel_x - x) ** 2 + (pixel_y - y) ** 2
+        image[..., channel] = 255 * np.exp(-square / (2 * BLOB**2))
+    return image
+
+
+class DummyContinuous(gymnasium.Env):
+    """A point has to find a target; only the image shows where the two are.
+
+    Start and target are uniform in the arena [-1, 1]^2 and the action, in [-1, 1]^2,
+    moves the point by up to `SPEED` along either axis. The reward is 1 while the
+    point is within `RADIUS` of the target and else 0, so that neither a blind policy
+    nor one that looks a single step ahead does well. Meant for 50 steps an episode
+    and no action repeat.
+    """
+
+    SPEED = 0.25
+    RADIUS = 0.4
+
+    metadata = {'render_modes': ['rgb_array']}
+    render_mode = 'rgb_array'
+
+    def __init__(self, size=(64, 64)):
+        self.action_space = Box(-1, 1, (2,), np.float32)
+        self.observation_space = Dict()
+        self._size = size
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._point, self._target = self.np_random.uniform(-1, 1, (2, 2))
+        return {}, {}
+
+    def step(self, action):
+        move = self.SPEED * np.clip(action, -1, 1)
+        self._point = np.clip(self._point + move, -1, 1)
+        distance = np.linalg.norm(self._target - self._point)
+        return {}, float(distance < self.RADIUS), False, False, {}
+
+    def render(self):
+        """Draws the point in red and the target in green."""
+        return draw((self._point, self._target), self._size)
+
+    def expert_action(self):
+        """Returns the action, float32 [2], that moves straight to the target."""
+        move = (self._target - self._point) / self.SPEED
+        return np.clip(move, -1, 1).astype(np.float32)
+
+
+class DummyDiscrete(gymnasium.Env):
+    """A point has to find a target and must not touch a hazard on its way.
+
+    Only the image shows where the three are: uniform in the arena, but no two within
+    2 `RADIUS`. Actions move the point by `SPEED` to the right, left, down or up, or
+    let it stay. The reward is 1 while the point is within `RADIUS` of the target, so
+    that it takes several steps. Within `RADIUS` of the hazard it is `BAIT`, once, and
+    the episode terminates: who does not see the end coming goes there, as the reward
+    looks better than the target's. Meant for 50 steps an episode and no action repeat.
+    """
+
+    MOVES = np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]])
+    STAY = 4
+    SPEED = 0.35
+    RADIUS = 0.4
+    BAIT = 2.0
+
+    metadata = {'render_modes': ['rgb_array']}
+    render_mode = 'rgb_array'
+
+    def __init__(self, size=(64, 64)):
+        self.action_space = Discrete(len(self.MOVES))
+        self.observation_space = Dict()
+        self._size = size
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        while True:
+            places = self.np_random.uniform(-1, 1, (3, 2))
+            gaps = np.linalg.norm(places - np.roll(places, 1, 0), axis=1)
+            if gaps.min() > 2 * self.RADIUS:
+                break
+        self._point, self._target, self._hazard = places
+        return {}, {}
+
+    def step(self, action):
+        self._point = self._moved(self._point, action)
+        if self._within(self._point, self._hazard):
+            return {}, self.BAIT, True, False, {}
+        reward = float(self._within(self._point, self._target))
+        return {}, reward, False, False, {}
+
+    def render(self):
+        """Draws the point in red, the target in green and the hazard in blue."""
+        return draw((self._point, self._target, self._hazard), self._size)
+
+    def expert_action(self):
+        """Returns the first action, an int, of a shortest safe way to the target."""
+        frontier, seen = [(self._point, None)], set()
+        while frontier:
+            level, frontier = frontier, []
+            for place, first in level:
+                if self._within(place, self._target):
+                    return self.STAY if first is None else first
+                for action in range(self.STAY):
+                    moved = self._moved(place, action)
+                    key = tuple(moved.round(6))
+                    if key in seen or self._within(moved, self._hazard):
+                        continue
+                    seen.add(key)
+                    frontier.append((moved, action if first is None else first))
+        return self.STAY
+
+    def _moved(self, place, action):
+        return np.clip(place + self.SPEED * self.MOVES[action], -1, 1)
+
+    def _within(self, place, centre):
+        return np.hypot(*(place - centre)) < self.RADIUS
