@@ -221,10 +221,10 @@ class TestMakeWorkers:
 
 
 class TestCollector:
-    def collect(self, episodes, action):
-        group = [
-            workers.LocalWorker('dummy_discrete', {**KWARGS, 'action_repeat': 3})
-            for _ in range(2)]
+    def collect(self, episodes, action, repeat=1):
+        kwargs = {**KWARGS, 'action_repeat': repeat}
+        group = [workers.LocalWorker('dummy_discrete', kwargs) for _ in range(2)]
+        group[0].action_space.seed(0)
         collector = workers.Collector(group, seed=0)
         steps, ended = 0, []
         while len(ended) < episodes:
@@ -235,13 +235,14 @@ class TestCollector:
 
     def test_discount_is_zero_where_an_episode_terminated(self):
         _, episodes = self.collect(30, lambda group: group[0].action_space.sample())
-        died = [episode['reward'][-1] >= 2 for episode in episodes]
+        bait = wrappers.DummyDiscrete.BAIT
+        died = [episode['reward'][-1] == bait for episode in episodes]
         assert 0 < sum(died) < len(died)
         for dead, episode in zip(died, episodes, strict=True):
             assert (episode['discount'][:-1] == 1).all()
             assert episode['discount'][-1] == (not dead)
             if not dead:  # The time limit.
-                assert len(episode['discount']) == 1 + 17
+                assert len(episode['discount']) == 1 + 50
 
     def test_actions_are_one_hot_but_the_first(self):
         _, episodes = self.collect(4, lambda group: group[0].action_space.sample())
@@ -251,7 +252,7 @@ class TestCollector:
             assert set(map(tuple, episode['action'][1:])) <= set(map(tuple, np.eye(5)))
 
     def test_simulator_steps(self):
-        steps, episodes = self.collect(2, lambda group: np.eye(5)[4])
+        steps, episodes = self.collect(2, lambda group: np.eye(5)[4], repeat=3)
         assert steps == 2 * 50
         assert [len(episode['action']) for episode in episodes] == [18, 18]
 
