@@ -183,8 +183,10 @@ PRESETS = {
     'small': dict(
         steps=100_000, eval_every=5_000, save_every=5_000, batch_size=12,
         batch_length=16, horizon=10, cnn_depth=8, cnn_act='elu', num_units=128,
-        model_lr=1e-3, actor_lr=1e-4, value_lr=3e-4, free_nats=0.5,
-        render_quality='fast'),
+        model_lr=1e-3, actor_lr=8e-5, value_lr=3e-4, free_nats=0.0, kl_scale=0.3,
+        # A short memory of rewards and a narrow start: else the actor runs after the
+        # errors of an untrained value network until its tanh is flat.
+        discount=0.95, action_init_std=1.0, render_quality='fast'),
     'discrete': _DISCRETE,
     'paper': dict(
         num_units=300, rssm_units=300, reward_layers=3, actor_layers=3,
