@@ -19,9 +19,9 @@ import wrappers
 BAR = 0.8
 # Small values make an untrained value network harmless: with a discount of 0.95 the
 # actor runs after its errors until the tanh is flat, and takes 1,000 updates to return.
-FLAGS = """--task dummy_continuous --precision 32 --parallel none --steps 12500
-    --prefill 2500 --pretrain 100 --train_every 200 --train_steps 40 --eval_every 1e9
-    --save_every 1e9 --log_every 200 --batch_size 16 --batch_length 6 --horizon 10
+FLAGS = """--task dummy_continuous --precision 32 --parallel none --steps 20500
+    --prefill 2500 --pretrain 100 --train_every 400 --train_steps 40 --eval_every 1e9
+    --save_every 1e9 --log_every 400 --batch_size 16 --batch_length 6 --horizon 10
     --deter_size 100 --stoch_size 20 --num_units 100 --rssm_units 100 --cnn_depth 8
     --cnn_act elu --model_lr 3e-3 --actor_lr 3e-4 --value_lr 5e-4 --action_init_std 1
     --discount 0.85 --kl_scale 0.3""".split()
