@@ -76,11 +76,6 @@ def test_other_actions(lab):
     assert lab.created[0].actions == [(0, 0, 0, 1, 0, 1, 0, 2)]
 
 
-def test_no_actions_are_the_releases_nine(lab):
-    env = wrappers.make('dmlab_rooms_watermaze', lab_actions='')
-    assert env.action_space.shape == (9,)
-
-
 @pytest.mark.parametrize('text', ['1,2', 'a', '1,2,3,4,5,6,7;1', '9999999999' * 7])
 def test_malformed_actions(lab, text):
     with pytest.raises(ValueError, match='seven integers') as caught:
