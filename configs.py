@@ -19,7 +19,6 @@ CHANGEABLE = frozenset(
     'worker_timeout replay_memory allow_config_change lab_renderer '
     'lab_level_cache'.split())
 
-
 # Passed on to the environments (wrappers.make).
 ENVIRONMENT_FLAGS = (
     'action_repeat', 'time_limit', 'render_quality', 'same_game', 'lab_actions',
@@ -190,8 +189,7 @@ PRESETS = {
     'discrete': _DISCRETE,
     'paper': dict(
         num_units=300, rssm_units=300, reward_layers=3, actor_layers=3,
-        expl_action='mode',
-        free_nats_per_step=True),
+        expl_action='mode', free_nats_per_step=True),
 }
 
 
@@ -203,7 +201,8 @@ def parse(argv):
     """
     args = vars(_parse_known(_parser(), argv))
     presets = args.pop('configs') or []
-    values = dict(SUITES[_suite(args.get('task', Config.task))])
+    suite = SUITES[_suite(args.get('task', Config.task))]
+    values = dict(suite)
     for name in presets:
         if name not in PRESETS:
             raise ConfigError(f"unknown preset '{name}' in --configs; possible: "
@@ -211,7 +210,7 @@ def parse(argv):
         values.update(PRESETS[name])
     values.update(args)
     config = check(Config(**values))
-    if SUITES[_suite(config.task)].get('pcont') and not config.pcont:
+    if suite.get('pcont') and not config.pcont:
         print(f'dreamer: warning: without --pcont the agent cannot know that '
               f'{config.task} can end early', file=sys.stderr)
     return config

@@ -59,6 +59,17 @@ def did_you_mean(name, names, suite):
     return f' (did you mean {" or ".join(near)}?)' if near else ''
 
 
+def action_box(low, high):
+    """Returns the float32 Box of actions between `low` and `high` [A].
+
+    Bounds from 1e10 on are none: MuJoCo writes them for an actuator without limits,
+    others the largest float.
+    """
+    low = np.where(low > -1e10, low, -np.inf)
+    high = np.where(high < 1e10, high, np.inf)
+    return Box(low.astype(np.float32), high.astype(np.float32))
+
+
 class DeepMindControl(gymnasium.Env):
     """A task of the DeepMind Control Suite; observations are left to the image.
 
@@ -79,10 +90,7 @@ class DeepMindControl(gymnasium.Env):
         # here lets every worker simulate the same body.
         self._env = suite.load(domain, task, task_kwargs={'random': 0})
         spec = self._env.action_spec()
-        # MuJoCo writes 1e10 for an actuator without limits.
-        low = np.where(spec.minimum > -1e10, spec.minimum, -np.inf)
-        high = np.where(spec.maximum < 1e10, spec.maximum, np.inf)
-        self.action_space = Box(low.astype(np.float32), high.astype(np.float32))
+        self.action_space = action_box(spec.minimum, spec.maximum)
         self.observation_space = Dict()
         self._size = size
         # The quadruped's camera 0 stands still and loses it from sight.
@@ -455,10 +463,7 @@ class GymnasiumTask(gymnasium.Env):
                 f"'gym_{name}' has the action space {space}, which no action head "
                 'fits: there are heads for Box (of floats) and Discrete.'
             )
-        # Bounds like the largest float are no bounds.
-        low = np.where(space.low > -1e10, space.low, -np.inf).ravel()
-        high = np.where(space.high < 1e10, space.high, np.inf).ravel()
-        return Box(low.astype(np.float32), high.astype(np.float32))
+        return action_box(space.low.ravel(), space.high.ravel())
 
     def _render(self, name):
         """Makes the environment anew so that it renders, and sees to it that it does.

@@ -270,15 +270,5 @@ def test_reset_leaves_nothing_of_earlier_games():
     np.testing.assert_array_equal(env._ale.getRAM(), before)
 
 
-@pytest.mark.parametrize('name, near', [
-    ('pongg', 'atari_pong'), ('mspacman', 'atari_ms_pacman'), ('zzzz', '108 games')])
-def test_unknown_game(name, near):
-    with pytest.raises(ValueError) as caught:
-        wrappers.make(f'atari_{name}')
-    message = str(caught.value)
-    assert message.startswith(f"Unknown task 'atari_{name}'") and near in message
-    assert '\n' not in message
-
-
 def test_name_of_the_paper():
     assert wrappers.make('atari_james_bond').action_space.shape == (18,)

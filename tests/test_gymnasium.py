@@ -175,17 +175,6 @@ def test_no_images(third):
         wrappers.make('gym_third/Vector-v1', **third)
 
 
-@pytest.mark.parametrize('name, near', [
-    ('CartPol-v1', 'gym_CartPole-v1'), ('ALE/Breakot-v5', 'gym_ALE/Breakout-v5'),
-    ('zzz/foo', '--gym_import'), ('not an id', '--gym_import')])
-def test_unknown_id(name, near):
-    with pytest.raises(ValueError) as caught:
-        wrappers.make(f'gym_{name}')
-    message = str(caught.value)
-    assert message.startswith(f"Unknown task 'gym_{name}'") and near in message
-    assert '\n' not in message
-
-
 def test_unknown_module():
     with pytest.raises(ValueError, match="module 'nonsense' of --gym_import"):
         wrappers.make('gym_CartPole-v1', gym_import='nonsense')

@@ -176,17 +176,6 @@ def test_in_worker_processes(tmp_path):
         assert not episode['action'][0].any()
 
 
-@pytest.mark.parametrize('name, near', [
-    ('rooms_watermase', 'did you mean dmlab_rooms_watermaze'),
-    ('zzz', 'rooms_collect_good_objects_train, ')])
-def test_unknown_level(name, near):
-    with pytest.raises(ValueError) as caught:
-        wrappers.make(f'dmlab_{name}')
-    message = str(caught.value)
-    assert message.startswith(f"Unknown task 'dmlab_{name}'") and near in message
-    assert '\n' not in message
-
-
 def test_unknown_renderer(lab):
     with pytest.raises(ValueError, match="'gpu'.*'software' or 'hardware'"):
         wrappers.make(TASK, lab_renderer='gpu')

@@ -28,9 +28,8 @@ FLAGS = """--task dummy_continuous --precision 32 --parallel none --steps 20500
 EPISODES = 30
 
 
-def make_run(logdir, seed, flags=()):
-    config = configs.parse(
-        [*FLAGS, '--logdir', str(logdir), '--seed', str(seed), *flags])
+def make_run(logdir, seed):
+    config = configs.parse([*FLAGS, '--logdir', str(logdir), '--seed', str(seed)])
     kwargs = dict(action_repeat=config.action_repeat, time_limit=config.time_limit)
     envs = workers.make_workers(
         config.task, 2, kwargs, config.parallel, evaluation=1)

@@ -298,6 +298,33 @@ class TestWrappers:
         assert env.action_space == Box(-1, 1, (2,), np.float32)
 
 
+@pytest.mark.parametrize('dummy', [wrappers.DummyContinuous, wrappers.DummyDiscrete])
+def test_reward_of_the_dummies_takes_several_steps(dummy):
+    env = dummy()
+    waits = []
+    for seed in range(100):
+        env.reset(seed=seed)
+        waits.append(0)
+        while not env.step(env.expert_action())[1]:
+            waits[-1] += 1
+    assert np.mean(waits) > 1.5 and max(waits) <= 8
+
+
+@pytest.mark.parametrize('task, near', [
+    ('atari_pongg', 'atari_pong'), ('atari_mspacman', 'atari_ms_pacman'),
+    ('atari_zzzz', '108 games'), ('gym_CartPol-v1', 'gym_CartPole-v1'),
+    ('gym_ALE/Breakot-v5', 'gym_ALE/Breakout-v5'), ('gym_zzz/foo', '--gym_import'),
+    ('gym_not an id', '--gym_import'),
+    ('dmlab_rooms_watermase', 'did you mean dmlab_rooms_watermaze'),
+    ('dmlab_zzz', 'rooms_collect_good_objects_train, ')])
+def test_unknown_name_in_a_suite(task, near):
+    with pytest.raises(ValueError) as caught:
+        wrappers.make(task)
+    message = str(caught.value)
+    assert message.startswith(f"Unknown task '{task}'") and near in message
+    assert '\n' not in message
+
+
 class TestDummyContinuous:
     POLICIES = {
         'random': lambda env: env.action_space.sample(),
@@ -322,16 +349,6 @@ class TestDummyContinuous:
         assert means['random'] < 0.15 * means['expert']
         assert means['stay'] < 0.15 * means['expert']
         assert means['centre'] < 0.15 * means['expert']
-
-    def test_reward_takes_several_steps(self):
-        env = wrappers.DummyContinuous()
-        waits = []
-        for seed in range(100):
-            env.reset(seed=seed)
-            waits.append(0)
-            while not env.step(env.expert_action())[1]:
-                waits[-1] += 1
-        assert np.mean(waits) > 1.5 and max(waits) <= 8
 
     def test_image_shows_point_and_target(self):
         env = wrappers.make('dummy_continuous', action_repeat=1, time_limit=50)
@@ -420,16 +437,6 @@ class TestDummyDiscrete:
         # Random episodes show both, often enough to learn from 200 of them.
         _, reached, died = played['random']
         assert 0.25 < reached.mean() < 0.5 and 0.35 < died.mean() < 0.65
-
-    def test_reward_takes_several_steps(self):
-        env = wrappers.DummyDiscrete()
-        waits = []
-        for seed in range(100):
-            env.reset(seed=seed)
-            waits.append(0)
-            while not env.step(env.expert_action())[1]:
-                waits[-1] += 1
-        assert np.mean(waits) > 1.5 and max(waits) <= 8
 
     def test_image_shows_all_three(self):
         env = wrappers.make('dummy_discrete', action_repeat=1, time_limit=50)
