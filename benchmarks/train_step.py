@@ -32,8 +32,8 @@ import numpy as np
 import tensorflow as tf
 
 import configs
-import dreamer
 import tools
+from agent import Dreamer, Policy
 
 
 def dense(*sizes):
@@ -108,7 +108,7 @@ def seconds(function):
 def measure(config, action_size, repeats):
     """Build the agent and time it; returns the figures of the last line."""
     start = time.perf_counter()
-    agent = dreamer.Dreamer(config, action_size)
+    agent = Dreamer(config, action_size)
     batch = random_batch(config, action_size)
     agent.train.get_concrete_function(
         {key: tf.TensorSpec(x.shape, x.dtype) for key, x in batch.items()})
@@ -142,7 +142,7 @@ def measure(config, action_size, repeats):
 def policy_ms(agent, batch, calls=200):
     """Median latency of acting in one environment, exploration included."""
     image, first = batch['image'][:1, 0], np.array([False])
-    policy = dreamer.Policy(agent, 1, training=True)
+    policy = Policy(agent, 1, training=True)
     times = []
     for _ in range(calls):
         start = time.perf_counter()

@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 
 import configs
-import dreamer
 import tools
 import workers
 import wrappers
+from agent import Dreamer, Policy
 
 BATCH, LENGTH, ACTION = 3, 6, 2
 TINY = ['--configs', 'debug', '--batch_size', str(BATCH), '--batch_length', str(LENGTH)]
@@ -16,7 +16,7 @@ TINY = ['--configs', 'debug', '--batch_size', str(BATCH), '--batch_length', str(
 
 def make_agent(*flags, precision='32'):
     config = configs.parse([*TINY, '--precision', precision, *map(str, flags)])
-    return dreamer.Dreamer(config, ACTION)
+    return Dreamer(config, ACTION)
 
 
 @pytest.fixture(scope='module')
@@ -336,7 +336,7 @@ def test_policy_object_keeps_the_state(agent):
     """Call by call it acts as `Dreamer.policy` with its state passed along."""
     images = np.random.default_rng(0).integers(0, 256, (3, 2, 64, 64, 3), np.uint8)
     firsts = np.array([[True, True], [False, False], [False, True]])
-    policy = dreamer.Policy(agent, 2, training=True)
+    policy = Policy(agent, 2, training=True)
     agent.rng.reset_from_seed(3)
     own = [policy(*step) for step in zip(images, firsts, strict=True)]
     # XLA draws other numbers from a seed than TensorFlow does.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import configs
-import dreamer
+from agent import Dreamer
 from benchmarks import train_step
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -32,7 +32,7 @@ def products(part, sizes=()):
                                    ('--configs', 'debug')])
 def test_flops_follow_from_the_layers(flags):
     config = configs.parse([*flags, '--precision', '32'])
-    agent = dreamer.Dreamer(config, 6)
+    agent = Dreamer(config, 6)
     world = agent.world
     one = {part.name: products(part, OUTPUT_SIZES.get(part.name, ()))
            for part in (*world.parts, agent.behavior.actor, agent.behavior.value)}

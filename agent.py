@@ -1,0 +1,344 @@
+"""The agent: world model, behavior, training step, policy.
+
+Shapes: B batch, L length, H horizon, A action, S stochastic, F feature, N = B*L,
+E environments.
+`action[t]` led to `image[t]`, `reward[t]` and `discount[t]`.
+"""
+
+import keras
+import tensorflow as tf
+
+import models
+import tools
+
+
+class WorldModel(tf.Module):
+    """Learns latent dynamics from images, actions and rewards (paper, section 2).
+
+    Args:
+      config: `configs.Config`.
+      action_size: A.
+    """
+
+    def __init__(self, config, action_size):
+        super().__init__('model')
+        self._config = config
+        self.encoder = models.Encoder(config.cnn_depth, config.cnn_act)
+        self.rssm = models.RSSM(
+            action_size, self.encoder.size, config.stoch_size, config.deter_size,
+            config.rssm_units, config.dense_act)
+        size = self.rssm.feature_size
+        self.decoder = models.Decoder(size, config.cnn_depth, config.cnn_act)
+        self.reward = models.ScalarHead(
+            size, config.reward_layers, config.num_units, config.dense_act,
+            name='reward')
+        self.parts = [self.encoder, self.rssm, self.decoder, self.reward]
+        if config.pcont:
+            self.pcont = models.ScalarHead(
+                size, 3, config.num_units, config.dense_act, 'binary', name='pcont')
+            self.parts.append(self.pcont)
+
+    @property
+    def weights(self):
+        """All trainable Keras variables."""
+        return [weight for part in self.parts for weight in part.trainable_weights]
+
+    def loss(self, data, noise):
+        """The negative evidence lower bound (paper, equation 10).
+
+        Args:
+          data: batch of replay, [B, L, ...].
+          noise: [B, L, S] of the posterior.
+
+        Returns:
+          scalar loss, posterior [B, L, ...], metrics.
+        """
+        config = self._config
+        embed = self.encoder(data['image'])
+        post, prior = self.rssm.observe(
+            embed, data['action'], data['is_first'], noise)
+        feature = self.rssm.feature(post)
+        reward = data['reward']
+        if config.clip_rewards == 'tanh':
+            reward = tf.tanh(reward)
+        losses = dict(
+            image_loss=-tf.reduce_mean(self.decoder.dist(feature).log_prob(
+                models.normalize_image(data['image']))),
+            reward_loss=-tf.reduce_mean(self.reward.dist(feature).log_prob(reward)))
+        total = losses['image_loss'] + losses['reward_loss']
+        if config.pcont:
+            losses['pcont_loss'] = -tf.reduce_mean(self.pcont.dist(feature).log_prob(
+                config.discount * data['discount']))
+            total += config.pcont_scale * losses['pcont_loss']
+        kl = tools.gaussian_kl(post, prior)
+        total += config.kl_scale * tools.free_nats(
+            kl, config.free_nats, config.free_nats_per_step)
+        return total, post, dict(
+            losses, model_loss=total, div=tf.reduce_mean(kl),
+            prior_ent=tf.reduce_mean(tools.gaussian_entropy(prior['std'])),
+            post_ent=tf.reduce_mean(tools.gaussian_entropy(post['std'])))
+
+    def discounts(self, feature):
+        """p_t for imagined features [..., F]: gamma, or predicted: [...]."""
+        if self._config.pcont:
+            return self.pcont.dist(feature).mean()
+        return tf.fill(tf.shape(feature)[:-1], self._config.discount)
+
+    def openloop(self, data, noise, context=5):
+        """Predict the images of `data` [B, L, ...] from `context` frames and actions.
+
+        Returns:
+          [B, L, 64, 64, 3] float32 in [0, 1]: reconstructions, then predictions.
+        """
+        post, _ = self.rssm.observe(
+            self.encoder(data['image'][:, :context]), data['action'][:, :context],
+            data['is_first'][:, :context], noise[:, :context])
+        last = {key: value[:, -1] for key, value in post.items()}
+        prior = self.rssm.imagine(
+            last, data['action'][:, context:], noise[:, context:])
+        feature = tf.concat([self.rssm.feature(post), self.rssm.feature(prior)], 1)
+        return tf.clip_by_value(self.decoder(feature) + 0.5, 0, 1)
+
+
+class ActorCritic(tf.Module):
+    """Learns behavior inside the world model (paper, section 3 and algorithm 1).
+
+    Args:
+      config: `configs.Config`.
+      feature_size: F.
+      action_size: A.
+    """
+
+    def __init__(self, config, feature_size, action_size):
+        super().__init__('behavior')
+        self._config = config
+        self.actor = models.Actor(
+            feature_size, action_size, config.num_units, config.actor_layers,
+            config.dense_act, config.action_dist, config.action_init_std)
+        self.value = models.ScalarHead(
+            feature_size, 3, config.num_units, config.dense_act, name='value')
+
+    def imagine(self, rssm, start, latent_noise, action_noise):
+        """Follow the actor through the latent dynamics.
+
+        Args:
+          rssm: `models.RSSM`.
+          start: states [N, ...].
+          latent_noise, action_noise: [H, N, S] and [H, N, A].
+
+        Returns:
+          features [H, N, F], without the start's, and log-probabilities [H, N] of the
+          actions.
+        """
+        def step(previous, noise):
+            state, _ = previous
+            # The actor learns through its action alone: not by changing, one step
+            # earlier, what it will see.
+            policy = self.actor.dist(tf.stop_gradient(rssm.feature(state)))
+            action = policy.sample(noise[1])
+            return (rssm.imagine_step(state, action, noise[0]),
+                    tf.stop_gradient(policy.log_prob(action)))
+
+        initial = (start, tf.zeros(tf.shape(start['stoch'])[:1]))
+        states, log_prob = tf.scan(step, (latent_noise, action_noise), initial)
+        return rssm.feature(states), log_prob
+
+    def losses(self, world, start, start_weight, latent_noise, action_noise):
+        """Actor and value loss on imagined trajectories (equations 6 to 8).
+
+        Args:
+          world: `WorldModel`.
+          start: posterior states [N, ...].
+          start_weight: [N], 0 where the episode is over.
+          latent_noise, action_noise: [H, N, S] and [H, N, A].
+
+        Returns:
+          actor loss, value loss, metrics.
+        """
+        start = tf.nest.map_structure(tf.stop_gradient, start)
+        feature, log_prob = self.imagine(world.rssm, start, latent_noise, action_noise)
+        reward = world.reward.dist(feature).mean()
+        value = self.value.dist(feature)
+        discount = world.discounts(feature)
+        returns = tools.lambda_return(
+            reward[:-1], value.mean()[1:], discount[:-1], self._config.disclam)
+        weight = start_weight * tools.discount_weights(discount[:-1])
+        actor_loss = -tf.reduce_mean(weight * returns)
+        # Only the value network's gradient of this is used: one forward pass serves.
+        target = tf.stop_gradient(returns)
+        value_loss = -tf.reduce_mean(
+            weight * tools.UnitNormal(value.mean()[:-1]).log_prob(target))
+        return actor_loss, value_loss, dict(
+            actor_loss=actor_loss, value_loss=value_loss,
+            action_ent=-tf.reduce_mean(log_prob))
+
+
+class Dreamer(tf.Module):
+    """The agent: policy, training step, checkpoints.
+
+    Args:
+      config: `configs.Config` with its precision resolved.
+      action_size: A.
+    """
+
+    MODE_SAMPLES = 100
+
+    def __init__(self, config, action_size):
+        super().__init__('dreamer')
+        self._config = config
+        self._action_size = action_size
+        keras.config.set_dtype_policy(
+            {'16': 'mixed_float16', 'bfloat16': 'mixed_bfloat16', '32': 'float32'}[
+                config.precision])
+        keras.utils.set_random_seed(config.seed)
+        self.rng = tf.random.Generator.from_seed(config.seed)
+        # Of its own: evaluating more or less often must not change the training.
+        self.eval_rng = tf.random.Generator.from_seed(config.seed + 1)
+        self.world = WorldModel(config, action_size)
+        self.behavior = ActorCritic(config, self.world.rssm.feature_size, action_size)
+        scale = config.precision == '16'
+        self.optimizers = {
+            name: tools.Optimizer(name, variables, rate, config.grad_clip, scale)
+            for name, variables, rate in (
+                ('model', self.world.weights, config.model_lr),
+                ('actor', self.behavior.actor.trainable_weights, config.actor_lr),
+                ('value', self.behavior.value.trainable_weights, config.value_lr))}
+        self.gradient_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.env_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        # Where training began, [environment steps]; -1 while the prefill goes on.
+        self.train_start = tf.Variable(-1, dtype=tf.int64, trainable=False)
+        # No Python control flow depends on tensors: plain tracing is a third faster.
+        self.train = tf.function(
+            self._train, autograph=False, jit_compile=config.jit)
+
+    def noise(self, batch, length):
+        """All standard normal noise of one update."""
+        config, normal = self._config, self.rng.normal
+        rows = batch * length
+        return dict(
+            post=normal((batch, length, config.stoch_size)),
+            latent=normal((config.horizon, rows, config.stoch_size)),
+            action=normal((config.horizon, rows, self._action_size)))
+
+    def _train(self, data):
+        """One update of world model, actor and value network from a replay batch
+        [B, L, ...]; returns scalar metrics."""
+        return self.update(data, self.noise(*data['reward'].shape))
+
+    def update(self, data, noise):
+        """`train` with given noise."""
+        model, actor, value = (
+            self.optimizers[name] for name in ('model', 'actor', 'value'))
+        with tf.GradientTape() as tape:
+            loss, post, metrics = self.world.loss(data, noise['post'])
+            loss = model.scaled(loss)
+        metrics['model_grad_norm'] = model.apply(tape, loss)
+        start = {key: tf.reshape(state, (-1, state.shape[-1]))
+                 for key, state in post.items()}
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch([weight.value for part in (
+                self.behavior.actor, self.behavior.value)
+                for weight in part.trainable_weights])
+            actor_loss, value_loss, more = self.behavior.losses(
+                self.world, start, tf.reshape(data['discount'], (-1,)),
+                noise['latent'], noise['action'])
+            actor_loss = actor.scaled(actor_loss)
+            value_loss = value.scaled(value_loss)
+        metrics['actor_grad_norm'] = actor.apply(tape, actor_loss)
+        metrics['value_grad_norm'] = value.apply(tape, value_loss)
+        self.gradient_step.assign_add(1)
+        return dict(metrics, **more)
+
+    def policy(self, image, is_first, state, training):
+        """Choose actions.
+
+        Args:
+          image: [E, 64, 64, 3] uint8.
+          is_first: [E] bool; there the state is forgotten.
+          state: of the call before, or `initial_state`.
+          training: Python bool; explore, or act by the mode.
+
+        Returns:
+          actions [E, A] in [-1, 1] or one-hot, and the state to pass on: what the agent
+          believes and the action that it really took.
+        """
+        config = self._config
+        rng = self.rng if training else self.eval_rng
+        belief, action = state
+        latent = self.world.rssm.observe_step(
+            belief, action, self.world.encoder(image), is_first,
+            rng.normal(belief['stoch'].shape))
+        policy = self.behavior.actor.dist(self.world.rssm.feature(latent))
+        if training and config.expl_action == 'sample':
+            action = policy.sample(rng.normal(action.shape))
+        else:
+            action = policy.mode(rng.normal((self.MODE_SAMPLES, *action.shape)))
+        amount = tools.linear_schedule(
+            config.expl_amount, config.expl_min, config.expl_decay,
+            self.gradient_step) if training else config.eval_noise
+        explore = (tools.epsilon_greedy if config.expl == 'epsilon_greedy'
+                   else tools.add_gaussian)
+        action = explore(action, amount, rng)
+        return action, ({key: latent[key] for key in belief}, action)
+
+    def initial_state(self, envs):
+        """The policy's state before the first step in `envs` environments."""
+        state = self.world.rssm.initial(envs)
+        belief = {key: state[key] for key in ('deter', 'stoch')}
+        return belief, tf.zeros((envs, self._action_size))
+
+    @tf.function(autograph=False)
+    def openloop(self, data):
+        """A video of `data` [B, L, ...]: truth, model and error, one above the other.
+
+        Returns:
+          [L, 3*64, B*64, 3] uint8. The first five frames are reconstructions.
+        """
+        shape = (*data['reward'].shape, self._config.stoch_size)
+        model = self.world.openloop(data, self.eval_rng.normal(shape))
+        truth = tf.cast(data['image'], tf.float32) / 255
+        video = tf.concat([truth, model, (model - truth + 1) / 2], 2)
+        video = tf.transpose(video, (1, 2, 0, 3, 4))
+        shape = video.shape
+        video = tf.reshape(video, (*shape[:2], shape[2] * shape[3], 3))
+        return tf.cast(tf.round(video * 255), tf.uint8)
+
+    def check_finite(self, limit=50):
+        """Raise FloatingPointError if a module's last `limit` gradients were all
+        non-finite: more than float16's loss scale sheds while it settles."""
+        for name, optimizer in self.optimizers.items():
+            if optimizer.skipped_in_a_row >= limit:
+                raise FloatingPointError(
+                    f'the gradient of the {name} was not finite {limit} times in a '
+                    'row; try --precision 32 or a lower learning rate')
+
+
+class Policy:
+    """The agent acting: keeps between calls what it believes and did.
+
+    Args:
+      agent: `Dreamer`.
+      envs: E, environments that step together.
+      training: explore, or act by the mode.
+    """
+
+    def __init__(self, agent, envs, training):
+        state = tf.nest.map_structure(tf.Variable, agent.initial_state(envs))
+
+        def act(image, is_first):
+            action, new = agent.policy(image, is_first, state, training)
+            tf.nest.map_structure(lambda old, value: old.assign(value), state, new)
+            return action
+
+        # On a CPU the call is many tiny operations, whose dispatch costs more than
+        # they do: compiled, traced once, and without a state to pass in and out.
+        gpu = tf.config.list_physical_devices('GPU')
+        self._act = tf.function(
+            act, autograph=False, jit_compile=not gpu).get_concrete_function(
+                tf.TensorSpec((envs, 64, 64, 3), tf.uint8),
+                tf.TensorSpec((envs,), tf.bool))
+
+    def __call__(self, image, is_first):
+        """[E, 64, 64, 3] uint8 and [E] bool, true where an episode starts, to actions
+        [E, A] float32 in [-1, 1]."""
+        return self._act(tf.constant(image), tf.constant(is_first)).numpy()
