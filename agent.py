@@ -1,4 +1,5 @@
-"""The agent: world model, behavior, training step, policy.
+"""The agent: world model, behavior, training step, policy; PlaNet and the paper's other
+baselines are the same agent with parts left out.
 
 Shapes: B batch, L length, H horizon, A action, S stochastic, F feature, N = B*L,
 E environments.
@@ -9,6 +10,7 @@ import keras
 import tensorflow as tf
 
 import models
+import planet
 import tools
 
 
@@ -28,11 +30,20 @@ class WorldModel(tf.Module):
             action_size, self.encoder.size, config.stoch_size, config.deter_size,
             config.rssm_units, config.dense_act)
         size = self.rssm.feature_size
-        self.decoder = models.Decoder(size, config.cnn_depth, config.cnn_act)
         self.reward = models.ScalarHead(
             size, config.reward_layers, config.num_units, config.dense_act,
             name='reward')
-        self.parts = [self.encoder, self.rssm, self.decoder, self.reward]
+        self.parts = [self.encoder, self.rssm, self.reward]
+        reconstructs = config.representation == 'reconstruction'
+        self.decoder = None
+        if reconstructs or config.log_images:
+            self.decoder = models.Decoder(size, config.cnn_depth, config.cnn_act)
+        if reconstructs:
+            self.parts.append(self.decoder)
+        if config.representation == 'contrastive':
+            self.state_model = models.GaussianHead(
+                self.encoder.size, 3, config.num_units, size, config.dense_act)
+            self.parts.append(self.state_model)
         if config.pcont:
             self.pcont = models.ScalarHead(
                 size, 3, config.num_units, config.dense_act, 'binary', name='pcont')
@@ -40,11 +51,13 @@ class WorldModel(tf.Module):
 
     @property
     def weights(self):
-        """All trainable Keras variables."""
+        """All Keras variables that `loss` trains. A decoder is among them only if the
+        representation is learned by reconstruction."""
         return [weight for part in self.parts for weight in part.trainable_weights]
 
     def loss(self, data, noise):
-        """The negative evidence lower bound (paper, equation 10).
+        """The negative evidence lower bound (paper, equation 10; section 4 for the
+        other representations).
 
         Args:
           data: batch of replay, [B, L, ...].
@@ -62,10 +75,13 @@ class WorldModel(tf.Module):
         if config.clip_rewards == 'tanh':
             reward = tf.tanh(reward)
         losses = dict(
-            image_loss=-tf.reduce_mean(self.decoder.dist(feature).log_prob(
-                models.normalize_image(data['image']))),
             reward_loss=-tf.reduce_mean(self.reward.dist(feature).log_prob(reward)))
-        total = losses['image_loss'] + losses['reward_loss']
+        if config.representation == 'reconstruction':
+            losses['image_loss'] = self.image_loss(data['image'], feature)
+        elif config.representation == 'contrastive':
+            losses['contrastive_loss'] = -tf.reduce_mean(tools.contrastive(
+                feature, *self.state_model(embed), config.contrastive_window))
+        total = sum(losses.values())
         if config.pcont:
             losses['pcont_loss'] = -tf.reduce_mean(self.pcont.dist(feature).log_prob(
                 config.discount * data['discount']))
@@ -77,6 +93,16 @@ class WorldModel(tf.Module):
             losses, model_loss=total, div=tf.reduce_mean(kl),
             prior_ent=tf.reduce_mean(tools.gaussian_entropy(prior['std'])),
             post_ent=tf.reduce_mean(tools.gaussian_entropy(post['std'])))
+
+    def image_loss(self, image, feature):
+        """Mean negative log-likelihood of images [B, L, 64, 64, 3] uint8."""
+        return -tf.reduce_mean(
+            self.decoder.dist(feature).log_prob(models.normalize_image(image)))
+
+    def rewards(self, state, action, noise):
+        """Predicted rewards [N, L] of an open loop; arguments as `RSSM.imagine`."""
+        prior = self.rssm.imagine(state, action, noise)
+        return self.reward.dist(self.rssm.feature(prior)).mean()
 
     def discounts(self, feature):
         """p_t for imagined features [..., F]: gamma, or predicted: [...]."""
@@ -115,8 +141,11 @@ class ActorCritic(tf.Module):
         self.actor = models.Actor(
             feature_size, action_size, config.num_units, config.actor_layers,
             config.dense_act, config.action_dist, config.action_init_std)
-        self.value = models.ScalarHead(
-            feature_size, 3, config.num_units, config.dense_act, name='value')
+        self.parts = dict(actor=self.actor)
+        if config.method == 'dreamer':
+            self.value = models.ScalarHead(
+                feature_size, 3, config.num_units, config.dense_act, name='value')
+            self.parts['value'] = self.value
 
     def imagine(self, rssm, start, latent_noise, action_noise):
         """Follow the actor through the latent dynamics.
@@ -144,7 +173,8 @@ class ActorCritic(tf.Module):
         return rssm.feature(states), log_prob
 
     def losses(self, world, start, start_weight, latent_noise, action_noise):
-        """Actor and value loss on imagined trajectories (equations 6 to 8).
+        """Actor and value loss on imagined trajectories (equations 6 to 8), or, without
+        a value network, the actor's alone (equation 4).
 
         Args:
           world: `WorldModel`.
@@ -153,13 +183,18 @@ class ActorCritic(tf.Module):
           latent_noise, action_noise: [H, N, S] and [H, N, A].
 
         Returns:
-          actor loss, value loss, metrics.
+          losses by the name of the network, metrics.
         """
         start = tf.nest.map_structure(tf.stop_gradient, start)
         feature, log_prob = self.imagine(world.rssm, start, latent_noise, action_noise)
         reward = world.reward.dist(feature).mean()
-        value = self.value.dist(feature)
         discount = world.discounts(feature)
+        metrics = dict(action_ent=-tf.reduce_mean(log_prob))
+        if self._config.method == 'no_value':
+            weight = start_weight * tools.discount_weights(discount)
+            return dict(actor=-tf.reduce_mean(
+                tf.reduce_sum(weight * reward, 0))), metrics
+        value = self.value.dist(feature)
         returns = tools.lambda_return(
             reward[:-1], value.mean()[1:], discount[:-1], self._config.disclam)
         weight = start_weight * tools.discount_weights(discount[:-1])
@@ -168,9 +203,7 @@ class ActorCritic(tf.Module):
         target = tf.stop_gradient(returns)
         value_loss = -tf.reduce_mean(
             weight * tools.UnitNormal(value.mean()[:-1]).log_prob(target))
-        return actor_loss, value_loss, dict(
-            actor_loss=actor_loss, value_loss=value_loss,
-            action_ent=-tf.reduce_mean(log_prob))
+        return dict(actor=actor_loss, value=value_loss), metrics
 
 
 class Dreamer(tf.Module):
@@ -195,14 +228,25 @@ class Dreamer(tf.Module):
         # Of its own: evaluating more or less often must not change the training.
         self.eval_rng = tf.random.Generator.from_seed(config.seed + 1)
         self.world = WorldModel(config, action_size)
-        self.behavior = ActorCritic(config, self.world.rssm.feature_size, action_size)
-        scale = config.precision == '16'
+        trained = dict(model=self.world.weights)
+        self.behavior = None
+        if config.method != 'planet':
+            self.behavior = ActorCritic(
+                config, self.world.rssm.feature_size, action_size)
+            trained.update({name: part.trainable_weights
+                            for name, part in self.behavior.parts.items()})
+        # To look at only: an optimiser of its own, so that its gradient has no part in
+        # the norm by which the world model's is clipped.
+        self.watches = bool(
+            self.world.decoder and config.representation != 'reconstruction')
+        if self.watches:
+            trained['decoder'] = self.world.decoder.trainable_weights
+        rates = dict(model=config.model_lr, actor=config.actor_lr,
+                     value=config.value_lr, decoder=config.model_lr)
         self.optimizers = {
-            name: tools.Optimizer(name, variables, rate, config.grad_clip, scale)
-            for name, variables, rate in (
-                ('model', self.world.weights, config.model_lr),
-                ('actor', self.behavior.actor.trainable_weights, config.actor_lr),
-                ('value', self.behavior.value.trainable_weights, config.value_lr))}
+            name: tools.Optimizer(name, variables, rates[name], config.grad_clip,
+                                  config.precision == '16')
+            for name, variables in trained.items()}
         self.gradient_step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.env_step = tf.Variable(0, dtype=tf.int64, trainable=False)
         # Where training began, [environment steps]; -1 while the prefill goes on.
@@ -227,27 +271,44 @@ class Dreamer(tf.Module):
 
     def update(self, data, noise):
         """`train` with given noise."""
-        model, actor, value = (
-            self.optimizers[name] for name in ('model', 'actor', 'value'))
+        optimizer = self.optimizers['model']
         with tf.GradientTape() as tape:
             loss, post, metrics = self.world.loss(data, noise['post'])
-            loss = model.scaled(loss)
-        metrics['model_grad_norm'] = model.apply(tape, loss)
+            loss = optimizer.scaled(loss)
+        metrics['model_grad_norm'] = optimizer.apply(tape, loss)
+        if self.watches:
+            metrics.update(self._update_decoder(data, post))
+        if self.behavior:
+            metrics.update(self._update_behavior(data, post, noise))
+        self.gradient_step.assign_add(1)
+        return metrics
+
+    def _update_decoder(self, data, post):
+        """Learn to draw what the world model represents, without touching it."""
+        feature = tf.stop_gradient(self.world.rssm.feature(post))
+        optimizer = self.optimizers['decoder']
+        with tf.GradientTape() as tape:
+            loss = self.world.image_loss(data['image'], feature)
+            scaled = optimizer.scaled(loss)
+        return dict(image_loss=loss, decoder_grad_norm=optimizer.apply(tape, scaled))
+
+    def _update_behavior(self, data, post, noise):
+        """Actor and value network, in the world model as it is now."""
         start = {key: tf.reshape(state, (-1, state.shape[-1]))
                  for key, state in post.items()}
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            tape.watch([weight.value for part in (
-                self.behavior.actor, self.behavior.value)
-                for weight in part.trainable_weights])
-            actor_loss, value_loss, more = self.behavior.losses(
+            tape.watch([weight.value for part in self.behavior.parts.values()
+                        for weight in part.trainable_weights])
+            losses, metrics = self.behavior.losses(
                 self.world, start, tf.reshape(data['discount'], (-1,)),
                 noise['latent'], noise['action'])
-            actor_loss = actor.scaled(actor_loss)
-            value_loss = value.scaled(value_loss)
-        metrics['actor_grad_norm'] = actor.apply(tape, actor_loss)
-        metrics['value_grad_norm'] = value.apply(tape, value_loss)
-        self.gradient_step.assign_add(1)
-        return dict(metrics, **more)
+            scaled = {name: self.optimizers[name].scaled(loss)
+                      for name, loss in losses.items()}
+        for name, loss in losses.items():
+            metrics[f'{name}_loss'] = loss
+            metrics[f'{name}_grad_norm'] = self.optimizers[name].apply(
+                tape, scaled[name])
+        return metrics
 
     def policy(self, image, is_first, state, training):
         """Choose actions.
@@ -268,11 +329,10 @@ class Dreamer(tf.Module):
         latent = self.world.rssm.observe_step(
             belief, action, self.world.encoder(image), is_first,
             rng.normal(belief['stoch'].shape))
-        policy = self.behavior.actor.dist(self.world.rssm.feature(latent))
-        if training and config.expl_action == 'sample':
-            action = policy.sample(rng.normal(action.shape))
+        if config.method == 'planet':
+            action = self._plan(latent, rng)
         else:
-            action = policy.mode(rng.normal((self.MODE_SAMPLES, *action.shape)))
+            action = self._act(latent, rng, training and config.expl_action == 'sample')
         amount = tools.linear_schedule(
             config.expl_amount, config.expl_min, config.expl_decay,
             self.gradient_step) if training else config.eval_noise
@@ -280,6 +340,32 @@ class Dreamer(tf.Module):
                    else tools.add_gaussian)
         action = explore(action, amount, rng)
         return action, ({key: latent[key] for key in belief}, action)
+
+    def _act(self, state, rng, sample):
+        """Actions [E, A] of the actor in `state` [E, ...], drawn or the most likely."""
+        policy = self.behavior.actor.dist(self.world.rssm.feature(state))
+        shape = (state['deter'].shape[0], self._action_size)
+        if sample:
+            return policy.sample(rng.normal(shape))
+        return policy.mode(rng.normal((self.MODE_SAMPLES, *shape)))
+
+    def _plan(self, state, rng):
+        """First actions [E, A] of the best plans from `state` [E, ...]."""
+        config, size = self._config, self._action_size
+        envs = state['deter'].shape[0]
+        rows, horizon = envs * config.plan_candidates, config.plan_horizon
+        start = {key: tf.repeat(value, config.plan_candidates, 0)
+                 for key, value in state.items()}
+
+        def score(actions):
+            rewards = self.world.rewards(
+                start, tf.reshape(actions, (rows, horizon, size)),
+                rng.normal((rows, horizon, config.stoch_size)))
+            return tf.reshape(tf.reduce_sum(rewards, 1), (envs, -1))
+
+        return planet.plan(
+            score, (envs, horizon, size), rng, config.plan_candidates,
+            config.plan_iterations, config.plan_elites)[:, 0]
 
     def initial_state(self, envs):
         """The policy's state before the first step in `envs` environments."""

@@ -42,6 +42,9 @@ class Config:
     # Run.
     logdir: str = _flag('./logs', 'folder of the run; the same command resumes it')
     task: str = _flag('dmc_walker_walk', 'SUITE_NAME, for example dmc_cartpole_balance')
+    method: str = _flag('dreamer', 'of choosing actions: an actor with a value '
+                        'network, an actor without one, or the PlaNet planner',
+                        ('dreamer', 'no_value', 'planet'))
     seed: int = _flag(0, 'seed of networks, noise, replay and episodes', minimum=0,
                       maximum=2 ** 32 - 1)
     steps: int = _flag(5_000_000, 'length of the run, prefill included '
@@ -93,6 +96,17 @@ class Config:
                               'raw', ('none', 'tanh'))
 
     # World model.
+    representation: str = _flag(
+        'reconstruction', 'what the world model learns from besides rewards: '
+        'predicting images, telling them apart, or nothing [paper, section 4]',
+        ('reconstruction', 'contrastive', 'reward'))
+    contrastive_window: int = _flag(
+        0, 'sequences whose images a state is contrasted with, its own among them; 0 '
+        'is the whole batch; memory is 4 * batch_size * batch_length^2 * window bytes, '
+        'several times over [TF1: 10]', minimum=0)
+    log_images: bool = _flag(
+        True, 'for contrastive and reward representations, train a decoder beside them '
+        'for the open-loop videos')
     deter_size: int = _flag(200, 'units of the deterministic (GRU) state', minimum=1)
     stoch_size: int = _flag(30, 'dimensions of the stochastic state', minimum=1)
     num_units: int = _flag(400, 'units of hidden layers in the heads, the actor and '
@@ -156,6 +170,13 @@ class Config:
                               'this name was a half-life)', minimum=0)
     expl_min: float = _flag(0.0, 'exploration noise after the decay', minimum=0)
 
+    # Planning (--method planet; PlaNet, appendix A).
+    plan_candidates: int = _flag(1000, 'action sequences tried in an iteration',
+                                 minimum=1)
+    plan_iterations: int = _flag(10, 'refits of the search distribution', minimum=1)
+    plan_elites: int = _flag(100, 'best candidates that it is refitted to', minimum=1)
+    plan_horizon: int = _flag(12, 'length of a plan [agent steps]', minimum=1)
+
 
 # Discrete control with early termination: the paper's section 6 and appendix A.
 _DISCRETE = dict(
@@ -178,7 +199,8 @@ PRESETS = {
         steps=600, eval_every=200, log_every=100, save_every=200, prefill=100,
         time_limit=100, train_every=100, train_steps=2, pretrain=2, batch_size=4,
         batch_length=10, horizon=5, deter_size=16, stoch_size=4, num_units=16,
-        rssm_units=16, cnn_depth=4),
+        rssm_units=16, cnn_depth=4, plan_candidates=20, plan_iterations=2,
+        plan_elites=4, plan_horizon=3),
     'small': dict(
         steps=100_000, eval_every=5_000, save_every=5_000, batch_size=12,
         batch_length=16, horizon=10, cnn_depth=8, cnn_act='elu', num_units=128,
@@ -232,6 +254,9 @@ def check(config):
         if rule['above'] is not None and value <= rule['above']:
             raise ConfigError(f'--{field.name} is {value}; it must be above '
                               f"{rule['above']}")
+    if config.plan_elites > config.plan_candidates:
+        raise ConfigError(f'--plan_elites {config.plan_elites} is above '
+                          f'--plan_candidates {config.plan_candidates}')
     if config.prefill > config.steps:
         raise ConfigError(f'--prefill {config.prefill} is above --steps '
                           f'{config.steps}; nothing would be learned')

@@ -34,6 +34,10 @@ def fit_to_actions(config, space):
     """Settle the automatic action head and exploration by the action space; raises
     ConfigError where those that were asked for do not fit it."""
     discrete = isinstance(space, wrappers.OneHot)
+    if discrete and config.method == 'planet':
+        raise configs.ConfigError(
+            f'--method planet plans continuous actions and those of {config.task} are '
+            'discrete; possible: dreamer, no_value')
     fitting = dict(
         action_dist='onehot' if discrete else 'tanh_normal',
         expl='epsilon_greedy' if discrete else 'additive_gaussian')
@@ -160,7 +164,7 @@ class Run:
                 break
 
     def evaluate(self):
-        """One episode in every evaluation environment, and two videos."""
+        """One episode in every evaluation environment, and videos."""
         episodes = []
         seed = np.random.SeedSequence((self.config.seed, 1, self.step))
         collector = workers.Collector(self.eval_envs, int(seed.generate_state(1)[0]))
@@ -170,6 +174,11 @@ class Run:
             return
         self.log_episodes('test', episodes)
         self.logger.video(self.step, 'eval', episodes[0]['image'])
+        if self.agent.world.decoder:
+            self.log_openloop()
+
+    def log_openloop(self):
+        """A video of what the world model predicts."""
         # What is looked at must not change what is trained on.
         state = self.replay.get_state()
         batch = self.replay.sample(self.config.batch_size)

@@ -181,6 +181,21 @@ class ScalarHead(Dense):
         return tfd.Bernoulli(x) if self._kind == 'binary' else tools.UnitNormal(x)
 
 
+class GaussianHead(Dense):
+    """Predicts a vector of `size` numbers as a diagonal Gaussian: the state from an
+    image's embedding, for the contrastive objective (paper, section 4)."""
+
+    MIN_STD = 0.1
+
+    def __init__(self, inputs, layers, units, size, act='elu'):
+        super().__init__(inputs, layers, units, 2 * size, act, name='state_model')
+
+    def call(self, x):
+        """[..., inputs] to mean and standard deviation, [..., size] each."""
+        mean, std = tf.split(super().call(x), 2, -1)
+        return mean, tf.nn.softplus(std) + self.MIN_STD
+
+
 class Actor(Dense):
     """The policy: tanh-Gaussian, or one-hot categorical for discrete actions (paper,
     section 3 and appendix A).

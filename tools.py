@@ -95,6 +95,45 @@ def free_nats(kl, amount, per_step=False):
     return tf.maximum(tf.reduce_mean(kl), amount)
 
 
+def contrastive(feature, mean, std, window=0):
+    """How well each state can be told from the batch's others by its image (paper,
+    section 4; noise-contrastive estimation).
+
+        ln q(s|o) - ln sum_{o'} q(s|o'),  q(s|o) = Normal(s; mean(o), std(o))
+
+    Args:
+      feature: [B, L, F] states s.
+      mean, std: [B, L, F] of q for the images o.
+      window: o' are the images of a sequence and of the window - 1 next ones in the
+        batch (after the last comes the first); 0 is the whole batch. The densities
+        take 4 B L^2 window bytes.
+
+    Returns:
+      [B, L] nats, at most 0.
+    """
+    batch, length, size = feature.shape
+    window = window or batch
+    if window >= batch:
+        # One group holds all: [1, B*L, F].
+        feature, mean, std = (
+            tf.reshape(x, (1, -1, size)) for x in (feature, mean, std))
+        window = 1
+
+    def densities(mean, std):
+        # ln q(s|o') of all pairs in a group as matrix products; constants cancel.
+        precision = 1 / tf.square(std)
+        pairs = tf.matmul(tf.square(feature), precision, transpose_b=True)
+        pairs -= 2 * tf.matmul(feature, mean * precision, transpose_b=True)
+        own = tf.reduce_sum(tf.square(mean) * precision + 2 * tf.math.log(std), -1)
+        return -0.5 * (pairs + own[:, None])
+
+    pairs = [densities(tf.roll(mean, -i, 0), tf.roll(std, -i, 0))
+             for i in range(window)]
+    matched = tf.linalg.diag_part(pairs[0])
+    result = matched - tf.reduce_logsumexp(tf.concat(pairs, -1), -1)
+    return tf.reshape(result, (batch, length))
+
+
 def linear_schedule(start, end, duration, step):
     """From `start` at step 0 to `end` at `duration`; constant if duration is 0."""
     if not duration:

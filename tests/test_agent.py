@@ -42,10 +42,10 @@ def behavior_losses(agent, data, **changes):
     _, post, _ = agent.world.loss(data, noise['post'])
     start = {key: tf.reshape(x, (-1, x.shape[-1])) for key, x in post.items()}
     with tf.GradientTape(persistent=True) as tape:
-        actor_loss, value_loss, _ = agent.behavior.losses(
+        losses, _ = agent.behavior.losses(
             agent.world, start, tf.ones(BATCH * LENGTH), noise['latent'],
             noise['action'])
-    return actor_loss, value_loss, tape
+    return losses['actor'], losses['value'], tape
 
 
 def update(agent, data):
@@ -164,9 +164,9 @@ def test_weights_of_starts_after_the_end_are_zero(agent, data):
     start = agent.world.rssm.initial(BATCH * LENGTH)
     weight = np.ones(BATCH * LENGTH, np.float32)
     args = noise['latent'], noise['action']
-    whole, _, _ = agent.behavior.losses(agent.world, start, weight, *args)
-    none, _, _ = agent.behavior.losses(agent.world, start, 0 * weight, *args)
-    assert float(none) == 0 and float(whole) != 0
+    whole, _ = agent.behavior.losses(agent.world, start, weight, *args)
+    none, _ = agent.behavior.losses(agent.world, start, 0 * weight, *args)
+    assert float(none['actor']) == 0 and float(whole['actor']) != 0
 
 
 def test_predicted_discounts_replace_gamma(data):

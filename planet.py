@@ -1,0 +1,56 @@
+"""The PlaNet baseline: planning by the cross-entropy method in latent space (Hafner et
+al. 2019, *Learning Latent Dynamics for Planning from Pixels*, algorithm 2).
+
+Shapes: E environments, C candidates, K elites, H planning horizon, A action.
+"""
+
+import tensorflow as tf
+
+
+def plan(score, shape, rng, candidates=1000, iterations=10, elites=100):
+    """The best action sequence that the cross-entropy method finds.
+
+    Starting from N(0, 1), every iteration draws candidates, clips them to [-1, 1],
+    scores them and moves the distribution to the best.
+
+    Args:
+      score: function of actions [E, C, H, A] to what they are worth [E, C].
+      shape: (E, H, A).
+      rng: `tf.random.Generator`.
+      candidates: C, drawn in each iteration.
+      iterations: how often the distribution is moved.
+      elites: K, the best candidates that it is moved to.
+
+    Returns:
+      [E, H, A] the final mean, in [-1, 1].
+    """
+    envs, horizon, size = shape
+
+    def iterate(i, mean, std):
+        noise = rng.normal((envs, candidates, horizon, size))
+        actions = tf.clip_by_value(mean[:, None] + std[:, None] * noise, -1, 1)
+        return i + 1, *refit(actions, score(actions), elites)
+
+    _, mean, _ = tf.while_loop(
+        lambda i, mean, std: i < iterations, iterate,
+        (0, tf.zeros(shape), tf.ones(shape)))
+    return mean
+
+
+def refit(actions, scores, elites):
+    """Fit a diagonal Gaussian to the best candidates.
+
+        mean = 1/K sum a_k,  std = sqrt(1/K sum (a_k - mean)^2 + 1e-6)
+
+    Args:
+      actions: [E, C, H, A].
+      scores: [E, C], the higher the better.
+      elites: K.
+
+    Returns:
+      mean and std [E, H, A].
+    """
+    best = tf.gather(actions, tf.math.top_k(scores, elites).indices, batch_dims=1)
+    mean, variance = tf.nn.moments(best, 1)
+    # So that the search never stops at a single sequence.
+    return mean, tf.sqrt(variance + 1e-6)
