@@ -416,11 +416,12 @@ class Policy:
             tf.nest.map_structure(lambda old, value: old.assign(value), state, new)
             return action
 
-        # On a CPU the call is many tiny operations, whose dispatch costs more than
-        # they do: compiled, traced once, and without a state to pass in and out.
-        gpu = tf.config.list_physical_devices('GPU')
+        # On a CPU an actor's call is many tiny operations, whose dispatch costs more
+        # than they do: compiled, traced once, and without a state to pass in and out.
+        # The planner's large products are faster as they are.
+        tiny = agent.behavior and not tf.config.list_physical_devices('GPU')
         self._act = tf.function(
-            act, autograph=False, jit_compile=not gpu).get_concrete_function(
+            act, autograph=False, jit_compile=bool(tiny)).get_concrete_function(
                 tf.TensorSpec((envs, 64, 64, 3), tf.uint8),
                 tf.TensorSpec((envs,), tf.bool))
 

@@ -207,7 +207,8 @@ PRESETS = {
         model_lr=1e-3, actor_lr=8e-5, value_lr=3e-4, free_nats=0.0, kl_scale=0.3,
         # A short memory of rewards and a narrow start: else the actor runs after the
         # errors of an untrained value network until its tanh is flat.
-        discount=0.95, action_init_std=1.0, render_quality='fast'),
+        discount=0.95, action_init_std=1.0, render_quality='fast',
+        plan_candidates=100, plan_iterations=5, plan_elites=10, plan_horizon=10),
     'discrete': _DISCRETE,
     'paper': dict(
         num_units=300, rssm_units=300, reward_layers=3, actor_layers=3,
