@@ -92,10 +92,11 @@ def load_newest(agent, folder):
     error = None
     for path in sorted(paths, key=lambda path: -int(path.name.split('-')[1])):
         try:
-            status = tf.train.Checkpoint(agent=agent).restore(str(path))
-            status.assert_existing_objects_matched()
+            status = tf.train.Checkpoint(agent=agent).read(str(path))
+            # It also holds what a run needs to go on.
+            status.assert_existing_objects_matched().expect_partial()
             return path
-        except (ValueError, AssertionError, tf.errors.OpError) as problem:
+        except Exception as problem:  # Damage has many kinds.
             error = f'{path}: {str(problem).splitlines()[0]}'
             print(f'evaluate: cannot be used: {error}', file=sys.stderr)
     if error:
@@ -104,11 +105,15 @@ def load_newest(agent, folder):
                               'every --save_every steps, and when it ends')
 
 
+def make_collector(env, seed):
+    """Plays episodes by `seed`, other ones than training by the same seed."""
+    entropy = np.random.SeedSequence((seed, 2)).generate_state(1)[0]
+    return workers.Collector([env], int(entropy))
+
+
 def episodes(agent, env, seed):
     """Yields episodes without exploration, for ever: dicts of arrays [T, ...]."""
-    # Of its own kind, so that no training episode is played again.
-    entropy = np.random.SeedSequence((seed, 2)).generate_state(1)[0]
-    collector = workers.Collector([env], int(entropy))
+    collector = make_collector(env, seed)
     policy = Policy(agent, 1, training=False)
     while True:
         yield from collector.step(policy)[1]

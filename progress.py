@@ -173,12 +173,12 @@ class Progress:
         left = self.remaining(step, updates)
         if left is not None:
             parts.append(f'{duration(left)} left')
-        text = f'step {step:,}/{total:,} ({step / total:.0%}): ' + ', '.join(parts)
+        done = f'{step:,}/{total:,} ({step / total:.0%})'
+        self.line(f"step {done}: {', '.join(parts)}")
         self._returns = []
         if self._bars:
-            self._bars.update(self._run_bar, completed=step, text=text)
-        else:
-            self.line(text)
+            self._bars.update(self._run_bar, completed=step,
+                              text=f'{done} steps' + (f', {parts[-1]}' if left else ''))
 
     def remaining(self, step, updates):
         """Seconds until the run's end by the rates measured so far, None before there

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 import configs
 import dreamer
+import logger
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LOSSES = set(
@@ -188,8 +190,19 @@ def check_files(logdir, losses):
     tags = {value.tag for path in events
             for event in tf.compat.v1.train.summary_iterator(str(path))
             for value in event.summary.value}
-    assert tags >= losses | {'train/return', 'test/return', 'eval', 'openloop'}
+    assert tags >= set(map(logger.tag, losses)) | {
+        'train/return', 'test/return', 'videos/eval', 'videos/openloop', 'config'}
     assert tf.train.latest_checkpoint(str(logdir / 'checkpoints'))
+
+
+def check_advice(output):
+    """Software that renders is named, and what would be faster; nothing else speaks."""
+    renderer = re.search(r'^rendering +(\w+, .*)', output, re.MULTILINE)[1]
+    if 'llvmpipe' in renderer:
+        advice, = re.findall('^advice: .*frames a second.*', output, re.MULTILINE)
+        assert renderer in advice and 'GPU' in advice
+        assert '--render_quality fast' in advice
+    assert 'oneDNN' not in output and 'absl' not in output
 
 
 @pytest.mark.slow
@@ -203,6 +216,7 @@ def test_train_stop_and_resume_on_the_real_simulator(tmp_path, precision):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
+    check_advice(output)
     stopped = metrics(tmp_path)[-1]
     steps = stopped['step'] + 300
     output = run(*flags, '--steps', steps)
