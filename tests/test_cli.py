@@ -164,6 +164,15 @@ def test_help_shows_every_flag(capsys):
     assert text.count('default:') == len(configs.Config.__dataclass_fields__)
 
 
+def test_readme_lists_the_flags_by_group():
+    groups, name = {}, None
+    for flag in configs.Config.__dataclass_fields__:
+        name = configs.GROUPS.get(flag, name)
+        groups.setdefault(name, []).append(f'`{flag}`')
+    for name, flags in groups.items():
+        assert f"| {name} | {' '.join(flags)} |" in (ROOT / 'README.md').read_text()
+
+
 def check_files(logdir, losses):
     """All that DESIGN's contract promises is there and can be read."""
     stored = json.loads((logdir / 'config.json').read_text())
