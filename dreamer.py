@@ -88,8 +88,7 @@ class Run:
         self.agent.env_step.assign(
             max(self.step, self.replay.steps * config.action_repeat))
         self.logger = logger.Logger(self.logdir)
-        self.logger.text(self.step, 'config', configs.as_table(config))
-        self.progress = progress.Progress(config, self.step)
+        self.progress = progress.Progress(config)
         self.random = np.random.default_rng((config.seed, self.step))
         self.collector = workers.Collector(envs, config.seed, self.replay.episodes)
         self.eval_envs = eval_envs
@@ -118,6 +117,7 @@ class Run:
         """Algorithm 1 of the paper."""
         config = self.config
         self.progress.header(self.agent, self.action_size, self.step)
+        self.logger.text(self.step, 'config', configs.as_table(config))
         last = self.step if self.gradient_step else None
         should_eval = tools.Every(config.eval_every, last)
         should_log = tools.Every(config.log_every, last)

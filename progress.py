@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import shutil
+import sys
 import time
 
 import rich.console
@@ -51,12 +52,11 @@ class Progress:
 
     Args:
       config: `configs.Config` with its precision resolved.
-      step: environment steps taken before.
       console: `rich.console.Console`; that of stdout by default.
       silence: longest time without a line where there are no bars [seconds].
     """
 
-    def __init__(self, config, step=0, console=None, silence=60):
+    def __init__(self, config, console=None, silence=60):
         self._config = config
         self._console = console or rich.console.Console(highlight=False)
         self._silence = silence
@@ -66,15 +66,15 @@ class Progress:
                 rich.progress.TextColumn('{task.description:<11}'),
                 rich.progress.BarColumn(20),
                 rich.progress.TextColumn('{task.fields[text]}'),
-                console=self._console, transient=True, refresh_per_second=2)
-            self._run_bar = self._bars.add_task(
-                'run', total=config.steps, completed=step, text='')
+                console=self._console, transient=True, refresh_per_second=2,
+                redirect_stderr=sys.stderr.isatty())
+            self._run_bar = self._bars.add_task('run', total=config.steps, text='')
             self._phase_bar = self._bars.add_task('', text='', visible=False)
         self._paces = collections.defaultdict(Pace)
         self._name = None
         self._printed = self._now = time.monotonic()
         self._returns = []
-        self._best = best_evaluation(config)
+        self._best = None
         self._advised = False
 
     def __enter__(self):
@@ -212,8 +212,12 @@ class Progress:
                 self.line(f'advice: {text}')
 
     def header(self, agent, action_size, step):
-        """Print what runs, on what, how long, and where its results are."""
+        """Print what runs, on what, how long, and where its results are. A run that is
+        resumed goes on with its best evaluation."""
         config = self._config
+        self._best = best_evaluation(config)
+        if self._bars:
+            self._bars.update(self._run_bar, completed=step)
         gpus = gpu_names()
         device = ', '.join(gpus) or f'CPU, {cpu_cores()} cores'
         precision = {'16': 'float16', '32': 'float32'}.get(
