@@ -15,9 +15,14 @@ import pathlib
 import sys
 
 CHANGEABLE = frozenset(
-    'logdir steps eval_every log_every save_every envs parallel precision jit '
+    'logdir steps eval_every log_every save_every envs parallel precision jit verbose '
     'worker_timeout replay_memory allow_config_change lab_renderer '
     'lab_level_cache'.split())
+
+# Groups of flags in --help: each begins with this one, as in `Config`.
+GROUPS = dict(
+    logdir='run', envs='environments', representation='world model',
+    batch_size='training', discount='behaviour', plan_candidates='planning')
 
 # Passed on to the environments (wrappers.make).
 ENVIRONMENT_FLAGS = (
@@ -61,6 +66,7 @@ class Config:
     jit: bool = _flag(False, 'compile the training step with XLA')
     allow_config_change: bool = _flag(
         False, 'resume a logdir that was started with other settings')
+    verbose: bool = _flag(False, "print TensorFlow's and the simulators' own messages")
 
     # Environments.
     envs: int = _flag(1, 'environments that collect in parallel', minimum=1,
@@ -276,15 +282,45 @@ def differences(config, path):
     path = pathlib.Path(path)
     if not path.exists():
         return []
-    try:
-        old = json.loads(path.read_text())['config']
-        old.items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f'{path} is not a readable configuration ({error}); '
-                          'choose another --logdir or repair it') from None
+    old = _read_stored(path)
     new = dataclasses.asdict(config)
     return [f'{name}: {old.get(name)} -> {value}' for name, value in new.items()
             if name not in CHANGEABLE and old.get(name) != value]
+
+
+def as_table(config):
+    """The configuration as a Markdown table."""
+    rows = [f'| {name} | {value} |' for name, value in dataclasses.asdict(
+        config).items()]
+    return '\n'.join(['| flag | value |', '|---|---|', *rows])
+
+
+def read(path):
+    """The configuration of a run, from its `config.json`.
+
+    Settings that may change between runs, and later versions may have added, are the
+    defaults where they are missing. Raises ConfigError, with one line, if the file
+    cannot be read or is of another version.
+    """
+    stored = _read_stored(path)
+    names = {field.name for field in dataclasses.fields(Config)}
+    missing = names - set(stored) - CHANGEABLE
+    unknown = set(stored) - names
+    for keys, what in ((missing, 'has no'), (unknown, 'has settings unknown here:')):
+        if keys:
+            raise ConfigError(f"{path} {what} {', '.join(sorted(keys))}; it is damaged "
+                              'or of another version of this program')
+    return check(Config(**stored))
+
+
+def _read_stored(path):
+    try:
+        stored = json.loads(path.read_text())['config']
+        stored.items()
+        return stored
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f'{path} is not a readable configuration ({error}); '
+                          'choose another --logdir or repair it') from None
 
 
 def write(config, path):
@@ -306,7 +342,8 @@ def write(config, path):
     temporary.replace(path)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises ConfigError where others print their usage and exit."""
 
     def error(self, message):
         raise ConfigError(message)
@@ -320,7 +357,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 def _parser():
     """One argument per field; absent flags stay absent, so that presets show."""
-    parser = _Parser(
+    parser = Parser(
         prog='dreamer.py', description='Dreamer: learning behaviors by latent '
         'imagination.', formatter_class=_HelpFormatter, allow_abbrev=False,
         argument_default=argparse.SUPPRESS)
@@ -329,9 +366,11 @@ def _parser():
         help=f"presets, applied left to right: {', '.join(PRESETS)}; the suite of "
         'the task picks its own first')
     for field in dataclasses.fields(Config):
+        if field.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[field.name])
         choices = field.metadata['choices']
         text = field.metadata['help'].replace('%', '%%')
-        parser.add_argument(
+        group.add_argument(
             f'--{field.name}', type=_reader(field),
             **(dict(nargs='?', const=True) if field.type is bool else {}), metavar=(
                 '|'.join(choices) if choices else field.type.__name__.upper()),
@@ -386,8 +425,8 @@ def _suite(task):
     return suite
 
 
-def fail(message):
+def fail(message, program='dreamer'):
     """End the program with one line on stderr, the message's last, and exit code 2."""
     line = str(message).strip().splitlines()[-1]
-    print(f'dreamer: error: {line}', file=sys.stderr)
+    print(f'{program}: error: {line}', file=sys.stderr)
     raise SystemExit(2)

@@ -8,21 +8,20 @@ Shapes: A action, E environments.
 """
 
 import dataclasses
-import os
 import pathlib
 import signal
 import sys
 import time
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-# Off by default on processors without AVX-512, where it doubles the speed too.
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
+import quiet  # noqa: F401 (first: it imports TensorFlow without its chatter)
 
+# isort: split
 import numpy as np
 import tensorflow as tf
 
 import configs
 import logger
+import progress
 import replay
 import tools
 import workers
@@ -49,6 +48,16 @@ def fit_to_actions(config, space):
                 f"{'discrete' if discrete else 'continuous'} actions of {config.task}; "
                 f'possible: auto, {value}')
     return dataclasses.replace(config, **fitting)
+
+
+def make_envs(config, count, devices):
+    """Workers with environments of the configuration's task, the last for evaluation.
+
+    Raises ValueError or RuntimeError where the task cannot be made."""
+    kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
+    return workers.make_workers(
+        config.task, count, kwargs, config.parallel, devices, config.worker_timeout,
+        evaluation=1)
 
 
 class Run:
@@ -83,6 +92,7 @@ class Run:
         self.agent.env_step.assign(
             max(self.step, self.replay.steps * config.action_repeat))
         self.logger = logger.Logger(self.logdir)
+        self.progress = progress.Progress(config)
         self.random = np.random.default_rng((config.seed, self.step))
         self.collector = workers.Collector(envs, config.seed, self.replay.episodes)
         self.eval_envs = eval_envs
@@ -110,6 +120,8 @@ class Run:
     def loop(self):
         """Algorithm 1 of the paper."""
         config = self.config
+        self.progress.header(self.agent, self.action_size, self.step)
+        self.logger.text(self.step, 'config', configs.as_table(config))
         last = self.step if self.gradient_step else None
         should_eval = tools.Every(config.eval_every, last)
         should_log = tools.Every(config.log_every, last)
@@ -133,19 +145,18 @@ class Run:
         """Collect with random actions, one whole episode at least."""
         started = self.agent.train_start >= 0
         if not started:
-            print(f'collecting {self.config.prefill} steps with random actions',
-                  flush=True)
-            self.collect(self.random_policy, self.config.prefill)
+            self.collect(self.random_policy, self.config.prefill, 'prefill')
         while not self.stop and not self.replay.episodes:
-            self.collect(self.random_policy, self.step + 1)
+            self.collect(self.random_policy, self.step + 1, 'prefill')
         if not self.stop and not started:
             self.agent.train_start.assign(self.step)
-            print(f'training begins with {self.config.pretrain} updates', flush=True)
 
-    def collect(self, policy, until):
+    def collect(self, policy, until, phase='collecting'):
         """Act until `until` environment steps have been taken."""
+        self.progress.start(phase, until - self.step)
         while self.step < until and not self.stop:
             steps, episodes = self.collector.step(policy)
+            self.progress.advance(steps)
             self.agent.env_step.assign_add(steps)
             for episode in episodes:
                 self.replay.add(episode)
@@ -156,20 +167,29 @@ class Run:
         `train_every` environment steps, however collecting and resuming cut them."""
         config = self.config
         due = config.pretrain + self.phases * config.train_steps - self.gradient_step
+        self.progress.start(
+            'training' if self.phases else 'pretraining', max(0, due), 'updates')
         for batch in self.replay.stream(config.batch_size, max(0, due)):
             self.metrics.append(self.agent.train(batch))
+            self.progress.advance()
             if len(self.metrics) % 50 == 0:
                 self.agent.check_finite()
             if self.stop:
                 break
+        self.progress.advise(self.step, self.gradient_step)
 
     def evaluate(self):
         """One episode in every evaluation environment, and videos."""
         episodes = []
         seed = np.random.SeedSequence((self.config.seed, 1, self.step))
         collector = workers.Collector(self.eval_envs, int(seed.generate_state(1)[0]))
+        # Where episodes can end early, nobody knows how long they will be.
+        self.progress.start(
+            'evaluating', None if self.config.pcont else self.config.time_limit)
         while len(episodes) < len(self.eval_envs) and not self.stop:
-            episodes += collector.step(self.eval_policy)[1]
+            steps, ended = collector.step(self.eval_policy)
+            self.progress.advance(steps)
+            episodes += ended
         if self.stop:
             return
         self.log_episodes('test', episodes)
@@ -206,6 +226,7 @@ class Run:
         for name, optimizer in self.agent.optimizers.items():
             values[f'{name}_skipped'] = int(optimizer.skipped)
         self.logger.scalars(self.step, values)
+        self.progress.log(self.step, self.gradient_step, values)
         self.metrics = []
         self.log_start = now
 
@@ -216,8 +237,10 @@ class Run:
         self.logger.scalars(self.step, {
             f'{mode}/return': score, f'{mode}/length': length,
             'episodes': self.replay.episodes})
-        print(f'step {self.step}: {mode} return {score:.1f}, length {length:.0f}',
-              flush=True)
+        if mode == 'train':
+            self.progress.episode(score)
+        else:
+            self.progress.evaluated(self.step, score, length)
 
     def random_policy(self, image, is_first):
         """Uniform actions."""
@@ -264,10 +287,7 @@ def main(argv=None):
                 'choose another --logdir or add --allow_config_change true')
         tools.keep_freed_memory()
         config, devices = tools.set_up_devices(config)
-        kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
-        envs = workers.make_workers(
-            config.task, config.envs + 1, kwargs, config.parallel, devices,
-            config.worker_timeout, evaluation=1)
+        envs = make_envs(config, config.envs + 1, devices)
     except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error)
     try:
@@ -279,7 +299,8 @@ def main(argv=None):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, run.request_stop)
         try:
-            run.loop()
+            with run.progress:
+                run.loop()
         except (workers.WorkerError, FloatingPointError, OSError) as error:
             print(f'dreamer: stopped: {error}', file=sys.stderr)
             if isinstance(error, workers.WorkerError):

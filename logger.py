@@ -9,6 +9,17 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+# Groups of TensorBoard's scalars by the first word of a metric; others are the world
+# model's losses. Names with a group of their own, such as test/return, keep it.
+GROUPS = dict(
+    actor='actor', action='actor', value='value', fps='time', updates='time',
+    gradient='time', episodes='replay')
+
+
+def tag(key):
+    """The name in TensorBoard of the metric `key`, with its group."""
+    return key if '/' in key else f"{GROUPS.get(key.split('_')[0], 'model')}/{key}"
+
 
 class Logger:
     """Writes `metrics.jsonl`, TensorBoard events and `videos/*.gif` under `logdir`.
@@ -39,7 +50,13 @@ class Logger:
         with self._writer.as_default(step=int(step)):
             for key, value in values.items():
                 if value is not None:
-                    tf.summary.scalar(key, value)
+                    tf.summary.scalar(tag(key), value)
+        self._writer.flush()
+
+    def text(self, step, name, markdown):
+        """Write a text for TensorBoard's page of texts."""
+        with self._writer.as_default(step=int(step)):
+            tf.summary.text(name, markdown)
         self._writer.flush()
 
     def video(self, step, name, frames, fps=20):
@@ -54,7 +71,8 @@ class Logger:
             plugin_data={'plugin_name': 'images'})
         with self._writer.as_default(step=int(step)):
             tf.summary.write(
-                name, tf.constant([str(width), str(height), data]), metadata=metadata)
+                f'videos/{name}', tf.constant([str(width), str(height), data]),
+                metadata=metadata)
         self._writer.flush()
 
     def close(self):

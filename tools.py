@@ -7,6 +7,7 @@ from replay, [B, L, ...].
 
 import ctypes
 import dataclasses
+import math
 import os
 
 import keras
@@ -284,6 +285,11 @@ class Optimizer(tf.Module):
         # Of 64 bits: TensorFlow keeps int32 variables on the host, out of XLA's reach.
         self.good_steps, self.skipped, self.skipped_in_a_row = (
             tf.Variable(0, trainable=False, dtype=tf.int64) for _ in range(3))
+
+    @property
+    def parameters(self):
+        """How many numbers it trains."""
+        return sum(math.prod(variable.shape) for variable in self._variables)
 
     def scaled(self, loss):
         """The loss to differentiate, inside the tape."""

@@ -13,6 +13,7 @@ script, so it starts fast and stays small, and its crash is not the run's.
 Parent and child talk over a socket of their own, whose end also ends the child.
 """
 
+import contextlib
 import functools
 import os
 import signal
@@ -341,11 +342,28 @@ def main():
         pass  # The parent has closed this worker, or is gone.
 
 
+@contextlib.contextmanager
+def _without_model_warnings(task):
+    """Keeps MuJoCo from its remarks on a model that others have written, unless
+    `--verbose` is on; a simulation that goes wrong later is still reported."""
+    if 'DREAMER_VERBOSE' in os.environ or not wrappers.needs_renderer(task):
+        yield
+        return
+    import mujoco
+
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(None)
+
+
 def _serve(connection):
     """Answers the parent's questions until there are no more."""
     _, (task, kwargs) = connection.recv()
     try:
-        env = wrappers.make(task, **kwargs)
+        with _without_model_warnings(task):
+            env = wrappers.make(task, **kwargs)
     except (ValueError, RuntimeError) as error:
         kind = 'ValueError' if isinstance(error, ValueError) else 'RuntimeError'
         connection.send((kind, str(error)))

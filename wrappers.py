@@ -42,13 +42,18 @@ INSTALL_HINT = (
     '`apt-get install libosmesa6`'
 )
 
-# Run with MUJOCO_GL set. A context can exist and still draw black.
+# Run with MUJOCO_GL set. A context can exist and still draw black. Who draws is good
+# to know, but no condition.
 RENDER_PROBE = """
 from dm_control import mujoco
 scene = '<mujoco><worldbody><light pos="0 0 3"/><geom size="1"/></worldbody></mujoco>'
-image = mujoco.Physics.from_xml_string(scene).render(8, 8)
+physics = mujoco.Physics.from_xml_string(scene)
+image = physics.render(8, 8)
 assert image.any(), 'the rendered image is black'
-print('rendered')
+print('rendered', flush=True)
+from OpenGL import GL
+with physics.contexts.gl.make_current() as context:
+    print(context.call(GL.glGetString, GL.GL_RENDERER).decode())
 """
 
 
@@ -260,11 +265,19 @@ def choose_renderer():
     raise RuntimeError(f'MuJoCo cannot render here ({tried}); {INSTALL_HINT}.')
 
 
+def render_device(name):
+    """Returns what draws with MUJOCO_GL=name, as OpenGL names it; empty if unknown.
+
+    'llvmpipe' and 'softpipe' are Mesa's, which draw on the CPU.
+    """
+    probe = _render_probe(name)
+    return probe.stdout.partition('rendered')[2].strip() if probe else ''
+
+
 @functools.cache
-def _render_error(name):
-    """Returns why MuJoCo does not render with MUJOCO_GL=name; empty if it does."""
+def _render_probe(name):
     try:
-        probe = subprocess.run(
+        return subprocess.run(
             [sys.executable, '-c', RENDER_PROBE],
             env={**os.environ, 'MUJOCO_GL': name},
             stdin=subprocess.DEVNULL,
@@ -273,6 +286,13 @@ def _render_error(name):
             timeout=120,
         )
     except subprocess.TimeoutExpired:
+        return None
+
+
+def _render_error(name):
+    """Returns why MuJoCo does not render with MUJOCO_GL=name; empty if it does."""
+    probe = _render_probe(name)
+    if not probe:
         return 'no answer'
     # Judged by what it printed: some drivers crash while they are unloaded.
     if 'rendered' in probe.stdout:

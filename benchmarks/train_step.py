@@ -16,7 +16,6 @@ Paper sizes unless flags say otherwise. The last line is one JSON object:
 
 import argparse
 import json
-import os
 import pathlib
 import resource
 import statistics
@@ -24,10 +23,10 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-# As dreamer.py has it; both must be set before TensorFlow is imported.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 
+import quiet  # noqa: F401 (first: it imports TensorFlow without its chatter)
+
+# isort: split
 import numpy as np
 import tensorflow as tf
 

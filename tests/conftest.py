@@ -1,15 +1,43 @@
-"""Settings that have to be in place before a test imports TensorFlow."""
+"""What several files of tests share; imports TensorFlow as dreamer.py does."""
 
 import os
+import pathlib
+import subprocess
+import sys
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # As dreamer.py sets it.
+import pytest
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
     # One thread for each of the processes that share the cores, and for the programs
     # that they start: small networks lose nothing by it.
     for name in ('OMP_NUM_THREADS', 'TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS'):
         os.environ.setdefault(name, '1')
+
+import quiet
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# A user's environment: without what this process has set for those that it starts.
+CLEAN = {name: value for name, value in os.environ.items()
+         if name not in (*quiet.SETTINGS, 'DREAMER_VERBOSE', 'NO_COLOR')}
+
+
+def short_run(logdir):
+    """The command of a short run, as a list."""
+    return [sys.executable, str(ROOT / 'dreamer.py'), '--logdir', str(logdir), '--task',
+            'dummy_continuous', '--configs', 'debug', '--time_limit', '60',
+            # Larger than the small preset's, so that there is something to advise.
+            '--horizon', '11']
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+    """The folder of a finished run of 300 steps, not to be changed, and what it printed
+    to stdout and stderr, which were no terminal."""
+    logdir = tmp_path_factory.mktemp('finished') / 'run'
+    done = subprocess.run([*short_run(logdir), '--steps', '300'], env=CLEAN, text=True,
+                          capture_output=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return logdir, done.stdout, done.stderr
 
 
 def pytest_collection_modifyitems(items):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 import configs
 import dreamer
+import logger
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LOSSES = set(
@@ -162,6 +164,15 @@ def test_help_shows_every_flag(capsys):
     assert text.count('default:') == len(configs.Config.__dataclass_fields__)
 
 
+def test_readme_lists_the_flags_by_group():
+    groups, name = {}, None
+    for flag in configs.Config.__dataclass_fields__:
+        name = configs.GROUPS.get(flag, name)
+        groups.setdefault(name, []).append(f'`{flag}`')
+    for name, flags in groups.items():
+        assert f"| {name} | {' '.join(flags)} |" in (ROOT / 'README.md').read_text()
+
+
 def check_files(logdir, losses):
     """All that DESIGN's contract promises is there and can be read."""
     stored = json.loads((logdir / 'config.json').read_text())
@@ -188,8 +199,19 @@ def check_files(logdir, losses):
     tags = {value.tag for path in events
             for event in tf.compat.v1.train.summary_iterator(str(path))
             for value in event.summary.value}
-    assert tags >= losses | {'train/return', 'test/return', 'eval', 'openloop'}
+    assert tags >= set(map(logger.tag, losses)) | {
+        'train/return', 'test/return', 'videos/eval', 'videos/openloop', 'config'}
     assert tf.train.latest_checkpoint(str(logdir / 'checkpoints'))
+
+
+def check_advice(output):
+    """Software that renders is named, and what would be faster; nothing else speaks."""
+    renderer = re.search(r'^rendering +(\w+, .*)', output, re.MULTILINE)[1]
+    if 'llvmpipe' in renderer:
+        advice, = re.findall('^advice: .*frames a second.*', output, re.MULTILINE)
+        assert renderer in advice and 'GPU' in advice
+        assert '--render_quality fast' in advice
+    assert 'oneDNN' not in output and 'absl' not in output
 
 
 @pytest.mark.slow
@@ -203,6 +225,7 @@ def test_train_stop_and_resume_on_the_real_simulator(tmp_path, precision):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
+    check_advice(output)
     stopped = metrics(tmp_path)[-1]
     steps = stopped['step'] + 300
     output = run(*flags, '--steps', steps)

@@ -1,0 +1,229 @@
+"""Evaluates a run's newest checkpoint and shows what the agent does and dreams.
+
+    python evaluate.py --logdir ./logs/walker --episodes 10 --video out.mp4
+
+Prints the return of every episode, their mean and population standard deviation and,
+as the last line, all of it as one JSON object. It only reads the run's folder, so that
+it can be used while the run goes on.
+
+Shapes: T rows of an episode, B sequences, L length.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import re
+import sys
+
+import quiet  # noqa: F401 (first: it imports TensorFlow without its chatter)
+
+# isort: split
+import imageio.v3
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageDraw
+
+import configs
+import dreamer
+import logger
+import tools
+import workers
+from agent import Dreamer, Policy
+
+VIDEOS = ('.gif', '.mp4')
+# An Atari game can last for half an hour.
+LONGEST_VIDEO = 2000
+# Frames that a dream begins with, as `Dreamer.openloop` has them; its length.
+CONTEXT, DREAM = 5, 50
+
+
+def parse(argv):
+    """The command line; raises ConfigError with one line on anything impossible."""
+    parser = configs.Parser(
+        prog='evaluate.py', description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument('--logdir', required=True, help='folder of the run')
+    parser.add_argument('--episodes', type=_count, default=10, help='(default: 10)')
+    parser.add_argument('--video', type=_video, metavar='FILE', help='where to write '
+                        'the first episode, a .gif or .mp4 file')
+    parser.add_argument('--dream', type=_video, metavar='FILE', help='where to write '
+                        f'parts of the first episode beside predictions of them from '
+                        f'{CONTEXT} images and the actions, a .gif or .mp4 file')
+    parser.add_argument('--seed', type=int, default=0,
+                        help='of the episodes (default: 0)')
+    parser.add_argument('--verbose', nargs='?', const='true', default='false',
+                        choices=('true', 'false'),
+                        help="print TensorFlow's and the simulators' own messages")
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise configs.ConfigError(f'--seed is {args.seed}; it must be at least 0')
+    if args.video and args.video == args.dream:
+        raise configs.ConfigError(f'--video and --dream are both {args.video}')
+    if not pathlib.Path(args.logdir).is_dir():
+        raise configs.ConfigError(f'there is no folder {args.logdir}')
+    return args
+
+
+def _count(text):
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 on")
+    return int(text)
+
+
+def _video(text):
+    path = pathlib.Path(text)
+    if path.suffix not in VIDEOS:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' does not end in {' or '.join(VIDEOS)}")
+    if path.exists():
+        raise argparse.ArgumentTypeError(f'{text} exists; choose another name')
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f'there is no folder {path.parent}')
+    return path
+
+
+def load_newest(agent, folder):
+    """Load the newest checkpoint in `folder` that is whole and fits the agent.
+
+    Returns its path. Raises ConfigError if there is none. Only reads.
+    """
+    paths = [path.with_suffix('') for path in folder.glob('ckpt-*.index')]
+    paths = [path for path in paths if re.fullmatch(r'ckpt-\d+', path.name)]
+    error = None
+    for path in sorted(paths, key=lambda path: -int(path.name.split('-')[1])):
+        try:
+            status = tf.train.Checkpoint(agent=agent).read(str(path))
+            # It also holds what a run needs to go on.
+            status.assert_existing_objects_matched().expect_partial()
+            return path
+        except Exception as problem:  # Damage has many kinds.
+            error = f'{path}: {str(problem).splitlines()[0]}'
+            print(f'evaluate: cannot be used: {error}', file=sys.stderr)
+    if error:
+        raise configs.ConfigError(f'no checkpoint in {folder} can be used ({error})')
+    raise configs.ConfigError(f'there is no checkpoint in {folder}; the run saves one '
+                              'every --save_every steps, and when it ends')
+
+
+def make_collector(env, seed):
+    """Plays episodes by `seed`, other ones than training by the same seed."""
+    entropy = np.random.SeedSequence((seed, 2)).generate_state(1)[0]
+    return workers.Collector([env], int(entropy))
+
+
+def episodes(agent, env, seed):
+    """Yields episodes without exploration, for ever: dicts of arrays [T, ...]."""
+    collector = make_collector(env, seed)
+    policy = Policy(agent, 1, training=False)
+    while True:
+        yield from collector.step(policy)[1]
+
+
+def dream(agent, episode, sequences=3):
+    """Frames [L, H, W, 3] uint8: of each of up to `sequences` parts of `episode` a row
+    of real image, prediction and error. The first `CONTEXT` predictions are
+    reconstructions of images that the model has seen, the others are imagined."""
+    rows = len(episode['reward'])
+    if rows <= CONTEXT:
+        raise configs.ConfigError(f'--dream needs an episode of {CONTEXT} steps; '
+                                  f'the first one has {rows - 1}')
+    length = min(rows, DREAM)
+    starts = sorted({*np.linspace(0, rows - length, sequences).astype(int).tolist()})
+    data = {key: np.stack([array[start:start + length] for start in starts])
+            for key, array in episode.items()}
+    data['is_first'] = np.zeros((len(starts), length), bool)
+    data['is_first'][:, 0] = True
+    video = agent.openloop(data).numpy()
+    video = video.reshape(length, 3, 64, len(starts), 64, 3)
+    video = video.transpose(0, 3, 2, 1, 4, 5).reshape(length, -1, 3 * 64, 3)
+    return np.stack([label(frame, ('real', 'model, seen' if t < CONTEXT else 'imagined',
+                                   'error')) for t, frame in enumerate(enlarge(video))])
+
+
+def enlarge(frames, factor=2):
+    """[L, H, W, 3] to [L, factor*H, factor*W, 3]."""
+    return frames.repeat(factor, 1).repeat(factor, 2)
+
+
+def label(frame, names, height=16):
+    """`frame` [H, W, 3] below a line with the names of its columns."""
+    image = Image.new('RGB', (frame.shape[1], height + frame.shape[0]))
+    image.paste(Image.fromarray(frame), (0, height))
+    draw = ImageDraw.Draw(image)
+    for i, name in enumerate(names):
+        draw.text((i * frame.shape[1] // len(names) + 4, 2), name, 'white')
+    return np.asarray(image)
+
+
+def write_video(path, frames, fps):
+    """Write `frames` [L, H, W, 3] uint8, H and W even; the file is whole or absent."""
+    temporary = path.with_name(f'.part-{path.name}')
+    try:
+        if path.suffix == '.gif':
+            temporary.write_bytes(logger.encode_gif(frames, fps))
+        else:
+            imageio.v3.imwrite(temporary, frames, plugin='FFMPEG', fps=fps,
+                               codec='libx264', macro_block_size=2)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f'written: {path}', flush=True)
+
+
+def evaluate(agent, env, args):
+    """Play, print, write the videos; returns returns and lengths [agent steps]."""
+    scores, lengths = [], []
+    for number, episode in zip(
+            range(args.episodes), episodes(agent, env, args.seed), strict=False):
+        scores.append(float(episode['reward'].sum()))
+        lengths.append(len(episode['reward']) - 1)
+        print(f'episode {number + 1}: return {scores[-1]:.1f}, length {lengths[-1]}',
+              flush=True)
+        if not number and args.video:
+            write_video(args.video, enlarge(episode['image'][:LONGEST_VIDEO], 4), 20)
+        if not number and args.dream:
+            write_video(args.dream, dream(agent, episode), 10)
+    return scores, lengths
+
+
+def main(argv=None):
+    """The command line; returns the exit code."""
+    try:
+        args = parse(argv)
+        logdir = pathlib.Path(args.logdir)
+        config = configs.read(logdir / 'config.json')
+        # The run may have had a GPU that this machine lacks, or the other way round.
+        config, devices = tools.set_up_devices(
+            dataclasses.replace(config, precision='auto'))
+        env, = dreamer.make_envs(config, 1, devices)
+    except (ValueError, RuntimeError, OSError) as error:
+        configs.fail(error, 'evaluate')
+    try:
+        config = dreamer.fit_to_actions(config, env.action_space)
+        agent = Dreamer(config, *env.action_space.shape)
+        if args.dream and not agent.world.decoder:
+            raise configs.ConfigError('--dream needs a decoder, and the run was '
+                                      'started with --log_images false')
+        checkpoint = load_newest(agent, logdir / 'checkpoints')
+        step = int(agent.env_step)
+        print(f'{config.task}: {checkpoint.name} of {logdir}, step {step:,}',
+              flush=True)
+        scores, lengths = evaluate(agent, env, args)
+    except (ValueError, OSError) as error:
+        configs.fail(error, 'evaluate')
+    except workers.WorkerError as error:
+        print(f'evaluate: stopped: {error}', file=sys.stderr)
+        return 1
+    finally:
+        env.close()
+    mean, std = float(np.mean(scores)), float(np.std(scores))
+    print(f'mean {mean:.1f}, standard deviation {std:.1f}, {len(scores)} episodes')
+    print(json.dumps(dict(
+        task=config.task, logdir=str(logdir), checkpoint=checkpoint.name, step=step,
+        gradient_step=int(agent.gradient_step), seed=args.seed, mean=mean, std=std,
+        returns=scores, lengths=lengths)))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

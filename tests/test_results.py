@@ -1,0 +1,34 @@
+"""The returns that README claims are those of the files in results/."""
+
+import pathlib
+
+import plotting
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def claims(readme, results, out):
+    """Whether the text `readme` has the table of own scores that plotting.py makes of
+    the runs in the folder `results`; without runs there is nothing to claim."""
+    if not results.is_dir():
+        return 'results/' not in readme
+    assert plotting.main(['--logdir', str(results), '--out', str(out)]) == 0
+    table, = [part for part in (out / 'scores.md').read_text().split('\n\n')
+              if part.startswith('| task | method |')]
+    return table in readme
+
+
+def test_readme_claims_what_results_show(tmp_path):
+    assert claims((ROOT / 'README.md').read_text(), ROOT / 'results', tmp_path)
+
+
+def test_a_claim_that_no_file_shows_is_found(tmp_path):
+    results = tmp_path / 'results'
+    assert not claims('as in results/', results, tmp_path)
+    run = results / 'dmc_cartpole_balance' / 'dreamer' / '0'
+    run.mkdir(parents=True)
+    (run / 'metrics.jsonl').write_text('{"step": 1000, "test/return": 321.0}\n')
+    assert not claims('321.0', results, tmp_path / 'out')
+    table = (tmp_path / 'out' / 'scores.md').read_text()
+    assert claims(table, results, tmp_path / 'out')
+    assert not claims(table.replace('321.0', '322.0'), results, tmp_path / 'out')
