@@ -14,9 +14,11 @@ import math
 import pathlib
 import sys
 
+import faults
+
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs parallel precision jit '
-    'worker_timeout replay_memory allow_config_change lab_renderer '
+    'worker_timeout replay_memory replay_capacity allow_config_change lab_renderer '
     'lab_level_cache'.split())
 
 # Passed on to the environments (wrappers.make).
@@ -134,6 +136,8 @@ class Config:
     replay_memory: float = _flag(0, 'episodes held in memory, others are read from '
                                  'disk; 0 is a quarter of all memory [bytes]',
                                  minimum=0)
+    replay_capacity: int = _flag(0, 'episodes kept on disk, the oldest are deleted; 0 '
+                                 'is all [environment steps]', minimum=0)
 
     # Behaviour.
     discount: float = _flag(0.99, 'gamma', minimum=0, maximum=1)
@@ -276,6 +280,7 @@ def write(config, path):
         'versions': {'python': sys.version.split()[0], **{
             name: version(name) for name in names}}}, indent=2)
     temporary = path.with_suffix('.tmp')
+    faults.reach('config')
     temporary.write_text(text + '\n')
     temporary.replace(path)
 
