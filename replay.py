@@ -190,10 +190,15 @@ class Replay:
         Raises:
           ValueError: There is no episode to draw from.
         """
-        sequences = [self._sequence() for _ in range(batch)]
-        return {
-            key: np.stack([sequence[key] for sequence in sequences])
-            for key in (*KEYS, 'is_first')}
+        shapes = dict(zip(KEYS, (IMAGE, (self.action_size or 0,), (), ())))
+        data = {
+            key: np.empty((batch, self._length, *shape),
+                          np.uint8 if key == 'image' else np.float32)
+            for key, shape in shapes.items()}
+        data['is_first'] = np.zeros((batch, self._length), bool)
+        for row in range(batch):
+            self._fill({key: array[row] for key, array in data.items()})
+        return data
 
     def stream(self, batch, count):
         """Yields `count` batches, drawing the next while the caller uses the last.
@@ -215,48 +220,46 @@ class Replay:
         finally:
             self.set_state(state)
 
-    def _sequence(self):
-        pieces = []
-        missing = self._length
-        while missing:
+    def _fill(self, sequence):
+        """Draws a sequence into arrays [L, ...]."""
+        filled = 0
+        while filled < self._length:
             if not self._entries:
                 raise ValueError(
                     f'There are no episodes to sample from in {self._directory}.')
             entry = self._entries[self._rng.integers(len(self._entries))]
-            start = 0 if pieces else self._start(entry.rows)
-            stop = min(start + missing, entry.rows)
+            start = 0 if filled else self._start(entry.rows)
+            count = min(self._length - filled, entry.rows - start)
+            target = {key: sequence[key][filled:filled + count] for key in KEYS}
             try:
-                piece = self._read(entry, start, stop)
+                self._read(entry, start, target)
             except MemoryError:
                 raise  # The file is not at fault.
             except Exception as error:  # Damage has many kinds; see `load`.
                 self._drop(entry, error)
                 continue
-            piece['is_first'] = np.arange(start, stop) == start
-            pieces.append(piece)
-            missing -= stop - start
-        return {
-            key: np.concatenate([piece[key] for piece in pieces])
-            for key in pieces[0]}
+            sequence['is_first'][filled] = True
+            filled += count
 
     def _start(self, rows):
         if self._balance or rows < self._length:
             return self._rng.integers(rows)
         return self._rng.integers(rows - self._length + 1)
 
-    def _read(self, entry, start, stop):
-        """Returns rows of an episode, from memory if it is there."""
+    def _read(self, entry, start, target):
+        """Puts rows of an episode into arrays, from memory if it is there."""
         episode = self._cache.get(entry.path)
         if episode is None:
             stamp, arrays = self._stored.get(entry.path, (None, None))
             now = identify(entry.path)
             if arrays and stamp == now:
-                return read_rows(entry.path, arrays, start, stop)
+                return read_rows(entry.path, arrays, start, target)
             # The first time as a whole, for the checksums.
             episode = load(entry)
             self._stored[entry.path] = now, find_arrays(entry.path)
             self._remember(entry, episode)
-        return {key: episode[key][start:stop] for key in KEYS}
+        for key, array in target.items():
+            array[...] = episode[key][start:start + len(array)]
 
     def _remember(self, entry, episode):
         self._cache[entry.path] = episode
@@ -448,8 +451,8 @@ def find_arrays(path):
     return arrays
 
 
-def read_rows(path, arrays, start, stop):
-    """Returns rows `start` to `stop` of an episode, decoded.
+def read_rows(path, arrays, start, target):
+    """Puts rows of an episode, from `start` on, into the arrays of `target`.
 
     Args:
       arrays: What `find_arrays` returned.
@@ -457,14 +460,15 @@ def read_rows(path, arrays, start, stop):
     Raises:
       OSError, ValueError: The rows are not there.
     """
-    rows = {}
     with open(path, 'rb', buffering=0) as file:
         for key, (offset, dtype, shape) in arrays.items():
-            size = math.prod(shape)
-            file.seek(offset + start * size * dtype.itemsize)
-            values = np.fromfile(file, dtype, (stop - start) * size)
-            rows[key] = values.reshape(stop - start, *shape)
-    return decode(rows)
+            array = target[key]
+            rows = array if dtype == array.dtype else np.empty(array.shape, dtype)
+            file.seek(offset + start * math.prod(shape) * dtype.itemsize)
+            if file.readinto(rows) != rows.nbytes:
+                raise ValueError(f'{key} ends too early')
+            if rows is not array:
+                array[...] = rows
 
 
 def load(entry):

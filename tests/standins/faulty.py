@@ -2,7 +2,8 @@
 
 Register it with `--gym_import faulty --task gym_Faulty-v0`. At the third step of an
 episode it carries out the fault that a file names. A file is removed first, so that its
-fault comes once, unless its name begins with `always_`.
+fault comes once, unless its name begins with `always_`. From the fault `huge` on, all
+rewards are so.
 """
 
 import os
@@ -23,7 +24,7 @@ class Faulty(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
 
     def __init__(self, render_mode=None):
-        pass
+        self._huge = False
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -32,7 +33,7 @@ class Faulty(gymnasium.Env):
 
     def step(self, action):
         self._step += 1
-        reward = float(self.np_random.uniform())
+        reward = 1e30 if self._huge else float(self.np_random.uniform())
         if self._step == 3:
             reward = self._fail() or reward
         return self.render(), reward, False, self._step == LENGTH, {}
@@ -55,6 +56,7 @@ class Faulty(gymnasium.Env):
             os._exit(3)
         if kind == 'hang':
             time.sleep(1000)
+        self._huge = kind == 'huge'
         return {'nan': np.nan, 'huge': 1e30}[kind]
 
 
