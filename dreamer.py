@@ -287,10 +287,11 @@ class Run:
                 self.save()
                 return '\ndreamer: saved; the same command goes on from here'
             if isinstance(error, FloatingPointError):
-                folder = self.logdir / 'dumps' / f'{self.step}-{self.gradient_step}'
-                folder.mkdir(parents=True, exist_ok=True)
-                self.checkpoints.write(folder / f'{time.time_ns()}')
-                return f'; the networks as they are now: {folder}'
+                now = time.strftime('%Y%m%dT%H%M%S')
+                prefix = self.logdir / 'dumps' / f'{now}-{self.step}'
+                prefix.parent.mkdir(exist_ok=True)
+                self.checkpoints.write(prefix)
+                return f'; a dump of the networks is in {prefix}.*'
         except (FloatingPointError, OSError) as second:
             return f'; it could not be saved: {second}'
         return ''

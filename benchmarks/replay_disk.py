@@ -38,8 +38,8 @@ def fill(folder, rng):
 
 
 def measure(folder, memory):
-    """Draws batches; returns batches a second and the MB before, after the first part and
-    at the end."""
+    """Draws batches; returns batches a second and the MB before, after the first part
+    and at the end."""
     before = resident()
     reader = replay.Replay(folder, length=LENGTH, memory=memory)
     for _ in range(BATCHES):  # Every file is read as a whole once.

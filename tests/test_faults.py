@@ -95,6 +95,8 @@ class Ledger:
         now = episodes(self.logdir)
         assert self.seen.items() <= now.items(), 'an episode is missing or changed'
         self.seen = now
+        if (self.logdir / 'metrics.jsonl').exists():
+            metrics(self.logdir)  # No line is damaged.
 
     def check_run(self, steps=STEPS):
         """The metrics of a finished run tell of every episode once, in order."""
@@ -161,8 +163,6 @@ def go_through(logdir, places):
         else:
             finish(start(logdir, DREAMER_FAULT=place), -signal.SIGKILL)
         ledger.check()
-        for line in (logdir / 'metrics.jsonl').read_text().splitlines():
-            json.loads(line)
     finish(start(logdir))
     ledger.check_run()
     assert len(ledger.seen) == STEPS // LENGTH
@@ -234,9 +234,8 @@ def test_environment_that_always_fails_and_gradients_that_stay_non_finite(tmp_pa
     lines, _ = finish(start(logdir, *FAULTY, '--pretrain', 60, '--allow_config_change',
                             **flags), 1)
     assert 'the gradient of the model was not finite 50 times' in lines[-1]
-    folder, = (logdir / 'dumps').iterdir()
-    assert str(folder) in lines[-1]
-    dump, = folder.glob('*.index')
+    dump, = (logdir / 'dumps').glob('*.index')
+    assert str(dump.with_suffix('')) in lines[-1]
     reader = tf.train.load_checkpoint(str(dump.with_suffix('')))
     name = 'agent/optimizers/model/skipped_in_a_row/.ATTRIBUTES/VARIABLE_VALUE'
     assert reader.get_tensor(name) >= 50
