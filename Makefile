@@ -7,7 +7,7 @@ ARGS ?=
 
 PYTHON = .venv/bin/python
 
-.PHONY: setup train test lint bench
+.PHONY: setup train test lint bench soak
 
 setup:
 	@./setup.sh
@@ -20,6 +20,9 @@ test: setup
 
 lint: setup
 	$(PYTHON) -m ruff check .
+
+soak: setup
+	$(PYTHON) tests/soak.py $(ARGS)
 
 bench: setup
 	$(PYTHON) benchmarks/train_step.py $(ARGS)

@@ -7,6 +7,7 @@ E environments.
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import models
@@ -394,9 +395,21 @@ class Dreamer(tf.Module):
         non-finite: more than float16's loss scale sheds while it settles."""
         for name, optimizer in self.optimizers.items():
             if optimizer.skipped_in_a_row >= limit:
+                self.check_weights()
                 raise FloatingPointError(
                     f'the gradient of the {name} was not finite {limit} times in a '
                     'row; try --precision 32 or a lower learning rate')
+
+    def check_weights(self):
+        """Raise FloatingPointError if a network has weights that are not finite."""
+        broken = [
+            part.name
+            for part in (*self.world.parts, self.behavior.actor, self.behavior.value)
+            if not np.isfinite([float(tf.reduce_sum(weight))
+                                for weight in part.trainable_weights]).all()]
+        if broken:
+            raise FloatingPointError(
+                f"the weights of the {' and '.join(broken)} are not finite")
 
 
 class Policy:

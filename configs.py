@@ -14,9 +14,11 @@ import math
 import pathlib
 import sys
 
+import faults
+
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs parallel precision jit verbose '
-    'worker_timeout replay_memory allow_config_change lab_renderer '
+    'worker_timeout replay_memory replay_capacity allow_config_change lab_renderer '
     'lab_level_cache'.split())
 
 # Groups of flags in --help: each begins with this one, as in `Config`.
@@ -154,6 +156,8 @@ class Config:
     replay_memory: float = _flag(0, 'episodes held in memory, others are read from '
                                  'disk; 0 is a quarter of all memory [bytes]',
                                  minimum=0)
+    replay_capacity: int = _flag(0, 'episodes kept on disk, the oldest are deleted; 0 '
+                                 'is all [environment steps]', minimum=0)
 
     # Behaviour.
     discount: float = _flag(0.99, 'gamma', minimum=0, maximum=1)
@@ -338,6 +342,7 @@ def write(config, path):
         'versions': {'python': sys.version.split()[0], **{
             name: version(name) for name in names}}}, indent=2)
     temporary = path.with_suffix('.tmp')
+    faults.reach('config')
     temporary.write_text(text + '\n')
     temporary.replace(path)
 

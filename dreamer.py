@@ -17,9 +17,10 @@ import quiet  # noqa: F401 (first: it imports TensorFlow without its chatter)
 
 # isort: split
 import numpy as np
-import tensorflow as tf
 
+import checkpoints
 import configs
+import faults
 import logger
 import progress
 import replay
@@ -72,34 +73,32 @@ class Run:
         config = fit_to_actions(config, envs[0].action_space)
         self.config = config
         self.logdir = pathlib.Path(config.logdir)
-        self.logdir.mkdir(parents=True, exist_ok=True)
+        self.lock = checkpoints.Lock(self.logdir)
         self.action_size, = envs[0].action_space.shape
         self.agent = Dreamer(config, self.action_size)
-        self.checkpoints = tf.train.CheckpointManager(
-            tf.train.Checkpoint(agent=self.agent), str(self.logdir / 'checkpoints'), 2)
-        self.restore()
-        # The counters are part of the seeds: a resumed run must not draw the same
-        # sequences, nor start the same episodes, as it did before.
+        self.checkpoints = checkpoints.Checkpoints(
+            self.logdir / 'checkpoints', self.agent)
         self.replay = replay.Replay(
-            self.logdir / 'episodes', length=config.batch_length,
-            seed=(config.seed, self.gradient_step), balance=config.dataset_balance,
-            memory=int(config.replay_memory) or None)
+            self.logdir / 'episodes', length=config.batch_length, seed=config.seed,
+            balance=config.dataset_balance, memory=int(config.replay_memory) or None,
+            capacity=config.replay_capacity // config.action_repeat)
         if self.replay.action_size not in (None, self.action_size):
             raise configs.ConfigError(
                 f'the episodes in {self.logdir} have {self.replay.action_size} actions '
                 f'and {config.task} has {self.action_size}; choose another --logdir')
-        # After a crash there are episodes that are newer than the checkpoint.
-        self.agent.env_step.assign(
-            max(self.step, self.replay.steps * config.action_repeat))
-        self.logger = logger.Logger(self.logdir)
         self.progress = progress.Progress(config)
-        self.random = np.random.default_rng((config.seed, self.step))
-        self.collector = workers.Collector(envs, config.seed, self.replay.episodes)
+        self.collector = workers.Collector(envs, config.seed)
         self.eval_envs = eval_envs
         self.policy = Policy(self.agent, len(envs), training=True)
         self.eval_policy = Policy(self.agent, len(eval_envs), training=False)
+        self.random = np.random.default_rng(config.seed)
+        self.due = dict(log=tools.Every(config.log_every),
+                        eval=tools.Every(config.eval_every),
+                        save=tools.Every(config.save_every, 0))
         self.metrics = []
+        self.dropped = 0
         self.stop = False
+        self.restore()
         self.log_start = (time.time(), self.step, self.gradient_step)
 
     @property
@@ -117,27 +116,31 @@ class Run:
         """Training phases that the steps since the prefill have earned."""
         return (self.step - int(self.agent.train_start)) // self.config.train_every
 
+    @property
+    def phase_start(self):
+        """Environment step at which the present training phase was due."""
+        return int(self.agent.train_start) + self.phases * self.config.train_every
+
     def loop(self):
-        """Algorithm 1 of the paper."""
+        """Algorithm 1 of the paper.
+
+        What is due depends on the training phase and not on the step, so that a run
+        that was saved while it collected does nothing twice when it goes on."""
         config = self.config
         self.progress.header(self.agent, self.action_size, self.step)
         self.logger.text(self.step, 'config', configs.as_table(config))
-        last = self.step if self.gradient_step else None
-        should_eval = tools.Every(config.eval_every, last)
-        should_log = tools.Every(config.log_every, last)
-        should_save = tools.Every(config.save_every, last)
         self.prefill()
         while not self.stop:
             self.train()
-            if should_log(self.step):
+            ended = self.step >= config.steps
+            milestone = self.step if ended else self.phase_start
+            if not self.stop and self.due['log'](milestone):
                 self.log()
-            if should_eval(self.step):
+            if not self.stop and self.due['eval'](milestone):
                 self.evaluate()
-            if self.step >= config.steps or self.stop:
+            if ended:
                 break
-            if should_save(self.step):
-                self.save()
-            until = int(self.agent.train_start) + (self.phases + 1) * config.train_every
+            until = self.phase_start + config.train_every
             self.collect(self.policy, min(until, config.steps))
         self.save()
 
@@ -152,15 +155,22 @@ class Run:
             self.agent.train_start.assign(self.step)
 
     def collect(self, policy, until, phase='collecting'):
-        """Act until `until` environment steps have been taken."""
+        """Act until `until` environment steps have been taken. Saves fall between
+        episodes; where those of several environments do not end together, they are put
+        off once and then drop what is unfinished."""
         self.progress.start(phase, until - self.step)
+        late = 2 * self.config.save_every if self.config.envs > 1 else np.inf
         while self.step < until and not self.stop:
             steps, episodes = self.collector.step(policy)
             self.progress.advance(steps)
             self.agent.env_step.assign_add(steps)
             for episode in episodes:
                 self.replay.add(episode)
-                self.log_episodes('train', [episode])
+                self.log_episodes('train', [episode], self.replay.episodes)
+            between = not self.collector.unfinished
+            if between or self.step - self.due['save'].last >= late:
+                if self.due['save'](self.step):
+                    self.save()
 
     def train(self):
         """The updates that are due: all of `pretrain`, and `train_steps` for every
@@ -171,11 +181,13 @@ class Run:
             'training' if self.phases else 'pretraining', max(0, due), 'updates')
         for batch in self.replay.stream(config.batch_size, max(0, due)):
             self.metrics.append(self.agent.train(batch))
+            faults.reach('update')
             self.progress.advance()
             if len(self.metrics) % 50 == 0:
                 self.agent.check_finite()
             if self.stop:
                 break
+        self.agent.check_finite()
         self.progress.advise(self.step, self.gradient_step)
 
     def evaluate(self):
@@ -188,11 +200,14 @@ class Run:
             'evaluating', None if self.config.pcont else self.config.time_limit)
         while len(episodes) < len(self.eval_envs) and not self.stop:
             steps, ended = collector.step(self.eval_policy)
+            faults.reach('evaluation')
             self.progress.advance(steps)
             episodes += ended
+        self.dropped += collector.dropped
         if self.stop:
+            self.due['eval'].last = None  # It is done again on resume.
             return
-        self.log_episodes('test', episodes)
+        self.log_episodes('test', episodes, self.replay.episodes)
         self.logger.video(self.step, 'eval', episodes[0]['image'])
         if self.agent.world.decoder:
             self.log_openloop()
@@ -217,12 +232,13 @@ class Run:
         values = {}
         for key in self.metrics[0] if self.metrics else ():
             # Steps that were skipped are counted below; their norms are infinite.
-            numbers = np.array([metrics[key] for metrics in self.metrics])
+            numbers = np.array([float(metrics[key]) for metrics in self.metrics])
             finite = numbers[np.isfinite(numbers)]
             values[key] = finite.mean() if finite.size else np.nan
         values.update(gradient_step=self.gradient_step, fps=steps / seconds,
                       updates_per_s=updates / seconds)
         values['episodes_skipped'] = self.replay.skipped
+        values['episodes_dropped'] = self.dropped + self.collector.dropped
         for name, optimizer in self.agent.optimizers.items():
             values[f'{name}_skipped'] = int(optimizer.skipped)
         self.logger.scalars(self.step, values)
@@ -230,13 +246,14 @@ class Run:
         self.metrics = []
         self.log_start = now
 
-    def log_episodes(self, mode, episodes):
-        """Mean raw return and length [agent steps] of episodes."""
+    def log_episodes(self, mode, episodes, count):
+        """Mean raw return and length [agent steps] of episodes; `count` is how many
+        the replay has."""
         score = float(np.mean([episode['reward'].sum() for episode in episodes]))
         length = float(np.mean([len(episode['reward']) - 1 for episode in episodes]))
         self.logger.scalars(self.step, {
             f'{mode}/return': score, f'{mode}/length': length,
-            'episodes': self.replay.episodes})
+            'episodes': count})
         if mode == 'train':
             self.progress.episode(score)
         else:
@@ -250,21 +267,66 @@ class Run:
         return self.random.uniform(-1, 1, (len(image), self.action_size))
 
     def save(self):
-        """Write a checkpoint: networks, optimisers, loss scales, counters, noise."""
-        self.checkpoints.save()
+        """Write a checkpoint: networks, optimisers, loss scales, counters and noise,
+        and as a state all else that the run goes on from. Episodes that have not ended
+        are dropped on resume, and count as such."""
+        self.agent.check_weights()
+        self.checkpoints.save(dict(
+            metrics_size=self.logger.size, newest_episode=self.replay.newest,
+            replay=self.replay.get_state(), random=self.random.bit_generator.state,
+            started=self.collector.started,
+            due={name: every.last for name, every in self.due.items()},
+            metrics=[{key: float(value) for key, value in metrics.items()}
+                     for metrics in self.metrics],
+            dropped=self.dropped + self.collector.dropped + self.collector.unfinished))
 
     def restore(self):
-        """Load the newest checkpoint, if there is one."""
-        path = self.checkpoints.latest_checkpoint
-        if path:
-            try:
-                status = self.checkpoints.checkpoint.restore(path)
-                status.assert_existing_objects_matched()
-            except (ValueError, AssertionError, tf.errors.OpError) as error:
-                raise configs.ConfigError(
-                    f'{path} is damaged or of another network '
-                    f'({str(error).splitlines()[0]})') from None
+        """Go on from the newest checkpoint, if there is one, with the metrics as they
+        were. Episodes that are newer, after a crash, stay in the replay: their steps
+        count, and their metrics are written again."""
+        state = self.checkpoints.restore()
+        self.logger = logger.Logger(self.logdir, state.get('metrics_size', 0))
+        if state:
             print(f'resumed at step {self.step}', flush=True)
+            self.replay.set_state(state['replay'])
+            self.random.bit_generator.state = state['random']
+            self.collector.started[:len(state['started'])] = state['started']
+            for name, last in state['due'].items():
+                self.due[name].last = last
+            self.metrics = state['metrics']
+            self.dropped = state['dropped']
+        for found in self.replay.newer(state.get('newest_episode', '')):
+            self.adopt(*found)
+
+    def adopt(self, count, entry, episode):
+        """Count an episode that is newer than the checkpoint, the `count`th of all."""
+        steps = (entry.rows - 1) * self.config.action_repeat
+        env, index, steps = entry.origin or (0, count - 1, steps)
+        started = self.collector.started
+        started += [0] * (env + 1 - len(started))
+        started[env] = max(started[env], index + 1)
+        self.agent.env_step.assign_add(steps)
+        self.log_episodes('train', [episode], count)
+        # Its random actions were drawn from what the checkpoint holds.
+        self.random = np.random.default_rng((self.config.seed, self.step))
+
+    def rescue(self, error):
+        """Keep what can be kept when `error` ends the run: a checkpoint if it was an
+        environment's, a dump beside the checkpoints if numbers were not finite.
+        Returns where it is, as the end of a message."""
+        try:
+            if isinstance(error, workers.WorkerError):
+                self.save()
+                return '\ndreamer: saved; the same command goes on from here'
+            if isinstance(error, FloatingPointError):
+                now = time.strftime('%Y%m%dT%H%M%S')
+                prefix = self.logdir / 'dumps' / f'{now}-{self.step}'
+                prefix.parent.mkdir(exist_ok=True)
+                self.checkpoints.write(prefix)
+                return f'; a dump of the networks is in {prefix}.*'
+        except (FloatingPointError, OSError) as second:
+            return f'; it could not be saved: {second}'
+        return ''
 
     def request_stop(self, number, frame):
         """Signal handler: finish the current step, save, exit. A second signal ends the
@@ -301,13 +363,10 @@ def main(argv=None):
         try:
             with run.progress:
                 run.loop()
-        except (workers.WorkerError, FloatingPointError, OSError) as error:
-            print(f'dreamer: stopped: {error}', file=sys.stderr)
-            if isinstance(error, workers.WorkerError):
-                run.save()
-            return 1
-        finally:
             run.logger.close()
+        except (workers.WorkerError, FloatingPointError, OSError) as error:
+            print(f'dreamer: stopped: {error}{run.rescue(error)}', file=sys.stderr)
+            return 1
     finally:
         for env in envs:
             env.close()

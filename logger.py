@@ -3,11 +3,15 @@
 import io
 import json
 import math
+import os
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+
+import faults
+import tools
 
 # Groups of TensorBoard's scalars by the first word of a metric; others are the world
 # model's losses. Names with a group of their own, such as test/return, keep it.
@@ -26,17 +30,34 @@ class Logger:
 
     Args:
       logdir: folder that exists.
+      size: bytes of `metrics.jsonl` that belong to the checkpoint from which the run
+        goes on. What is behind them tells of what is done again; it is moved to
+        `metrics_undone.jsonl`.
+
+    All methods raise OSError if something could not be written.
     """
 
-    def __init__(self, logdir):
+    def __init__(self, logdir, size=0):
         self._logdir = pathlib.Path(logdir)
         self._metrics = self._logdir / 'metrics.jsonl'
-        self._writer = tf.summary.create_file_writer(str(self._logdir))
-        text = self._metrics.read_bytes() if self._metrics.exists() else b''
-        if text and not text.endswith(b'\n'):
-            # A line cut off by a crash must not swallow the next one.
+        with tools.disk_errors(self._logdir):
+            self._writer = tf.summary.create_file_writer(str(self._logdir))
+        if self.size > size:
+            with self._metrics.open('rb') as file:
+                file.seek(size)
+                undone = file.read()
+            with (self._logdir / 'metrics_undone.jsonl').open('ab') as file:
+                file.write(undone if undone.endswith(b'\n') else undone + b'\n')
+            os.truncate(self._metrics, size)
+        if self.size and not self._metrics.read_bytes().endswith(b'\n'):
+            # A line that was cut off must not swallow the next one.
             with self._metrics.open('a') as file:
                 file.write('\n')
+
+    @property
+    def size(self):
+        """Bytes of `metrics.jsonl`."""
+        return self._metrics.stat().st_size if self._metrics.exists() else 0
 
     def scalars(self, step, values):
         """Append one line: `values` (name to number) at `step` [environment steps].
@@ -47,17 +68,18 @@ class Logger:
                   for key, value in values.items()}
         with self._metrics.open('a') as file:
             file.write(json.dumps({'step': int(step), **values}) + '\n')
-        with self._writer.as_default(step=int(step)):
+        faults.reach('metrics')
+        with tools.disk_errors(self._logdir), self._writer.as_default(step=int(step)):
             for key, value in values.items():
                 if value is not None:
                     tf.summary.scalar(tag(key), value)
-        self._writer.flush()
+            self._writer.flush()
 
     def text(self, step, name, markdown):
         """Write a text for TensorBoard's page of texts."""
-        with self._writer.as_default(step=int(step)):
+        with tools.disk_errors(self._logdir), self._writer.as_default(step=int(step)):
             tf.summary.text(name, markdown)
-        self._writer.flush()
+            self._writer.flush()
 
     def video(self, step, name, frames, fps=20):
         """Write `frames` [T, H, W, 3] uint8 as `videos/{name}-{step}.gif` and for
@@ -65,19 +87,21 @@ class Logger:
         data = encode_gif(frames, fps)
         folder = self._logdir / 'videos'
         folder.mkdir(exist_ok=True)
+        faults.reach('video')
         (folder / f'{name}-{int(step):09d}.gif').write_bytes(data)
         height, width = frames.shape[1:3]
         metadata = tf.compat.v1.SummaryMetadata(
             plugin_data={'plugin_name': 'images'})
-        with self._writer.as_default(step=int(step)):
+        with tools.disk_errors(self._logdir), self._writer.as_default(step=int(step)):
             tf.summary.write(
                 f'videos/{name}', tf.constant([str(width), str(height), data]),
                 metadata=metadata)
-        self._writer.flush()
+            self._writer.flush()
 
     def close(self):
         """Flush and close the TensorBoard events."""
-        self._writer.close()
+        with tools.disk_errors(self._logdir):
+            self._writer.close()
 
 
 def encode_gif(frames, fps):

@@ -9,22 +9,30 @@ import collections
 import concurrent.futures
 import dataclasses
 import datetime
+import io
 import math
 import os
 import pathlib
 import re
+import struct
 import sys
-import uuid
 import zipfile
 
 import numpy as np
 
+import faults
+
 IMAGE = (64, 64, 3)
 KEYS = ('image', 'action', 'reward', 'discount')
 NAME = re.compile(r'\d{8}T\d{6}-\w+-(?P<rows>\d+)\.npz')
+# Own files say further: how many were before, and what `Entry.origin` returns.
+OWN = re.compile(
+    r'\d{8}T\d{6}-(?P<order>[0-9a-f]{8})e(?P<env>\d+)i(?P<index>\d+)s(?P<steps>\d+)'
+    r'-\d+\.npz')
 # Far above the longest Atari episode (27,000 steps, 0.33 GB). A header that claims
 # more is refused before its data is read.
 MAX_BYTES = 2**30
+MAX_HEADER = 2**14  # Of an array, in bytes; NumPy's own limit is 10,000.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +42,12 @@ class Entry:
     path: pathlib.Path
     rows: int
     actions: int
+
+    @property
+    def origin(self):
+        """Environment, its episode index and simulator steps; None in others' files."""
+        name = OWN.fullmatch(self.path.name)
+        return name and tuple(int(name[key]) for key in ('env', 'index', 'steps'))
 
 
 class Replay:
@@ -49,14 +63,19 @@ class Replay:
       length: Rows L of a sampled sequence.
       seed: Seed of the generator that every draw comes from.
       balance: Draw every row of an episode equally often; see `sample`.
-      memory: Bytes of decoded episodes to hold, the least recently used leave first;
-        None for a quarter of the machine's memory. One episode is always held.
+      memory: Bytes of decoded episodes to hold, the oldest leave first; None for a
+        quarter of the machine's memory. One episode is always held. Of others, the
+        rows that are drawn are read from disk.
+      capacity: Agent steps to keep on disk, or None: the oldest files are deleted. One
+        episode is always kept.
 
     Attributes:
       skipped: Number of files that could not be used.
+      newest: Name of the newest file, '' without any; names sort as files were added.
     """
 
-    def __init__(self, directory, *, length, seed=0, balance=False, memory=None):
+    def __init__(self, directory, *, length, seed=0, balance=False, memory=None,
+                 capacity=None):
         if length < 1:
             raise ValueError(f'A sequence needs at least 1 row, not {length}.')
         self.skipped = 0
@@ -64,9 +83,13 @@ class Replay:
         self._length = length
         self._balance = balance
         self._memory = default_memory() if memory is None else memory
+        self._capacity = capacity
         self._rng = np.random.default_rng(seed)
         self._cache = collections.OrderedDict()
         self._cached_bytes = 0
+        self._stored = {}
+        self.newest = ''
+        self._count = 0
         self._entries = self._scan()
 
     @property
@@ -102,8 +125,8 @@ class Replay:
 
         Args:
           episode: Dict of image uint8 [T, 64, 64, 3], action [T, A], reward [T] and
-            discount [T], T >= 2; numbers are stored as float32. Other keys are not
-            stored.
+            discount [T], T >= 2; numbers are stored as float32. `origin`, if given,
+            is part of the name (see `Entry.origin`). Other keys are not stored.
 
         Returns:
           The path of the file.
@@ -112,6 +135,7 @@ class Replay:
           ValueError: A key is missing, or a shape, dtype or value does not fit.
           OSError: The file could not be written; no part of it is left.
         """
+        origin = episode.get('origin', (0, 0, 0))
         episode = {key: np.asarray(value) for key, value in episode.items()}
         headers = {key: (array.shape, array.dtype) for key, array in episode.items()}
         rows, actions = check_headers(headers)
@@ -119,12 +143,30 @@ class Replay:
             raise ValueError(
                 f'action has {actions} values, those before {self._entries[0].actions}')
         episode = decode(episode)
-        self._directory.mkdir(parents=True, exist_ok=True)
-        entry = Entry(self._directory / self._name(rows), rows, actions)
+        # Not its parents: a run's folder that is gone must not come back half empty.
+        self._directory.mkdir(exist_ok=True)
+        entry = Entry(self._directory / self._name(rows, origin), rows, actions)
         write(entry.path, episode)
         self._entries.append(entry)
+        self.newest = entry.path.name
+        self._count += 1
         self._remember(entry, episode)
+        while self._capacity and self.episodes > 1 and self.steps > self._capacity:
+            oldest = self._entries.pop(0)
+            self._forget(oldest)
+            oldest.path.unlink(missing_ok=True)
         return entry.path
+
+    def newer(self, name):
+        """Yields every episode whose file name is behind `name`: which it is in order,
+        from 1, its `Entry` and the episode."""
+        for entry in [x for x in self._entries if x.path.name > name]:
+            try:
+                yield self._entries.index(entry) + 1, entry, load(entry)
+            except MemoryError:
+                raise
+            except Exception as error:  # Damage has many kinds; see `load`.
+                self._drop(entry, error)
 
     def sample(self, batch):
         """Draws a batch of sequences.
@@ -148,10 +190,15 @@ class Replay:
         Raises:
           ValueError: There is no episode to draw from.
         """
-        sequences = [self._sequence() for _ in range(batch)]
-        return {
-            key: np.stack([sequence[key] for sequence in sequences])
-            for key in (*KEYS, 'is_first')}
+        shapes = dict(zip(KEYS, (IMAGE, (self.action_size or 0,), (), ())))
+        data = {
+            key: np.empty((batch, self._length, *shape),
+                          np.uint8 if key == 'image' else np.float32)
+            for key, shape in shapes.items()}
+        data['is_first'] = np.zeros((batch, self._length), bool)
+        for row in range(batch):
+            self._fill({key: array[row] for key, array in data.items()})
+        return data
 
     def stream(self, batch, count):
         """Yields `count` batches, drawing the next while the caller uses the last.
@@ -173,45 +220,46 @@ class Replay:
         finally:
             self.set_state(state)
 
-    def _sequence(self):
-        pieces = []
-        missing = self._length
-        while missing:
-            rows, episode = self._draw()
-            start = 0 if pieces else self._start(rows)
-            stop = min(start + missing, rows)
-            piece = {key: episode[key][start:stop] for key in KEYS}
-            piece['is_first'] = np.arange(start, stop) == start
-            pieces.append(piece)
-            missing -= stop - start
-        return {
-            key: np.concatenate([piece[key] for piece in pieces])
-            for key in pieces[0]}
+    def _fill(self, sequence):
+        """Draws a sequence into arrays [L, ...]."""
+        filled = 0
+        while filled < self._length:
+            if not self._entries:
+                raise ValueError(
+                    f'There are no episodes to sample from in {self._directory}.')
+            entry = self._entries[self._rng.integers(len(self._entries))]
+            start = 0 if filled else self._start(entry.rows)
+            count = min(self._length - filled, entry.rows - start)
+            target = {key: sequence[key][filled:filled + count] for key in KEYS}
+            try:
+                self._read(entry, start, target)
+            except MemoryError:
+                raise  # The file is not at fault.
+            except Exception as error:  # Damage has many kinds; see `load`.
+                self._drop(entry, error)
+                continue
+            sequence['is_first'][filled] = True
+            filled += count
 
     def _start(self, rows):
         if self._balance or rows < self._length:
             return self._rng.integers(rows)
         return self._rng.integers(rows - self._length + 1)
 
-    def _draw(self):
-        while self._entries:
-            index = self._rng.integers(len(self._entries))
-            entry = self._entries[index]
-            try:
-                return entry.rows, self._fetch(entry)
-            except MemoryError:
-                raise  # The file is not at fault.
-            except Exception as error:  # Damage has many kinds; see `load`.
-                self._skip(entry.path, error)
-                del self._entries[index]
-        raise ValueError(f'There are no episodes to sample from in {self._directory}.')
-
-    def _fetch(self, entry):
-        if entry.path in self._cache:
-            self._cache.move_to_end(entry.path)
-        else:
-            self._remember(entry, load(entry))
-        return self._cache[entry.path]
+    def _read(self, entry, start, target):
+        """Puts rows of an episode into arrays, from memory if it is there."""
+        episode = self._cache.get(entry.path)
+        if episode is None:
+            stamp, arrays = self._stored.get(entry.path, (None, None))
+            now = identify(entry.path)
+            if arrays and stamp == now:
+                return read_rows(entry.path, arrays, start, target)
+            # The first time as a whole, for the checksums.
+            episode = load(entry)
+            self._stored[entry.path] = now, find_arrays(entry.path)
+            self._remember(entry, episode)
+        for key, array in target.items():
+            array[...] = episode[key][start:start + len(array)]
 
     def _remember(self, entry, episode):
         self._cache[entry.path] = episode
@@ -219,6 +267,15 @@ class Replay:
         while self._cached_bytes > self._memory and len(self._cache) > 1:
             _, oldest = self._cache.popitem(last=False)
             self._cached_bytes -= count_bytes(oldest)
+
+    def _forget(self, entry):
+        self._stored.pop(entry.path, None)
+        self._cached_bytes -= count_bytes(self._cache.pop(entry.path, {}))
+
+    def _drop(self, entry, reason):
+        self._entries.remove(entry)
+        self._forget(entry)
+        self._skip(entry.path, reason)
 
     def _scan(self):
         """Returns the usable episodes by name: directories have no order to rely on."""
@@ -228,6 +285,11 @@ class Replay:
                 entries.append(inspect(path))
             except Exception as error:  # Damage has many kinds; see `inspect`.
                 self._skip(path, error)
+            if NAME.fullmatch(path.name):
+                self.newest = path.name
+            own = OWN.fullmatch(path.name)
+            order = int(own['order'], 16) if own else 0
+            self._count = max(self._count, order) + 1
         sizes = collections.Counter(entry.actions for entry in entries)
         usual = sizes.most_common(1)[0][0] if sizes else None
         for entry in entries:
@@ -241,7 +303,7 @@ class Replay:
         reason = ' '.join(str(reason).split()) or type(reason).__name__
         print(f'Skipped the episode {path}: {reason}', file=sys.stderr)
 
-    def _name(self, rows):
+    def _name(self, rows, origin):
         """Returns a file name that sorts behind all those before.
 
         A resumed run then draws from the same order as one that was not interrupted,
@@ -249,10 +311,9 @@ class Replay:
         first 8 digits of the id count on.
         """
         now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S')
-        last = self._entries[-1].path.name if self._entries else ''
-        time = max(now, last[:len(now)])
-        count = self.episodes + self.skipped
-        return f'{time}-{count:08x}{uuid.uuid4().hex[8:]}-{rows}.npz'
+        time = max(now, self.newest[:len(now)])
+        env, index, steps = map(int, origin)
+        return f'{time}-{self._count:08x}e{env}i{index}s{steps}-{rows}.npz'
 
 
 def check_headers(headers):
@@ -284,7 +345,7 @@ def check_headers(headers):
             raise ValueError(f'{key} has the dtype {dtype}')
     if rows[0] < 2:
         raise ValueError(f'{rows[0]} rows hold no step')
-    size = rows[0] * (math.prod(IMAGE) + 4 * actions[0] + 8)
+    size = sum(math.prod(headers[key][0]) * headers[key][1].itemsize for key in KEYS)
     if size > MAX_BYTES:
         raise ValueError(f'{rows[0]} rows need {size} bytes, more than {MAX_BYTES}')
     return rows[0], actions[0]
@@ -316,9 +377,11 @@ def write(path, episode):
     try:
         with open(temporary, 'wb') as file:
             np.savez(file, **episode)
+            faults.reach('write')
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        faults.reach('rename')
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -347,15 +410,65 @@ def read_header(archive, key):
     """Returns shape and dtype of an array in a zip archive."""
     info = archive.getinfo(f'{key}.npy')
     with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        else:
-            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-        size = file.tell() + math.prod(shape) * dtype.itemsize
+        # Not more, whatever length the header claims.
+        start = io.BytesIO(file.read(MAX_HEADER))
+    shape, _, dtype = parse_header(start)
+    size = start.tell() + math.prod(shape) * dtype.itemsize
     if info.file_size != size:
         raise ValueError(f'{key} has {info.file_size} bytes, its header says {size}')
     return shape, dtype
+
+
+def parse_header(file):
+    """Returns shape, whether in Fortran's order, and dtype; leaves `file` behind it."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
+
+
+def identify(path):
+    """Returns what changes when a file is written to or replaced."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def find_arrays(path):
+    """Returns offset, dtype and shape of a row for each array in a file; None if its
+    rows do not lie there one after the other: compressed, or in Fortran's order."""
+    arrays = {}
+    with zipfile.ZipFile(path) as archive, open(path, 'rb') as file:
+        for key in KEYS:
+            info = archive.getinfo(f'{key}.npy')
+            if info.compress_type != zipfile.ZIP_STORED:
+                return None
+            # The local header: 30 bytes, the name, and what zipfile does not tell.
+            file.seek(info.header_offset + 26)
+            file.seek(sum(struct.unpack('<HH', file.read(4))), os.SEEK_CUR)
+            shape, fortran, dtype = parse_header(file)
+            if fortran and len(shape) > 1:
+                return None
+            arrays[key] = file.tell(), dtype, shape[1:]
+    return arrays
+
+
+def read_rows(path, arrays, start, target):
+    """Puts rows of an episode, from `start` on, into the arrays of `target`.
+
+    Args:
+      arrays: What `find_arrays` returned.
+
+    Raises:
+      OSError, ValueError: The rows are not there.
+    """
+    with open(path, 'rb', buffering=0) as file:
+        for key, (offset, dtype, shape) in arrays.items():
+            array = target[key]
+            rows = array if dtype == array.dtype else np.empty(array.shape, dtype)
+            file.seek(offset + start * math.prod(shape) * dtype.itemsize)
+            if file.readinto(rows) != rows.nbytes:
+                raise ValueError(f'{key} ends too early')
+            if rows is not array:
+                array[...] = rows
 
 
 def load(entry):

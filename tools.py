@@ -5,8 +5,10 @@ the first axis of what is imagined, [H, N, ...], and along the second of what co
 from replay, [B, L, ...].
 """
 
+import contextlib
 import ctypes
 import dataclasses
+import errno
 import math
 import os
 
@@ -334,24 +336,38 @@ class Every:
 
     def __init__(self, period, last=None):
         self._period = period
-        self._last = last
+        self.last = last
 
     def __call__(self, step):
-        due = self._last is None or step // self._period > self._last // self._period
+        due = self.last is None or step // self._period > self.last // self._period
         if due:
-            self._last = step
+            self.last = step
         return due
+
+
+@contextlib.contextmanager
+def disk_errors(path):
+    """TensorFlow's errors from writing `path` as the OSError that they are."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        text = str(error.message).splitlines()[0]
+        raise OSError(errno.EIO, f'could not be written ({text})', str(path)) from None
 
 
 def set_up_devices(config):
     """Let GPU memory grow, so that renderers and neighbours find some too; resolve the
     automatic precision. Returns the configuration and the renderers' GPUs, if there are
-    several to choose from."""
+    several to choose from.
+
+    Without a GPU everything is deterministic, which costs nothing there."""
     gpus = tf.config.list_physical_devices('GPU')
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     if config.precision == 'auto':
         config = dataclasses.replace(config, precision='16' if gpus else '32')
+    if not gpus:
+        tf.config.experimental.enable_op_determinism()
     if len(gpus) < 2:
         return config, None
     # TensorFlow counts the visible GPUs from 0, EGL knows them by their own numbers.

@@ -14,6 +14,7 @@ Parent and child talk over a socket of their own, whose end also ends the child.
 """
 
 import contextlib
+import ctypes
 import functools
 import os
 import signal
@@ -275,17 +276,32 @@ def make_workers(
 class Collector:
     """Steps environments together and cuts what happens into episodes.
 
+    An environment that fails is restarted, and its unfinished episode is dropped.
+
     Args:
       envs: workers, see workers.py.
       seed: episodes are seeded from it, the environment's and the episode's index.
-      first: index of the first episodes, so that a resumed run has new ones.
+
+    Attributes:
+      started: index of each environment's next episode; set it to go on from there.
+      dropped: episodes that were dropped.
     """
 
-    def __init__(self, envs, seed, first=0):
+    FAILURES = 5  # In a row, without a finished episode, that end the run.
+
+    def __init__(self, envs, seed):
         self._envs = envs
         self._seed = seed
-        self._started = [first] * len(envs)
         self._episodes = [None] * len(envs)
+        self._steps = [0] * len(envs)
+        self._failures = [0] * len(envs)
+        self.started = [0] * len(envs)
+        self.dropped = 0
+
+    @property
+    def unfinished(self):
+        """Number of episodes that have begun and not ended."""
+        return sum(rows is not None for rows in self._episodes)
 
     def step(self, policy):
         """One agent step in every environment.
@@ -295,43 +311,94 @@ class Collector:
 
         Returns:
           simulator steps taken, all environments together; the episodes that ended,
-          dicts of arrays with T = agent steps + 1 rows.
+          dicts of arrays with T = agent steps + 1 rows, and `origin` [3]: environment,
+          episode index and simulator steps.
+
+        Raises:
+          WorkerError: If an environment has failed `FAILURES` times in a row.
         """
-        self._reset([i for i, rows in enumerate(self._episodes) if rows is None])
+        while None in self._episodes:
+            self._reset([i for i, rows in enumerate(self._episodes) if rows is None])
         image = np.stack([rows[-1]['image'] for rows in self._episodes])
         is_first = np.array([len(rows) == 1 for rows in self._episodes])
         action = np.asarray(policy(image, is_first), np.float32)
-        for env, act in zip(self._envs, action, strict=True):
-            env.start_step(act)
-        steps, ended = 0, []
-        for i, env in enumerate(self._envs):
-            observation, reward, terminated, truncated, info = env.result()
-            steps += info['simulator_steps']
-            self._episodes[i].append(dict(
-                image=observation['image'], action=action[i], reward=np.float32(reward),
-                discount=np.float32(not terminated)))
-            if terminated or truncated:
-                rows, self._episodes[i] = self._episodes[i], None
-                ended.append({key: np.stack([row[key] for row in rows])
-                              for key in rows[0]})
+        for i, act in enumerate(action):
+            self._guard(i, self._envs[i].start_step, act)
+        before, ended = sum(self._steps), []
+        alive = [i for i, rows in enumerate(self._episodes) if rows is not None]
+        finished = [i for i in alive if self._guard(i, self._observe, i, action[i])]
+        steps = sum(self._steps) - before
+        for i in finished:
+            rows, self._episodes[i] = self._episodes[i], None
+            origin = np.array([i, self.started[i] - 1, self._steps[i]])
+            ended.append(dict(
+                {key: np.stack([row[key] for row in rows]) for key in rows[0]},
+                origin=origin))
+            self._failures[i] = 0
         return steps, ended
+
+    def _observe(self, i, action):
+        """Appends what the step led to; returns whether the episode has ended."""
+        observation, reward, terminated, truncated, info = self._envs[i].result()
+        self._steps[i] += info['simulator_steps']
+        if not np.isfinite(reward):
+            raise WorkerError(f'The environment gave the reward {reward}.')
+        self._episodes[i].append(dict(
+            image=observation['image'], action=action, reward=np.float32(reward),
+            discount=np.float32(not terminated)))
+        return terminated or truncated
 
     def _reset(self, indices):
         for i in indices:
-            entropy = (self._seed, i, self._started[i])
+            entropy = (self._seed, i, self.started[i])
             seed = np.random.SeedSequence(entropy).generate_state(1)[0]
-            self._envs[i].start_reset(int(seed))
-            self._started[i] += 1
+            self.started[i] += 1
+            self._steps[i] = 0
+            self._episodes[i] = []
+            self._guard(i, self._envs[i].start_reset, int(seed))
         for i in indices:
-            observation, _ = self._envs[i].result()
-            self._episodes[i] = [dict(
-                image=observation['image'],
-                action=np.zeros(self._envs[i].action_space.shape, np.float32),
-                reward=np.float32(0), discount=np.float32(1))]
+            if self._episodes[i] is not None:
+                self._guard(i, self._begin, i)
+
+    def _begin(self, i):
+        observation, _ = self._envs[i].result()
+        self._episodes[i].append(dict(
+            image=observation['image'],
+            action=np.zeros(self._envs[i].action_space.shape, np.float32),
+            reward=np.float32(0), discount=np.float32(1)))
+
+    def _guard(self, i, call, *args):
+        """Returns what `call` does; if the environment fails, drops its episode and
+        restarts it instead."""
+        try:
+            return call(*args)
+        except WorkerError as error:
+            self.dropped += bool(self._episodes[i])
+            self._episodes[i] = None
+            self._failures[i] += 1
+            count = self._failures[i]
+            if count >= self.FAILURES:
+                raise WorkerError(
+                    f'Environment {i} failed {count} times in a row; the last time:\n'
+                    f'{error}') from None
+            print(f'dreamer: warning: environment {i} failed and is restarted ({count} '
+                  f'in a row): {error}', file=sys.stderr, flush=True)
+            # A restart that fails is the next failure.
+            self._guard(i, self._restart, i)
+
+    def _restart(self, i):
+        try:
+            self._envs[i].restart()
+        except Exception as error:
+            raise WorkerError(f'It could not be restarted: {error}') from error
 
 
 def main():
     """Serves the environment that the parent process asks for."""
+    if sys.platform == 'linux':
+        # A simulator that hangs would not see that its killed parent is gone.
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
     # These reach every process of the group; the parent decides what they mean.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

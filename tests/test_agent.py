@@ -262,6 +262,25 @@ def test_non_finite_loss_is_skipped_and_persistent_ones_stop_by_name(data):
         agent.check_finite(limit=3)
 
 
+@pytest.mark.slow
+def test_a_nan_planted_in_a_network_stops_by_that_networks_name(data):
+    agent = make_agent('--pcont')
+    parts = [*agent.world.parts, agent.behavior.actor, agent.behavior.value]
+    names = [part.name for part in parts]
+    assert sorted(names) == [
+        'actor', 'decoder', 'encoder', 'pcont', 'reward', 'rssm', 'value']
+    agent.check_weights()
+    for part in parts:
+        weight = part.trainable_weights[-1]
+        good = weight.numpy()
+        weight.assign(np.where(np.arange(good.size).reshape(good.shape), good, np.nan))
+        update(agent, data)
+        # Whatever optimiser met it first, and others did too.
+        with pytest.raises(FloatingPointError, match=f'weights of the {part.name} are'):
+            agent.check_finite(limit=1)
+        weight.assign(good)
+
+
 def test_noise_differs_between_draws_and_repeats_under_a_seed(data):
     runs = []
     for seed in ('1', '1', '2'):

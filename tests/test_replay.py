@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import subprocess
 import sys
 import zipfile
@@ -110,9 +111,11 @@ def test_added_episode_is_a_copy(tmp_path):
 
 def test_names_are_those_of_the_2020_code_and_sort_as_added(tmp_path):
     replay = Replay(tmp_path, length=6)
-    names = [replay.add(make_episode(number, 5)).name for number in range(20)]
-    assert all(re.fullmatch(r'\d{8}T\d{6}-[0-9a-f]{32}-5\.npz', name) for name in names)
+    names = [replay.add({**make_episode(number, 5), 'origin': (1, number, 400)}).name
+             for number in range(20)]
+    assert all(re.fullmatch(r'\d{8}T\d{6}-\w{8,}-5\.npz', name) for name in names)
     assert names == sorted(names)
+    assert Replay(tmp_path, length=6)._entries[7].origin == (1, 7, 400)
     later = Replay(tmp_path, length=6).add(make_episode(20, 3)).name
     assert later > names[-1] and later.endswith('-3.npz')
 
@@ -453,14 +456,80 @@ def test_memory_is_bounded_and_changes_no_draw(tmp_path, memory):
     assert len(plenty._cache) == 5
 
 
-def test_least_recently_used_episode_leaves_memory(tmp_path):
+def test_oldest_episode_leaves_memory(tmp_path):
     replay = fill(tmp_path, [9, 9], memory=18 * ROW_BYTES)
-    first, second = sorted(tmp_path.iterdir())
-    replay._fetch(replay._entries[0])
+    _, second = sorted(tmp_path.iterdir())
     third = replay.add(make_episode(2, 9))
-    assert list(replay._cache) == [first, third]
-    replay._fetch(replay._entries[1])
-    assert list(replay._cache) == [third, second]
+    assert list(replay._cache) == [second, third]
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+@pytest.mark.parametrize('dtype', [np.float32, np.float16, np.float64])
+def test_rows_from_disk_are_those_from_memory(tmp_path, save, dtype):
+    """Files of others, and one whose arrays lie in Fortran's order."""
+    for number in range(3):
+        store(tmp_path, make_episode(number, 20, dtype), save=save,
+              name=f'20200401T101112-{number}-20.npz')
+    episode = make_episode(3, 20)
+    store(tmp_path, {**episode, 'action': np.asfortranarray(episode['action'])},
+          name='20200401T101112-3-20.npz')
+    memory, disk = (Replay(tmp_path, length=6, memory=size) for size in (2**30, 0))
+    for _ in range(20):
+        assert_equal(memory.sample(4), disk.sample(4))
+    by_rows = [arrays is not None for _, arrays in disk._stored.values()]
+    assert by_rows.count(True) == (3 if save is np.savez else 0)
+
+
+def test_only_the_rows_that_are_drawn_are_read(tmp_path, monkeypatch):
+    replay = fill(tmp_path, [20, 20], memory=0)
+    draw(replay, 100)
+    monkeypatch.setattr(replay_module, 'load', None)
+    draw(replay, 100)
+    assert replay.skipped == 0
+
+
+def test_capacity_deletes_the_oldest_and_keeps_one(tmp_path):
+    replay = fill(tmp_path, [11, 11, 11, 11], capacity=25)
+    assert (replay.episodes, replay.steps) == (2, 20)
+    assert set(origins(replay.sample(50))[0].ravel()) == {2, 3}
+    assert len(list(tmp_path.iterdir())) == 2
+    assert Replay(tmp_path, length=6).episodes == 2
+    long = replay.add(make_episode(4, 60))
+    assert list(tmp_path.iterdir()) == [long]
+    # Numbers go on, though there are fewer files than before.
+    resumed = Replay(tmp_path, length=6)
+    assert resumed.add(make_episode(5, 5)).name > long.name
+
+
+def test_newer_episodes_in_order(tmp_path, capsys):
+    replay = fill(tmp_path, [5, 6, 7, 8])
+    names = sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / names[2]).write_bytes(b'')
+    assert [(entry.path.name, len(episode['reward']))
+            for _, entry, episode in replay.newer(names[0])] == [
+                (names[1], 6), (names[3], 8)]
+    assert names[2] in capsys.readouterr().err
+    assert list(replay.newer(replay.newest)) == []
+
+
+def test_a_header_that_claims_a_long_header_is_not_read(tmp_path, capsys):
+    """A zip bomb: a few bytes that unpack to a header of 4 GB."""
+    fill(tmp_path, [9])
+    path = tmp_path / '20200401T101112-0a1b-5.npz'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for key, value in make_episode(0, 5).items():
+            data = io.BytesIO()
+            np.lib.format.write_array(data, value)
+            if key != 'image':
+                archive.writestr(f'{key}.npy', data.getvalue())
+        with archive.open('image.npy', 'w') as file:
+            file.write(b'\x93NUMPY\x02\x00\xff\xff\xff\x0f')
+            for _ in range(256):
+                file.write(bytes(2**20))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Replay(tmp_path, length=6)
+    assert path.name in capsys.readouterr().err
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 2**16
 
 
 def test_default_memory_is_a_part_of_the_machine():

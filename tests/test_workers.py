@@ -260,6 +260,75 @@ class TestCollector:
         with pytest.raises(workers.WorkerError, match='not a one-hot float32 vector'):
             self.collect(1, lambda group: np.zeros(5))
 
+    def act(self, collector, steps):
+        """Steps with fixed actions; returns the episodes that ended."""
+        policy = lambda image, _: np.zeros((len(image), 2))  # noqa: E731
+        return [one for _ in range(steps) for one in collector.step(policy)[1]]
+
+    def test_failed_environments_are_restarted_and_their_episodes_dropped(self, capfd):
+        group = workers.make_workers('dummy_continuous', 2, KWARGS)
+        group[1]._timeout = 1
+        collector = workers.Collector(group, seed=0)
+        self.act(collector, 20)
+        os.kill(group[0].pid, signal.SIGKILL)
+        self.act(collector, 5)
+        os.kill(group[1].pid, signal.SIGSTOP)
+        pids = [worker.pid for worker in group]
+        episodes = self.act(collector, 50)
+        assert collector.dropped == 2
+        assert not is_gone(group[1].pid) and is_gone(pids[1])
+        warnings = capfd.readouterr().err
+        assert 'environment 0 failed and is restarted (1 in a row)' in warnings
+        assert 'killed by SIGKILL' in warnings and 'no answer within 1 s' in warnings
+        assert [len(one['reward']) for one in episodes] == [51]
+        assert episodes[0]['origin'].tolist() == [0, 1, 50]
+        for worker in group:
+            worker.close()
+
+    def test_environment_that_always_fails_ends_the_run_with_its_traceback(self):
+        group = workers.make_workers('dummy_continuous', 1, KWARGS)
+        collector = workers.Collector(group, seed=0)
+        with pytest.raises(workers.WorkerError) as error:
+            for _ in range(9):
+                collector.step(lambda *_: np.zeros((1, 3)))
+        assert 'failed 5 times in a row' in str(error.value)
+        assert 'Traceback' in str(error.value) and 'broadcast' in str(error.value)
+        assert collector.dropped == 5 and collector.started == [5]
+        group[0].close()
+
+    def test_failures_in_a_row_end_with_a_finished_episode(self):
+        group = workers.make_workers('dummy_continuous', 1, KWARGS, parallel='none')
+        collector = workers.Collector(group, seed=0)
+        for _ in range(6):
+            collector.step(lambda *_: np.zeros((1, 3)))
+            assert len(self.act(collector, 50)) == 1
+        assert collector.dropped == 6
+
+    def test_restart_that_fails_is_a_failure(self, monkeypatch):
+        group = workers.make_workers('dummy_continuous', 1, KWARGS)
+        monkeypatch.setattr(group[0], '_task', 'dummy_nonsense')
+        os.kill(group[0].pid, signal.SIGKILL)
+        with pytest.raises(workers.WorkerError, match='dummy_nonsense'):
+            workers.Collector(group, seed=0).step(lambda *_: np.zeros((1, 2)))
+
+    def test_episodes_go_on_by_index(self):
+        """An episode is a function of the seed, the environment and the index."""
+        images = {}
+        for first in (0, 1):
+            group = workers.make_workers('dummy_continuous', 2, KWARGS, parallel='none')
+            collector = workers.Collector(group, seed=3)
+            collector.started = [first, first]
+            assert not collector.unfinished
+            self.act(collector, 1)
+            assert collector.unfinished == 2
+            for one in self.act(collector, 100):
+                assert one['origin'][2] == 50
+                images.setdefault(tuple(one['origin'][:2]), []).append(
+                    one['image'][0].tobytes())
+        assert set(images) == {(env, i) for env in (0, 1) for i in (0, 1, 2)}
+        assert len(images[0, 1]) == 2 and len(set(images[0, 1])) == 1
+        assert len({image for same in images.values() for image in same}) == 6
+
 
 class TestProcesses:
     SCRIPT = """
@@ -305,6 +374,16 @@ print('reward', worker.result()[1], flush=True)
         process = self.start(tmp_path, then=then)
         lines = [process.stdout.readline() for _ in range(3)]
         assert not is_gone(int(lines[-1]))
+        process.kill()
+        # The worker holds the other end of this pipe, until it ends.
+        process.communicate(timeout=20)
+
+    def test_worker_that_hangs_ends_with_its_killed_parent(self, tmp_path):
+        then = ('print(worker.pid, flush=True); import os, time\n'
+                'os.kill(worker.pid, 19); time.sleep(60)')
+        process = self.start(tmp_path, then=then)
+        for _ in range(3):
+            process.stdout.readline()
         process.kill()
         # The worker holds the other end of this pipe, until it ends.
         process.communicate(timeout=20)
