@@ -436,7 +436,7 @@ class TestDummyDiscrete:
             assert means[name] < 0.12 * means['expert'], name
         # Random episodes show both, often enough to learn from 200 of them.
         _, reached, died = played['random']
-        assert 0.25 < reached.mean() < 0.5 and 0.35 < died.mean() < 0.65
+        assert 0.25 < reached.mean() < 0.5 and 0.35 < died.mean() < 0.75
 
     def test_image_shows_all_three(self):
         env = wrappers.make('dummy_discrete', action_repeat=1, time_limit=50)
