@@ -82,9 +82,10 @@ class DummyDiscrete(gymnasium.Env):
     either way round, and the point uniform in the arena, but 2 `RADIUS` away from
     both. Actions move the point by `SPEED` to the right, left, down or up, or let it
     stay. The reward is 1 while the point is within `RADIUS` of the target, so that it
-    takes several steps. Within `RADIUS` of the hazard it is `BAIT`, once, and the
-    episode terminates: who does not see the end coming goes there, as the reward looks
-    better than the target's. Meant for 50 steps an episode and no action repeat.
+    takes several steps. Who comes within `RADIUS` of the hazard falls into it, which
+    is worth `BAIT`, once, and terminates the episode: who does not see the end coming
+    goes there, as the reward looks better than the target's. Meant for 50 steps an
+    episode and no action repeat.
     """
 
     MOVES = np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]])
@@ -114,6 +115,7 @@ class DummyDiscrete(gymnasium.Env):
     def step(self, action):
         self._point = self._moved(self._point, action)
         if self._within(self._point, self._hazard):
+            self._point = self._hazard
             return {}, self.BAIT, True, False, {}
         reward = float(self._within(self._point, self._target))
         return {}, reward, False, False, {}
