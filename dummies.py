@@ -78,16 +78,19 @@ class DummyContinuous(gymnasium.Env):
 class DummyDiscrete(gymnasium.Env):
     """A point has to find a target and must not touch a hazard on its way.
 
-    Only the image shows where the three are: uniform in the arena, but no two within
-    2 `RADIUS`. Actions move the point by `SPEED` to the right, left, down or up, or
-    let it stay. The reward is 1 while the point is within `RADIUS` of the target, so
-    that it takes several steps. Within `RADIUS` of the hazard it is `BAIT`, once, and
-    the episode terminates: who does not see the end coming goes there, as the reward
-    looks better than the target's. Meant for 50 steps an episode and no action repeat.
+    Only the image shows where the three are: target and hazard at the two `PLACES`,
+    either way round, and the point uniform in the arena, but 2 `RADIUS` away from
+    both. Actions move the point by `SPEED` to the right, left, down or up, or let it
+    stay. The reward is 1 while the point is within `RADIUS` of the target, so that it
+    takes several steps. Who comes within `RADIUS` of the hazard falls into it, which
+    is worth `BAIT`, once, and terminates the episode: who does not see the end coming
+    goes there, as the reward looks better than the target's. Meant for 50 steps an
+    episode and no action repeat.
     """
 
     MOVES = np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]])
     STAY = 4
+    PLACES = np.array([[-0.6, 0], [0.6, 0]])  # Out of reach for who hugs the walls.
     SPEED = 0.35
     RADIUS = 0.4
     BAIT = 2.0
@@ -102,17 +105,17 @@ class DummyDiscrete(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        self._target, self._hazard = self.np_random.permutation(self.PLACES)
         while True:
-            places = self.np_random.uniform(-1, 1, (3, 2))
-            gaps = np.linalg.norm(places - np.roll(places, 1, 0), axis=1)
+            self._point = self.np_random.uniform(-1, 1, 2)
+            gaps = np.linalg.norm([self._target, self._hazard] - self._point, axis=1)
             if gaps.min() > 2 * self.RADIUS:
-                break
-        self._point, self._target, self._hazard = places
-        return {}, {}
+                return {}, {}
 
     def step(self, action):
         self._point = self._moved(self._point, action)
         if self._within(self._point, self._hazard):
+            self._point = self._hazard
             return {}, self.BAIT, True, False, {}
         reward = float(self._within(self._point, self._target))
         return {}, reward, False, False, {}

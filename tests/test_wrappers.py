@@ -436,7 +436,7 @@ class TestDummyDiscrete:
             assert means[name] < 0.12 * means['expert'], name
         # Random episodes show both, often enough to learn from 200 of them.
         _, reached, died = played['random']
-        assert 0.25 < reached.mean() < 0.5 and 0.35 < died.mean() < 0.65
+        assert 0.25 < reached.mean() < 0.5 and 0.35 < died.mean() < 0.75
 
     def test_image_shows_all_three(self):
         env = wrappers.make('dummy_discrete', action_repeat=1, time_limit=50)
@@ -460,6 +460,25 @@ class TestDummyDiscrete:
                 env.step(action)
             expected = [x or 0.2, y or -0.1]
             np.testing.assert_allclose(env._point, expected)
+
+    def test_target_and_hazard_change_places_and_the_point_starts_apart(self):
+        env, targets = wrappers.DummyDiscrete(), []
+        for seed in range(50):
+            env.reset(seed=seed)
+            targets.append(env._target[0])
+            assert env._target[0] == -env._hazard[0]
+            for place in env.PLACES:
+                assert np.linalg.norm(env._point - place) > 2 * env.RADIUS
+        assert set(targets) == set(env.PLACES[:, 0])
+        assert 15 < np.sum(np.array(targets) > 0) < 35
+
+    def test_point_falls_into_the_hazard(self):
+        env = wrappers.DummyDiscrete()
+        env.reset(seed=0)
+        env._point = env._hazard + [0, 0.5]
+        assert env.step(env.STAY)[1:3] == (0, False)
+        assert env.step(3)[1:3] == (env.BAIT, True)
+        np.testing.assert_array_equal(env._point, env._hazard)
 
     def test_end_is_marked_through_all_wrappers(self):
         env = wrappers.make('dummy_discrete', action_repeat=3, time_limit=50)
