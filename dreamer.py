@@ -117,7 +117,7 @@ class Run:
         self.prefill()
         while not self.stop:
             self.train()
-            if should_log(self.step):
+            if should_log(self.step) or self.step >= config.steps:
                 self.log()
             if should_eval(self.step):
                 self.evaluate()
