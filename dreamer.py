@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 import configs
+import distribution
 import logger
 import replay
 import tools
@@ -57,15 +58,16 @@ class Run:
     Args:
       config: `configs.Config`.
       envs, eval_envs: workers.
+      strategy: of `distribution.make_strategy`.
     """
 
-    def __init__(self, config, envs, eval_envs):
+    def __init__(self, config, envs, eval_envs, strategy=None):
         config = fit_to_actions(config, envs[0].action_space)
         self.config = config
         self.logdir = pathlib.Path(config.logdir)
         self.logdir.mkdir(parents=True, exist_ok=True)
         self.action_size, = envs[0].action_space.shape
-        self.agent = Dreamer(config, self.action_size)
+        self.agent = Dreamer(config, self.action_size, strategy)
         self.checkpoints = tf.train.CheckpointManager(
             tf.train.Checkpoint(agent=self.agent), str(self.logdir / 'checkpoints'), 2)
         self.restore()
@@ -204,7 +206,7 @@ class Run:
                       updates_per_s=updates / seconds)
         values['episodes_skipped'] = self.replay.skipped
         for name, optimizer in self.agent.optimizers.items():
-            values[f'{name}_skipped'] = int(optimizer.skipped)
+            values[f'{name}_skipped'] = int(optimizer.skipped.numpy())
         self.logger.scalars(self.step, values)
         self.metrics = []
         self.log_start = now
@@ -264,6 +266,7 @@ def main(argv=None):
                 'choose another --logdir or add --allow_config_change true')
         tools.keep_freed_memory()
         config, devices = tools.set_up_devices(config)
+        strategy = distribution.make_strategy(config)
         kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
         envs = workers.make_workers(
             config.task, config.envs + 1, kwargs, config.parallel, devices,
@@ -272,7 +275,7 @@ def main(argv=None):
         configs.fail(error)
     try:
         try:
-            run = Run(config, envs[:-1], envs[-1:])
+            run = Run(config, envs[:-1], envs[-1:], strategy)
             configs.write(config, config_path)
         except (configs.ConfigError, OSError) as error:
             configs.fail(error)

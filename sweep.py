@@ -201,6 +201,8 @@ def run_job(command, output, threads):
       output: path of the file that takes what it prints.
       threads: that TensorFlow computes with, unless the user has set them.
     """
+    # Ray cancels by an interrupt, which programs in the background ignore.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     env = dict(os.environ)
     env.setdefault('TF_NUM_INTRAOP_THREADS', str(threads))
     process = None
