@@ -167,12 +167,10 @@ class Run:
 
     def evaluate(self):
         """One episode in every evaluation environment, and videos."""
-        episodes = []
         seed = np.random.SeedSequence((self.config.seed, 1, self.step))
         collector = workers.Collector(self.eval_envs, int(seed.generate_state(1)[0]))
-        while len(episodes) < len(self.eval_envs) and not self.stop:
-            episodes += collector.step(self.eval_policy)[1]
-        if self.stop:
+        episodes = collector.first_episodes(self.eval_policy, lambda: self.stop)
+        if not episodes:
             return
         self.log_episodes('test', episodes)
         self.logger.video(self.step, 'eval', episodes[0]['image'])
@@ -269,13 +267,13 @@ def main(argv=None):
         strategy = distribution.make_strategy(config)
         kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
         envs = workers.make_workers(
-            config.task, config.envs + 1, kwargs, config.parallel, devices,
-            config.worker_timeout, evaluation=1)
+            config.task, config.envs + config.eval_envs, kwargs, config.parallel,
+            devices, config.worker_timeout, evaluation=config.eval_envs)
     except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error)
     try:
         try:
-            run = Run(config, envs[:-1], envs[-1:], strategy)
+            run = Run(config, envs[:config.envs], envs[config.envs:], strategy)
             configs.write(config, config_path)
         except (configs.ConfigError, OSError) as error:
             configs.fail(error)

@@ -489,16 +489,18 @@ def main(argv=None):
         if args.dry_run:
             print('\n'.join(describe(jobs)))
             return 0
-        ray = connect(args)
+        left = any(job.state != 'finished' for job in jobs)
+        ray = connect(args) if left else None
     except (SweepError, configs.ConfigError, comparison.ScoreError, OSError) as error:
         print('sweep: error:', re.sub(r'\s+', ' ', str(error)), file=sys.stderr)
         return 2
     print('\n'.join(describe(jobs, rows=False)), flush=True)
-    try:
-        run_all(ray, jobs, args)
-    finally:
-        ray.shutdown()
-    print(counts(jobs))
+    if ray:
+        try:
+            run_all(ray, jobs, args)
+        finally:
+            ray.shutdown()
+        print(counts(jobs))
     return int(any(job.state != 'finished' for job in jobs))
 
 

@@ -315,6 +315,28 @@ class Collector:
                               for key in rows[0]})
         return steps, ended
 
+    def first_episodes(self, policy, stopped):
+        """Steps until every environment has ended an episode.
+
+        Args:
+          policy: see `step`.
+          stopped: tells after every step whether to give up.
+
+        Returns:
+          the first episode of each environment, so that short ones do not count more
+          often; none after giving up.
+        """
+        first = {}
+        while len(first) < len(self._envs):
+            if stopped():
+                return []
+            _, ended = self.step(policy)
+            # What has just ended is what the next step has to reset.
+            fresh = [i for i, rows in enumerate(self._episodes) if rows is None]
+            for i, episode in zip(fresh, ended, strict=True):
+                first.setdefault(i, episode)
+        return [first[i] for i in sorted(first)]
+
     def _reset(self, indices):
         for i in indices:
             entropy = (self._seed, i, self._started[i])

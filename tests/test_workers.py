@@ -256,6 +256,16 @@ class TestCollector:
         assert steps == 2 * 50
         assert [len(episode['action']) for episode in episodes] == [18, 18]
 
+    def test_first_episode_of_each_environment(self):
+        """Short episodes end more often; they must not count more often."""
+        group = [workers.LocalWorker('dummy_continuous', dict(KWARGS, time_limit=limit))
+                 for limit in (7, 3, 20)]
+        collector = workers.Collector(group, seed=0)
+        actions = np.zeros((3, 2), np.float32)
+        episodes = collector.first_episodes(lambda *_: actions, lambda: False)
+        assert [len(episode['reward']) - 1 for episode in episodes] == [7, 3, 20]
+        assert collector.first_episodes(lambda *_: actions, lambda: True) == []
+
     def test_action_that_is_not_one_hot(self):
         with pytest.raises(workers.WorkerError, match='not a one-hot float32 vector'):
             self.collect(1, lambda group: np.zeros(5))

@@ -75,30 +75,33 @@ def numbers(agent, replica=0):
             for key, x in variables(agent).items()}
 
 
-def apart(ours, theirs):
-    """Largest difference, in each array relative to its largest number."""
+def apart(ours, theirs, kind=None):
+    """Largest difference; of Adam's averages of gradients, in each array relative to
+    its largest number: they show what Adam's quotient hides."""
     return max(float(np.abs(ours[key] - theirs[key]).max()
-                     / max(np.abs(ours[key]).max(), 1e-30)) for key in ours)
+                     / (np.abs(ours[key]).max() + 1e-30 if key[1] == 'adam' else 1))
+               for key in ours if kind in (None, key[1]))
 
 
-def compare(flags=(), updates=2, change=None, graph=False):
-    """Make the same updates with both; returns what is to be asserted on."""
+def compare(*flags, updates=2, change=None, graph=False):
+    """Make the same updates with both, the last one with a changed batch; returns what
+    is to be asserted on."""
     agents, data = make_agents(flags), make_data()
-    before = numbers(agents[0])
-    metrics = []
+    before, metrics = numbers(agents[0]), []
     for agent in agents:
         update = tf.function(agent.update, autograph=False) if graph else agent.update
         for i in range(updates):
             batch = change(data) if change and i == updates - 1 else data
             values = update(batch, agent.noise(BATCH, LENGTH))
+            if i == updates - 2:
+                middle = numbers(agent, -1)
         metrics.append({key: float(value) for key, value in values.items()})
-    one, two = map(numbers, agents)
+    one, two, other = numbers(agents[0]), numbers(agents[1]), numbers(agents[1], 1)
     return dict(
-        weights=apart(*({k: x for k, x in values.items() if k[1] == 'weight'}
-                        for values in (one, two))),
-        all=apart(one, two), replicas=apart(two, numbers(agents[1], 1)),
-        moved=apart(one, before), metrics=metrics,
-        steps=[int(agent.gradient_step) for agent in agents],
+        weights=apart(one, two, 'weight'), adam=apart(one, two, 'adam'),
+        own=apart(one, two, 'own'), replicas=apart(two, other),
+        moved=apart(one, before, 'weight'), last_moved=apart(other, middle, 'weight'),
+        metrics=metrics, steps=[int(agent.gradient_step) for agent in agents],
         skipped=[[int(x.skipped.numpy()) for x in agent.optimizers.values()]
                  for agent in agents])
 
@@ -126,18 +129,19 @@ def main():
         cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     low, high = kl_halves()
     mean = (low + high) / 2
+    contrastive = '--representation', 'contrastive', '--log_images', 'false'
+    loud = '--kl_scale', 1e4
     results = dict(
-        plain=compare(['--free_nats', 0, '--pcont', 'true']),
-        graph=compare(['--free_nats', 0], graph=True),
-        clip=compare(['--free_nats', 0, '--grad_clip', 0.05]),
-        free_nats_above=compare(['--free_nats', (low + mean) / 2, '--kl_scale', 1e4], 1),
-        free_nats_below=compare(['--free_nats', (high + mean) / 2, '--kl_scale', 1e4], 1),
-        contrastive=compare(['--representation', 'contrastive']),
-        window=compare(['--representation', 'contrastive', '--contrastive_window', 3]),
+        graph=compare('--free_nats', 0, '--pcont', 'true', graph=True),
+        clip=compare('--free_nats', 0, '--grad_clip', 0.05),
+        above=compare('--free_nats', (low + mean) / 2, *loud),
+        below=compare('--free_nats', (high + mean) / 2, *loud),
+        contrastive=compare(*contrastive),
+        window=compare(*contrastive, '--contrastive_window', 3),
         nan=compare(change=poisoned),
-        float16=compare(['--precision', '16', '--free_nats', 0]),
+        float16=compare('--precision', '16', '--free_nats', 0),
         kl=[low, high])
-    [print(k, v) for k, v in results.items()]
+    print(json.dumps(results))
 
 
 if __name__ == '__main__':
