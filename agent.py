@@ -6,10 +6,13 @@ E environments.
 `action[t]` led to `image[t]`, `reward[t]` and `discount[t]`.
 """
 
+import contextlib
+
 import keras
 import numpy as np
 import tensorflow as tf
 
+import distribution
 import models
 import planet
 import tools
@@ -80,8 +83,9 @@ class WorldModel(tf.Module):
         if config.representation == 'reconstruction':
             losses['image_loss'] = self.image_loss(data['image'], feature)
         elif config.representation == 'contrastive':
-            losses['contrastive_loss'] = -tf.reduce_mean(tools.contrastive(
-                feature, *self.state_model(embed), config.contrastive_window))
+            pairs = distribution.whole_batch([feature, *self.state_model(embed)])
+            losses['contrastive_loss'] = -tf.reduce_mean(
+                tools.contrastive(*pairs, config.contrastive_window))
         total = sum(losses.values())
         if config.pcont:
             losses['pcont_loss'] = -tf.reduce_mean(self.pcont.dist(feature).log_prob(
@@ -213,11 +217,12 @@ class Dreamer(tf.Module):
     Args:
       config: `configs.Config` with its precision resolved.
       action_size: A.
+      strategy: of `distribution.make_strategy`; None is one device.
     """
 
     MODE_SAMPLES = 100
 
-    def __init__(self, config, action_size):
+    def __init__(self, config, action_size, strategy=None):
         super().__init__('dreamer')
         self._config = config
         self._action_size = action_size
@@ -228,6 +233,19 @@ class Dreamer(tf.Module):
         self.rng = tf.random.Generator.from_seed(config.seed)
         # Of its own: evaluating more or less often must not change the training.
         self.eval_rng = tf.random.Generator.from_seed(config.seed + 1)
+        self.gradient_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.env_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        # Where training began, [environment steps]; -1 while the prefill goes on.
+        self.train_start = tf.Variable(-1, dtype=tf.int64, trainable=False)
+        self._strategy = strategy
+        # Replicas have copies of what trains; of noise and counters there is one.
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            self._build(config, action_size)
+        # No Python control flow depends on tensors: plain tracing is a third faster.
+        self.train = tf.function(
+            self._train, autograph=False, jit_compile=config.jit)
+
+    def _build(self, config, action_size):
         self.world = WorldModel(config, action_size)
         trained = dict(model=self.world.weights)
         self.behavior = None
@@ -248,13 +266,6 @@ class Dreamer(tf.Module):
             name: tools.Optimizer(name, variables, rates[name], config.grad_clip,
                                   config.precision == '16')
             for name, variables in trained.items()}
-        self.gradient_step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.env_step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        # Where training began, [environment steps]; -1 while the prefill goes on.
-        self.train_start = tf.Variable(-1, dtype=tf.int64, trainable=False)
-        # No Python control flow depends on tensors: plain tracing is a third faster.
-        self.train = tf.function(
-            self._train, autograph=False, jit_compile=config.jit)
 
     def noise(self, batch, length):
         """All standard normal noise of one update."""
@@ -272,6 +283,11 @@ class Dreamer(tf.Module):
 
     def update(self, data, noise):
         """`train` with given noise."""
+        metrics = distribution.run(self._strategy, self._update, data, noise)
+        self.gradient_step.assign_add(1)
+        return metrics
+
+    def _update(self, data, noise):
         optimizer = self.optimizers['model']
         with tf.GradientTape() as tape:
             loss, post, metrics = self.world.loss(data, noise['post'])
@@ -281,7 +297,6 @@ class Dreamer(tf.Module):
             metrics.update(self._update_decoder(data, post))
         if self.behavior:
             metrics.update(self._update_behavior(data, post, noise))
-        self.gradient_step.assign_add(1)
         return metrics
 
     def _update_decoder(self, data, post):

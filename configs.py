@@ -11,15 +11,16 @@ import difflib
 import importlib.metadata
 import json
 import math
+import os
 import pathlib
 import sys
 
 import faults
 
 CHANGEABLE = frozenset(
-    'logdir steps eval_every log_every save_every envs parallel precision jit verbose '
-    'worker_timeout replay_memory replay_capacity allow_config_change lab_renderer '
-    'lab_level_cache'.split())
+    'logdir steps eval_every log_every save_every envs eval_envs parallel precision '
+    'jit verbose worker_timeout replay_memory replay_capacity allow_config_change '
+    'lab_renderer lab_level_cache'.split())
 
 # Groups of flags in --help: each begins with this one, as in `Config`.
 GROUPS = dict(
@@ -73,6 +74,8 @@ class Config:
     # Environments.
     envs: int = _flag(1, 'environments that collect in parallel', minimum=1,
                       maximum=1000)
+    eval_envs: int = _flag(1, 'environments that evaluate in parallel, one episode '
+                           'each', minimum=1, maximum=1000)
     parallel: str = _flag('process', 'where simulators run; none is the main process, '
                           'which is not safe with software rendering',
                           ('process', 'none'))
@@ -246,6 +249,10 @@ def parse(argv):
     if suite.get('pcont') and not config.pcont:
         print(f'dreamer: warning: without --pcont the agent cannot know that '
               f'{config.task} can end early', file=sys.stderr)
+    crowd, cores = max(config.envs, config.eval_envs), os.cpu_count() or 1
+    if crowd > 2 * cores:
+        print(f'dreamer: warning: {crowd} environments at once on {cores} cores will '
+              'wait for one another', file=sys.stderr)
     return config
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 import checkpoints
 import configs
+import distribution
 import faults
 import logger
 import progress
@@ -51,14 +52,14 @@ def fit_to_actions(config, space):
     return dataclasses.replace(config, **fitting)
 
 
-def make_envs(config, count, devices):
-    """Workers with environments of the configuration's task, the last for evaluation.
+def make_envs(config, training, evaluation, devices):
+    """Workers with environments of the configuration's task, those for training first.
 
     Raises ValueError or RuntimeError where the task cannot be made."""
     kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
     return workers.make_workers(
-        config.task, count, kwargs, config.parallel, devices, config.worker_timeout,
-        evaluation=1)
+        config.task, training + evaluation, kwargs, config.parallel, devices,
+        config.worker_timeout, evaluation)
 
 
 class Run:
@@ -67,15 +68,16 @@ class Run:
     Args:
       config: `configs.Config`.
       envs, eval_envs: workers.
+      strategy: of `distribution.make_strategy`.
     """
 
-    def __init__(self, config, envs, eval_envs):
+    def __init__(self, config, envs, eval_envs, strategy=None):
         config = fit_to_actions(config, envs[0].action_space)
         self.config = config
         self.logdir = pathlib.Path(config.logdir)
         self.lock = checkpoints.Lock(self.logdir)
         self.action_size, = envs[0].action_space.shape
-        self.agent = Dreamer(config, self.action_size)
+        self.agent = Dreamer(config, self.action_size, strategy)
         self.checkpoints = checkpoints.Checkpoints(
             self.logdir / 'checkpoints', self.agent)
         self.replay = replay.Replay(
@@ -134,7 +136,8 @@ class Run:
             self.train()
             ended = self.step >= config.steps
             milestone = self.step if ended else self.phase_start
-            if not self.stop and self.due['log'](milestone):
+            if not self.stop and (
+                    self.due['log'](milestone) or ended and self.metrics):
                 self.log()
             if not self.stop and self.due['eval'](milestone):
                 self.evaluate()
@@ -192,21 +195,24 @@ class Run:
 
     def evaluate(self):
         """One episode in every evaluation environment, and videos."""
-        episodes = []
         seed = np.random.SeedSequence((self.config.seed, 1, self.step))
         collector = workers.Collector(self.eval_envs, int(seed.generate_state(1)[0]))
         # Where episodes can end early, nobody knows how long they will be.
-        self.progress.start(
-            'evaluating', None if self.config.pcont else self.config.time_limit)
-        while len(episodes) < len(self.eval_envs) and not self.stop:
+        self.progress.start('evaluating', None if self.config.pcont else
+                            self.config.time_limit * len(self.eval_envs))
+        first = {}
+        while len(first) < len(self.eval_envs) and not self.stop:
             steps, ended = collector.step(self.eval_policy)
             faults.reach('evaluation')
             self.progress.advance(steps)
-            episodes += ended
+            for episode in ended:
+                # The first of each environment: short ones must not count more often.
+                first.setdefault(int(episode['origin'][0]), episode)
         self.dropped += collector.dropped
         if self.stop:
             self.due['eval'].last = None  # It is done again on resume.
             return
+        episodes = [first[env] for env in sorted(first)]
         self.log_episodes('test', episodes, self.replay.episodes)
         self.logger.video(self.step, 'eval', episodes[0]['image'])
         if self.agent.world.decoder:
@@ -240,7 +246,7 @@ class Run:
         values['episodes_skipped'] = self.replay.skipped
         values['episodes_dropped'] = self.dropped + self.collector.dropped
         for name, optimizer in self.agent.optimizers.items():
-            values[f'{name}_skipped'] = int(optimizer.skipped)
+            values[f'{name}_skipped'] = int(optimizer.skipped.numpy())
         self.logger.scalars(self.step, values)
         self.progress.log(self.step, self.gradient_step, values)
         self.metrics = []
@@ -349,12 +355,13 @@ def main(argv=None):
                 'choose another --logdir or add --allow_config_change true')
         tools.keep_freed_memory()
         config, devices = tools.set_up_devices(config)
-        envs = make_envs(config, config.envs + 1, devices)
+        strategy = distribution.make_strategy(config)
+        envs = make_envs(config, config.envs, config.eval_envs, devices)
     except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error)
     try:
         try:
-            run = Run(config, envs[:-1], envs[-1:])
+            run = Run(config, envs[:config.envs], envs[config.envs:], strategy)
             configs.write(config, config_path)
         except (configs.ConfigError, OSError) as error:
             configs.fail(error)

@@ -195,7 +195,7 @@ def main(argv=None):
         # The run may have had a GPU that this machine lacks, or the other way round.
         config, devices = tools.set_up_devices(
             dataclasses.replace(config, precision='auto'))
-        env, = dreamer.make_envs(config, 1, devices)
+        env, = dreamer.make_envs(config, 0, 1, devices)
     except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error, 'evaluate')
     try:

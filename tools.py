@@ -16,6 +16,8 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+import distribution
+
 tfd = tfp.distributions
 
 
@@ -95,7 +97,7 @@ def free_nats(kl, amount, per_step=False):
     """
     if per_step:
         return tf.reduce_mean(tf.maximum(kl, amount))
-    return tf.maximum(tf.reduce_mean(kl), amount)
+    return tf.maximum(distribution.mean(tf.reduce_mean(kl)), amount)
 
 
 def contrastive(feature, mean, std, window=0):
@@ -299,21 +301,23 @@ class Optimizer(tf.Module):
 
     def apply(self, tape, scaled_loss):
         """Differentiate and take one step; returns the norm before clipping."""
-        gradients = tape.gradient(scaled_loss, self._variables)
+        gradients = distribution.mean(tape.gradient(scaled_loss, self._variables))
         if self._scale_loss:
             gradients = [gradient / self.loss_scale for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
         finite = tf.math.is_finite(norm)
         factor = self._clip / tf.maximum(norm, self._clip)
         clipped = [gradient * factor for gradient in gradients]
+        distribution.together(self._step, clipped, finite)
+        return norm
 
+    def _step(self, gradients, finite):
         def step():
-            self._adam.apply(clipped, self._variables)
+            distribution.apply(self._adam, gradients, self._variables)
             return tf.constant(0)
 
         tf.cond(finite, step, lambda: tf.constant(0))
         self._count(finite)
-        return norm
 
     def _count(self, finite):
         bad = 1 - tf.cast(finite, tf.int64)

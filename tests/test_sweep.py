@@ -1,0 +1,185 @@
+"""Sweeps: plans and bad input, and a whole one on a local Ray."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import configs
+import plotting
+import sweep
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def make_run(folder, steps, metrics, **config):
+    """Leave in `folder` what a run of so many steps leaves."""
+    folder.mkdir(parents=True)
+    config = configs.parse(['--logdir', str(folder), '--steps', str(steps), *(
+        word for name, value in config.items() for word in (f'--{name}', str(value)))])
+    configs.write(config, folder / 'config.json')
+    (folder / 'metrics.jsonl').write_text(metrics)
+
+
+def line(step, **values):
+    return json.dumps(dict(step=step, **values)) + '\n'
+
+
+def plan(root, *flags):
+    words = ['--root', str(root), '--tasks', 'dummy_continuous', *flags]
+    end = words.index('--') if '--' in words else len(words)
+    return sweep.make_jobs(sweep.parse(words[:end]), words[end + 1:])
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--tasks', 'dmc21'], ['dmc21', 'dmc20', 'atari', 'dummy']),
+    (['--tasks', 'no_task'], ["'no_task'", 'SUITE_NAME']),
+    (['--methods', 'dream'], ["'dream'", 'dreamer', 'no_value', 'planet']),
+    (['--seeds', '0'], ['--seeds', 'at least 1']),
+    (['--seeds', '1.5'], ['--seeds', 'whole number']),
+    (['--gpus_per_run', 'nan'], ['--gpus_per_run', 'at least 0']),
+    (['--retries', '-1'], ['--retries', 'at least 0']),
+    (['--steps', '9'], ['--steps']),
+    (['--', '--stepps', '9'], ['--stepps', '--steps']),
+    (['--', '--seed', '9'], ['--seed', 'sweep']),
+    (['--', '--task=dmc_walker_walk'], ['--task', 'sweep']),
+    (['--address', 'nowhere'], ['nowhere', 'HOST:PORT']),
+    # The discard port: nothing listens there.
+    (['--address', '127.0.0.1:9'], ['127.0.0.1:9', 'ray start']),
+])
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, flags, words):
+    root = tmp_path / 'root'
+    assert sweep.main(
+        ['--root', str(root), '--tasks', 'dummy_continuous', *flags]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    for word in words:
+        assert word in lines[0]
+    assert not root.exists()
+
+
+def test_without_ray_it_says_how_to_install_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    flags = ['--root', str(tmp_path / 'root'), '--tasks', 'dummy_continuous']
+    assert sweep.main(flags) == 2
+    assert 'pip install -r requirements-sweep.txt' in capsys.readouterr().err
+    assert sweep.main([*flags, '--dry_run']) == 0
+
+
+def test_plan_of_the_papers_comparison(tmp_path, capsys):
+    assert sweep.main(['--tasks', 'dmc20', '--methods', 'dreamer', 'planet', '--seeds',
+                       '5', '--root', str(tmp_path / 'root'), '--dry_run']) == 0
+    out = capsys.readouterr().out
+    assert out.count('waiting, 0 of 5,000,000 steps') == 200
+    # 100 runs of 5e6 steps at 3 hours for 1e6, and as many at 11.
+    for words in '200 runs, 0 finished', '7,000.0 GPU hours', 'V100':
+        assert words in out
+    assert not (tmp_path / 'root').exists()
+
+
+def test_groups_methods_and_folders(tmp_path):
+    assert len(sweep.expand_tasks(['dmc20'])) == 20
+    assert {'atari_pong', 'atari_seaquest'} < set(sweep.expand_tasks(['atari']))
+    jobs = plan(tmp_path, '--methods', 'planet_contrastive', '--seeds', '2')
+    assert [job.name for job in jobs] == [
+        f'dummy_continuous/planet_contrastive/{seed}' for seed in range(2)]
+    config = jobs[1].config
+    assert (config.method, config.representation, config.seed, config.logdir) == (
+        'planet', 'contrastive', 1, str(tmp_path / jobs[1].name))
+    # A name with a slash must not make a fourth level of folders.
+    sweep_args = sweep.parse(['--root', str(tmp_path), '--tasks', 'gym_A/B-v0'])
+    assert sweep.make_jobs(sweep_args, [])[0].name == 'gym_A-B-v0/dreamer/0'
+
+
+@pytest.mark.parametrize('metrics, finished', [
+    (line(500, gradient_step=9), True),
+    (line(400, gradient_step=9) + line(500, **{'train/return': 1.0}), False),
+    (line(400, gradient_step=9) + '{"step": 500, "gradient_st', False),
+    ('[]\n{}\nnonsense\n' + line(510, gradient_step=9) + '{"st', True),
+    ('', False),
+])
+def test_finished_runs_are_told_by_their_files(tmp_path, metrics, finished):
+    name = 'dummy_continuous/dreamer/0'
+    make_run(tmp_path / name, 500, metrics, task='dummy_continuous', prefill=100)
+    flags = '--', '--prefill', '100', '--steps'
+    job, = plan(tmp_path, *flags, '500')
+    assert (job.state == 'finished') == finished
+    # The same run made longer goes on.
+    assert plan(tmp_path, *flags, '600')[0].state == 'waiting'
+
+
+def test_logdir_of_another_configuration_is_refused(tmp_path):
+    make_run(tmp_path / 'dummy_continuous/dreamer/0', 500, '', prefill=100,
+             task='dummy_continuous', horizon=9)
+    with pytest.raises(sweep.SweepError, match='horizon: 9 -> 15'):
+        plan(tmp_path, '--', '--prefill', '100')
+
+
+def processes(logdir):
+    """Ids of the processes that train in `logdir`."""
+    found = []
+    for folder in pathlib.Path('/proc').glob('[0-9]*'):
+        try:
+            words = (folder / 'cmdline').read_bytes().split(b'\0')
+        except OSError:
+            continue
+        if str(logdir).encode() in words:
+            found.append(int(folder.name))
+    return found
+
+
+def until(condition, process, seconds=600):
+    deadline = time.time() + seconds
+    while not condition():
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.05)
+
+
+def start(root, *flags):
+    """A sweep on two cores, which two runs share."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / 'sweep.py'), '--root', str(root), '--gpus_per_run',
+         '0', '--cpus_per_run', str(os.cpu_count() / 2), *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='looks for processes in /proc')
+def test_sweep_with_a_killed_run_and_an_interrupt(tmp_path):
+    flags = ['--tasks', 'dummy', '--methods', 'dreamer', 'no_value', '--seeds', '2',
+             '--', '--configs', 'debug', '--steps', '300', '--time_limit', '50',
+             '--eval_every', '100', '--save_every', '100']
+    process = start(tmp_path, *flags)
+    first = tmp_path / 'dummy_continuous/dreamer/0'
+    until((first / 'checkpoints/checkpoint').exists, process)
+    victim, = processes(first)
+    os.kill(victim, signal.SIGKILL)
+    output = tmp_path / 'output/dummy_continuous.dreamer.0.txt'
+    until(lambda: 'resumed at step' in output.read_text(), process)
+
+    # Ctrl-C: what runs saves, and the same command goes on.
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and 'stopped' in out, out
+    assert 'attempt 2' in out and not processes(first)
+
+    process = start(tmp_path, *flags)
+    out, _ = process.communicate(timeout=900)
+    assert process.returncode == 0 and out.endswith('8 finished\n'), out
+    for folder in tmp_path.glob('dummy_*/*/*'):
+        config = json.loads((folder / 'config.json').read_text())['config']
+        assert folder.parts[-3:] == (
+            config['task'], config['method'], str(config['seed']))
+        assert sweep.read_progress(folder / 'metrics.jsonl')[0] == 300
+
+    assert plotting.main(['--logdir', str(tmp_path), '--out', str(tmp_path / 'p')]) == 0
+    rows = (tmp_path / 'p/scores.csv').read_text().splitlines()[1:]
+    assert {tuple(row.split(',')[:3]) for row in rows} == {
+        (task, method, '2') for task in ('dummy_continuous', 'dummy_discrete')
+        for method in ('dreamer', 'no_value')}
+    assert (tmp_path / 'p/curves.png').stat().st_size > 10_000
