@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import checkpoints
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, LENGTH = 400, 20
 SMALL = ('--configs debug --prefill 60 --train_every 40 --log_every 80 --save_every 60 '
@@ -219,6 +221,8 @@ def test_environments_that_fail_are_restarted(tmp_path):
                  'exit code 3', 'no answer within 20.0 s', 'reward nan'):
         assert text in output, text
     assert all(is_gone(pid) for pid in after)
+    newest = tf.train.latest_checkpoint(str(logdir / 'checkpoints'))
+    assert checkpoints.read(newest)['dropped'] >= 6
     losses = [line for line in metrics(logdir) if 'episodes_dropped' in line]
     assert losses[-1]['episodes_dropped'] >= 5
     train = [line for line in metrics(logdir) if 'train/return' in line]
