@@ -255,16 +255,33 @@ def connect(args):
     nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
     if args.gpus_per_run is None:
         args.gpus_per_run = float(any(node.get('GPU') for node in nodes))
-    if not any(node.get('CPU', 0) >= args.cpus_per_run
-               and node.get('GPU', 0) >= args.gpus_per_run for node in nodes):
+    args.replay_memory = share_memory(nodes, args)
+    if not args.replay_memory:
         cpus, gpus = (
             max(node.get(kind, 0) for node in nodes) for kind in ('CPU', 'GPU'))
         ray.shutdown()
         raise SweepError(
             f'no machine has --cpus_per_run {args.cpus_per_run:g} and --gpus_per_run '
-            f'{args.gpus_per_run:g}; the largest have {cpus:g} CPUs and {gpus:g} '
-            'GPUs')
+            f'{args.gpus_per_run:g}; the largest have {cpus:g} CPUs and {gpus:g} GPUs')
     return ray
+
+
+def share_memory(nodes, args):
+    """What a run may hold of its replay, in bytes: an equal part of half of its
+    machine's memory. 0 if no machine is large enough for a run.
+
+    Args:
+      nodes: resources of each machine, as Ray names them.
+      args: of `parse`.
+    """
+    shares = []
+    for node in nodes:
+        wanted = dict(CPU=args.cpus_per_run, GPU=args.gpus_per_run)
+        runs = min((node.get(kind, 0) // amount for kind, amount in wanted.items()
+                    if amount), default=1)
+        if runs:
+            shares.append(int(node['memory'] / 2 / runs))
+    return min(shares, default=0)
 
 
 def _check_address(address):
@@ -322,8 +339,11 @@ class Sweep:
         job.output.parent.mkdir(parents=True, exist_ok=True)
         job.state, job.attempts = 'waiting', job.attempts + 1
         self._sizes[job.name] = _size(job.output)
+        # First, so that a flag of the user's has the last word.
+        command = [*job.command[:2], '--replay_memory', str(self._args.replay_memory),
+                   *job.command[2:]]
         reference = self._submit_to_ray(
-            job.command, str(job.output), max(1, int(self._args.cpus_per_run)))
+            command, str(job.output), max(1, int(self._args.cpus_per_run)))
         self._pending[reference] = job
 
     def _settle(self, job, reference):

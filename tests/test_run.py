@@ -43,5 +43,5 @@ def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
     assert run.step == sum(env.steps for env in group[:envs])
     assert run.gradient_step == made['updates']
     start = int(run.agent.train_start)
-    assert 50 <= start < 50 + 2 * envs
+    assert start >= 50
     assert run.gradient_step == 3 + 2 * ((run.step - start) // 25)

@@ -75,20 +75,27 @@ def numbers(agent, replica=0):
             for key, x in variables(agent).items()}
 
 
-def apart(ours, theirs, kind=None):
-    """Largest difference; of Adam's averages of gradients, in each array relative to
-    its largest number: they show what Adam's quotient hides."""
-    return max(float(np.abs(ours[key] - theirs[key]).max()
-                     / (np.abs(ours[key]).max() + 1e-30 if key[1] == 'adam' else 1))
-               for key in ours if kind in (None, key[1]))
+def differences(ours, theirs, kind=None):
+    """Largest difference in each array, ascending; of Adam's averages of gradients
+    relative to the array's largest number: they show what Adam's quotient hides."""
+    return sorted(float(np.abs(ours[key] - theirs[key]).max()
+                        / (np.abs(ours[key]).max() + 1e-30 if key[1] == 'adam' else 1))
+                  for key in ours if kind in (None, key[1]))
 
 
-def compare(*flags, updates=2, change=None, graph=False):
-    """Make the same updates with both, the last one with a changed batch; returns what
-    is to be asserted on."""
+def apart(*args):
+    """The largest of `differences`."""
+    return differences(*args)[-1]
+
+
+def compare(*flags, updates=2, change=None, scale=None, graph=False):
+    """Make the same updates with both, from a given loss scale of the model on, the
+    last one with a changed batch; returns what is to be asserted on."""
     agents, data = make_agents(flags), make_data()
     before, metrics = numbers(agents[0]), []
     for agent in agents:
+        if scale:
+            agent.optimizers['model'].loss_scale.assign(scale)
         update = tf.function(agent.update, autograph=False) if graph else agent.update
         for i in range(updates):
             batch = change(data) if change and i == updates - 1 else data
@@ -99,6 +106,8 @@ def compare(*flags, updates=2, change=None, graph=False):
     one, two, other = numbers(agents[0]), numbers(agents[1]), numbers(agents[1], 1)
     return dict(
         weights=apart(one, two, 'weight'), adam=apart(one, two, 'adam'),
+        # Of all but two arrays.
+        most_adam=differences(one, two, 'adam')[-3],
         own=apart(one, two, 'own'), replicas=apart(two, other),
         moved=apart(one, before, 'weight'), last_moved=apart(other, middle, 'weight'),
         metrics=metrics, steps=[int(agent.gradient_step) for agent in agents],
@@ -139,7 +148,7 @@ def main():
         contrastive=compare(*contrastive),
         window=compare(*contrastive, '--contrastive_window', 3),
         nan=compare(change=poisoned),
-        float16=compare('--precision', '16', '--free_nats', 0),
+        float16=compare('--precision', '16', '--free_nats', 0, scale=64.0),
         kl=[low, high])
     print(json.dumps(results))
 
