@@ -15,7 +15,9 @@ setup:
 train: setup
 	$(PYTHON) dreamer.py --logdir $(LOGDIR) --task $(TASK) $(ARGS)
 
-test: setup
+# All of it, Ray too.
+test:
+	@./setup.sh requirements-sweep.txt
 	$(PYTHON) -m pytest tests
 
 lint: setup

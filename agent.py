@@ -417,9 +417,9 @@ class Dreamer(tf.Module):
 
     def check_weights(self):
         """Raise FloatingPointError if a network has weights that are not finite."""
+        behavior = self.behavior.parts.values() if self.behavior else ()
         broken = [
-            part.name
-            for part in (*self.world.parts, self.behavior.actor, self.behavior.value)
+            part.name for part in (*self.world.parts, *behavior)
             if not np.isfinite([float(tf.reduce_sum(weight))
                                 for weight in part.trainable_weights]).all()]
         if broken:

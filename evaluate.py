@@ -129,8 +129,8 @@ def dream(agent, episode, sequences=3):
                                   f'the first one has {rows - 1}')
     length = min(rows, DREAM)
     starts = sorted({*np.linspace(0, rows - length, sequences).astype(int).tolist()})
-    data = {key: np.stack([array[start:start + length] for start in starts])
-            for key, array in episode.items()}
+    data = {key: np.stack([episode[key][start:start + length] for start in starts])
+            for key in ('image', 'action', 'reward')}
     data['is_first'] = np.zeros((len(starts), length), bool)
     data['is_first'][:, 0] = True
     video = agent.openloop(data).numpy()

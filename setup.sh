@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes .venv with the pinned requirements and sees to it that MuJoCo renders without
-# a display. It repeats only what has changed, so that make can call it every time.
+# Makes .venv with the pinned requirements, and those of the files that it is given, and
+# sees to it that MuJoCo renders without a display. It repeats only what has changed, so
+# that make can call it every time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -22,10 +23,7 @@ find_python() {
 }
 
 install_requirements() {
-  local file=requirements.txt stamp=.venv/installed.txt python wanted
-  if nvidia-smi > /dev/null 2>&1; then
-    file=requirements-gpu.txt
-  fi
+  local file=$1 stamp=.venv/installed-$1 python wanted
   wanted=$(cat requirements.txt "$file")
   if [[ -f $stamp && $(< "$stamp") == "$wanted" ]]; then
     return
@@ -58,7 +56,7 @@ as_root() {
 
 install_renderer() {
   local stamp=.venv/renders packages=(libegl1 libopengl0 libgl1-mesa-dri) error
-  if [[ $stamp -nt .venv/installed.txt ]]; then
+  if [[ $stamp -nt .venv/installed-$1 ]]; then
     return
   fi
   error=$(render_error)
@@ -78,5 +76,11 @@ install_renderer() {
   fi
 }
 
-install_requirements
-install_renderer
+base=requirements.txt
+if nvidia-smi > /dev/null 2>&1; then
+  base=requirements-gpu.txt
+fi
+for file in "$base" "$@"; do
+  install_requirements "$file"
+done
+install_renderer "$base"

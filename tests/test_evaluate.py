@@ -10,6 +10,7 @@ import sys
 import imageio.v3
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import CLEAN, ROOT
 from PIL import Image
 
@@ -66,7 +67,9 @@ def test_older_checkpoint_where_the_newest_is_damaged(finished, tmp_path, capsys
     assert evaluate.main(['--logdir', str(logdir), '--episodes', '1']) == 0
     output = capsys.readouterr()
     result = json.loads(output.out.splitlines()[-1])
-    assert (result['step'], result['gradient_step']) == (200, 4)
+    older = tf.train.load_variable(
+        str(data[0].with_suffix('')), 'agent/env_step/.ATTRIBUTES/VARIABLE_VALUE')
+    assert result['step'] == older < 300
     assert data[-1].name.split('.')[0] in output.err
     # Without any good one there is nothing to evaluate.
     data[0].write_bytes(b'')
@@ -161,7 +164,8 @@ def test_dream_shows_context_then_imagination():
 
     images = np.full((120, 64, 64, 3), 0, np.uint8)
     images += 100 + np.arange(120, dtype=np.uint8)[:, None, None, None]
-    frames = evaluate.dream(Knowing(), dict(image=images, reward=np.zeros(120)))
+    frames = evaluate.dream(Knowing(), dict(
+        image=images, action=np.zeros((120, 2)), reward=np.zeros(120)))
     assert frames.shape == (50, 16 + 3 * 128, 3 * 128, 3)
     for row, start in enumerate((0, 35, 70)):
         tile = frames[:, 16 + 128 * row + 64]

@@ -171,7 +171,8 @@ def test_plain_lines_without_a_terminal(finished):
     assert list(header) == ['task', 'method', 'device', 'parameters', 'steps', 'replay',
                             'logs']
     assert header['task'] == 'dummy_continuous, seed 0'
-    assert header['method'] == 'dreamer' and 'float32' in header['device']
+    assert header['method'] == 'dreamer, reconstruction'
+    assert 'float32' in header['device']
     assert re.fullmatch(r'model [\d,]+, actor [\d,]+, value [\d,]+',
                         header['parameters'])
     assert header['steps'] == '300 to go, 0 of 300 done'

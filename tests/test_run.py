@@ -1,6 +1,7 @@
 """The loop's counting, with several environments."""
 
 import collections
+import json
 
 import pytest
 
@@ -25,14 +26,17 @@ class Counting(workers.LocalWorker):
 @pytest.mark.parametrize('envs', [1, 2, 4])
 def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
     config = configs.parse([
-        '--logdir', str(tmp_path), '--task', 'dummy_discrete', '--configs', 'debug',
+        '--logdir', str(tmp_path), '--task', 'dummy_continuous', '--configs', 'debug',
         '--steps', '171', '--prefill', '50', '--time_limit', '30', '--action_repeat',
         '2', '--train_every', '25', '--train_steps', '2', '--pretrain', '3',
         '--log_images', 'false', '--representation', 'reward', '--envs', str(envs),
-        '--eval_every', '1000', '--precision', '32'])
+        '--precision', '32'])
     kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
-    group = [Counting(config.task, kwargs) for _ in range(envs + 1)]
-    run = dreamer.Run(config, group[:envs], group[envs:])
+    group = [Counting(config.task, kwargs) for _ in range(envs)]
+    # One of them ends three times as often, and must not count more for that.
+    evaluation = [workers.LocalWorker(config.task, kwargs | {'time_limit': limit})
+                  for limit in (10, 30)]
+    run = dreamer.Run(config, group, evaluation)
     made = collections.Counter()
     train = run.agent.train
     run.agent.train = lambda batch: made.update(updates=1) or train(batch)
@@ -40,8 +44,12 @@ def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
     run.logger.close()
     # At most one step more of every environment than was asked for.
     assert 171 <= run.step < 171 + 2 * envs
-    assert run.step == sum(env.steps for env in group[:envs])
+    assert run.step == sum(env.steps for env in group)
     assert run.gradient_step == made['updates']
     start = int(run.agent.train_start)
     assert start >= 50
     assert run.gradient_step == 3 + 2 * ((run.step - start) // 25)
+    lines = [json.loads(line) for line in
+             (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert {line['test/length'] for line in lines if 'test/length' in line} == {10}
+    assert 'gradient_step' in lines[-1] and lines[-1]['step'] == run.step

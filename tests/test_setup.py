@@ -61,4 +61,5 @@ def test_make_has_the_targets_that_the_readme_names():
 
 def test_make_test_runs_the_command_of_the_readme():
     makefile = (ROOT / 'Makefile').read_text()
-    assert 'test: setup\n\t$(PYTHON) -m pytest tests\n' in makefile
+    assert ('\ntest:\n\t@./setup.sh requirements-sweep.txt\n'
+            '\t$(PYTHON) -m pytest tests\n') in makefile

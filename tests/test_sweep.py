@@ -53,6 +53,8 @@ def plan(root, *flags):
     (['--address', '127.0.0.1:9'], ['127.0.0.1:9', 'ray start']),
 ])
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, flags, words):
+    if '--address' in flags:
+        pytest.importorskip('ray')
     root = tmp_path / 'root'
     assert sweep.main(
         ['--root', str(root), '--tasks', 'dummy_continuous', *flags]) == 2
@@ -151,6 +153,7 @@ def start(root, *flags):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='looks for processes in /proc')
 def test_sweep_with_a_killed_run_and_an_interrupt(tmp_path):
+    pytest.importorskip('ray')
     flags = ['--tasks', 'dummy', '--methods', 'dreamer', 'no_value', '--seeds', '2',
              '--', '--configs', 'debug', '--steps', '300', '--time_limit', '50',
              '--eval_every', '100', '--save_every', '100']
