@@ -83,9 +83,9 @@ class DummyDiscrete(gymnasium.Env):
     both. Actions move the point by `SPEED` to the right, left, down or up, or let it
     stay. The reward is 1 while the point is within `RADIUS` of the target, so that it
     takes several steps. Who comes within `RADIUS` of the hazard falls into it, which
-    is worth `BAIT`, once, and terminates the episode: who does not see the end coming
-    goes there, as the reward looks better than the target's. Meant for 50 steps an
-    episode and no action repeat.
+    is worth as much, once, and terminates the episode: for who does not see the end
+    coming it is as good as the target. Meant for 50 steps an episode and no action
+    repeat.
     """
 
     MOVES = np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]])
@@ -93,7 +93,6 @@ class DummyDiscrete(gymnasium.Env):
     PLACES = np.array([[-0.6, 0], [0.6, 0]])  # Out of reach for who hugs the walls.
     SPEED = 0.35
     RADIUS = 0.4
-    BAIT = 2.0
 
     metadata = {'render_modes': ['rgb_array']}
     render_mode = 'rgb_array'
@@ -116,7 +115,7 @@ class DummyDiscrete(gymnasium.Env):
         self._point = self._moved(self._point, action)
         if self._within(self._point, self._hazard):
             self._point = self._hazard
-            return {}, self.BAIT, True, False, {}
+            return {}, 1.0, True, False, {}
         reward = float(self._within(self._point, self._target))
         return {}, reward, False, False, {}
 

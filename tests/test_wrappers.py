@@ -404,7 +404,7 @@ class TestDummyDiscrete:
         'stay': lambda env: env.STAY,
         'right': lambda env: 0,
         'centre': lambda env: TestDummyDiscrete.towards(env, np.zeros(2)),
-        'bait': lambda env: TestDummyDiscrete.towards(env, env._hazard),
+        'hazard': lambda env: TestDummyDiscrete.towards(env, env._hazard),
         'expert': lambda env: env.expert_action(),
     }
 
@@ -419,9 +419,9 @@ class TestDummyDiscrete:
             for _ in range(50):
                 _, reward, terminated, truncated, _ = env.step(policy(env))
                 returns[seed] += reward
-                reached[seed] |= reward == 1
+                reached[seed] |= reward == 1 and not terminated
                 died[seed] = terminated
-                assert not truncated and (reward == env.BAIT) == terminated
+                assert not truncated and reward in ((1,) if terminated else (0, 1))
                 if terminated:
                     break
         return returns, reached, died
@@ -431,8 +431,8 @@ class TestDummyDiscrete:
         played = {name: self.play(policy) for name, policy in self.POLICIES.items()}
         means = {name: returns.mean() for name, (returns, *_) in played.items()}
         assert means['expert'] > 45 and not played['expert'][2].any()
-        assert played['bait'][2].all()
-        for name in 'random', 'stay', 'right', 'centre', 'bait':
+        assert played['hazard'][2].all()
+        for name in 'random', 'stay', 'right', 'centre', 'hazard':
             assert means[name] < 0.12 * means['expert'], name
         # Random episodes show both, often enough to learn from 200 of them.
         _, reached, died = played['random']
@@ -477,7 +477,7 @@ class TestDummyDiscrete:
         env.reset(seed=0)
         env._point = env._hazard + [0, 0.5]
         assert env.step(env.STAY)[1:3] == (0, False)
-        assert env.step(3)[1:3] == (env.BAIT, True)
+        assert env.step(3)[1:3] == (1, True)
         np.testing.assert_array_equal(env._point, env._hazard)
 
     def test_end_is_marked_through_all_wrappers(self):
@@ -485,7 +485,7 @@ class TestDummyDiscrete:
         env.reset(seed=0)
         env.unwrapped._point = env.unwrapped._hazard
         _, reward, terminated, truncated, info = env.step(np.eye(5, dtype='f4')[4])
-        assert (reward, terminated, truncated) == (env.unwrapped.BAIT, True, False)
+        assert (reward, terminated, truncated) == (1, True, False)
         assert info == {'simulator_steps': 1}
         env.reset(seed=0)
         for _ in range(17):
