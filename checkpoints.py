@@ -66,9 +66,13 @@ class Checkpoints:
     Args:
       folder: of the checkpoints.
       agent: `agent.Dreamer`.
+
+    Attributes:
+      restored: number of the checkpoint that was restored; 0 for none.
     """
 
     def __init__(self, folder, agent):
+        self.restored = 0
         self._folder = pathlib.Path(folder)
         self._state = tf.Variable('', dtype=tf.string)
         self._checkpoint = tf.train.Checkpoint(agent=agent, state=self._state)
@@ -130,9 +134,9 @@ class Checkpoints:
                 reason = ' '.join(str(error).split())[:200] or type(error).__name__
                 damaged.append((number, reason))
                 continue
-            self._load(path)
-            for number, reason in damaged:
-                self._set_aside(number, reason, path.name)
+            self.load(number)
+            for other, reason in damaged:
+                self._set_aside(other, reason, path.name)
             self._announce()
             return state
         if damaged:
@@ -141,7 +145,13 @@ class Checkpoints:
                 'folder away to learn anew from the episodes')
         return {}
 
-    def _load(self, path):
+    def load(self, number):
+        """Load the checkpoint of this number, which is whole.
+
+        Raises:
+          ConfigError: it is of another network.
+        """
+        path = self._folder / f'ckpt-{number}'
         try:
             status = self._checkpoint.read(str(path))
             status.assert_existing_objects_matched()
@@ -149,6 +159,7 @@ class Checkpoints:
             raise configs.ConfigError(
                 f'{path} is of another network or version '
                 f'({str(error).splitlines()[0]})') from None
+        self.restored = number
 
     def _set_aside(self, number, reason, good):
         for suffix in INDEX, DATA:
