@@ -13,6 +13,8 @@ Without a strategy every function here hands through what it is given.
 Shapes: B batch, L length, H horizon.
 """
 
+import signal
+
 import tensorflow as tf
 
 # Along which axis the rows of the batch lie: [B, ...], or [H, B*L, ...].
@@ -48,6 +50,8 @@ def make_strategy(config, devices=None, cluster=None):
         return tf.distribute.MirroredStrategy(devices)
     print(f'worker {cluster.rank} of {len(cluster.hosts)}, waiting for the others: '
           f"{', '.join(cluster.hosts)}", flush=True)
+    # Python would not hear of Ctrl-C while TensorFlow waits.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:

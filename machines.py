@@ -239,9 +239,6 @@ def connect(config):
       ValueError, RuntimeError: with one line; see `distribution.make_strategy`.
     """
     cluster = read_cluster(os.environ.get('TF_CONFIG'))
-    if cluster:
-        # Python does not hear of it while TensorFlow waits.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     return Team(config, distribution.make_strategy(config, cluster=cluster), cluster)
 
 
