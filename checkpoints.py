@@ -96,7 +96,7 @@ class Checkpoints:
                 faults.reach('checkpoint')
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        for old in self._numbers()[:-2]:
+        for old in self.numbers()[:-2]:
             for path in (self._folder / f'ckpt-{old}{s}' for s in (INDEX, DATA)):
                 path.unlink(missing_ok=True)
         self._announce()
@@ -126,7 +126,7 @@ class Checkpoints:
           ConfigError: there are only damaged ones, or it is of another network.
         """
         damaged = []
-        for number in reversed(self._numbers()):
+        for number in reversed(self.numbers()):
             path = self._folder / f'ckpt-{number}'
             try:
                 state = read(path)
@@ -175,7 +175,7 @@ class Checkpoints:
         matches = map(NAME.fullmatch, (path.name for path in self._folder.glob('*-*')))
         return [(match['kind'], int(match['number'])) for match in matches if match]
 
-    def _numbers(self):
+    def numbers(self):
         """Numbers of the checkpoints, ascending."""
         return sorted({number for kind, number in self._names()
                        if kind == 'ckpt'
@@ -183,7 +183,7 @@ class Checkpoints:
 
     def _announce(self):
         """Tell TensorFlow's own tools which checkpoints there are."""
-        names = [f'"ckpt-{number}"' for number in self._numbers()]
+        names = [f'"ckpt-{number}"' for number in self.numbers()]
         lines = [f'model_checkpoint_path: {names[-1]}',
                  *(f'all_model_checkpoint_paths: {name}' for name in names)]
         temporary = self._folder / 'checkpoint.tmp'

@@ -50,14 +50,18 @@ def make_strategy(config, devices=None, cluster=None):
         return tf.distribute.MirroredStrategy(devices)
     print(f'worker {cluster.rank} of {len(cluster.hosts)}, waiting for the others: '
           f"{', '.join(cluster.hosts)}", flush=True)
-    # Python would not hear of Ctrl-C while TensorFlow waits.
+    # TensorFlow waits where Python's own handler is not heard.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
         raise RuntimeError(
-            f'worker {cluster.rank} cannot serve at {cluster.hosts[cluster.rank]}, its '
-            f'address in TF_CONFIG ({str(error.message).splitlines()[0]})') from None
+            f'worker {cluster.rank} at {cluster.hosts[cluster.rank]}, its address in '
+            'TF_CONFIG, cannot join the others '
+            f'({str(error.message).splitlines()[0]})') from None
+    # It has put a handler there that waits for its own ways of saving.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return strategy
 
 
 def workers(strategy):

@@ -32,6 +32,7 @@ from agent import Dreamer
 
 EXAMPLE = ('{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
            '"task": {"type": "worker", "index": 0}}')
+SHARE = '--logdir must be one folder that all machines share'
 
 
 class Lost(RuntimeError):
@@ -185,6 +186,8 @@ class Team:
         """
         number = int(self.gather(saved.restored)[0][0])
         if self.rank and number:
+            if number not in saved.numbers():
+                raise Apart(f"worker 0's checkpoint {number} is not here; {SHARE}")
             saved.load(number)
         self.check_weights(agent)
 
@@ -209,8 +212,12 @@ class Team:
         `stop()` is true anywhere."""
         with contextlib.closing(episodes.stream(self.batch_size, updates)) as stream:
             for _ in range(updates):
-                self.stopped = bool(self.gather(stop()).any())
-                if self.stopped:
+                asked = self.gather(stop())[:, 0]
+                if asked.any():
+                    self.stopped = True
+                    if not asked[self.rank]:
+                        print(f'stopping: worker {asked.argmax()} was asked to',
+                              file=sys.stderr)
                     break
                 yield next(stream)
         if updates:
@@ -316,5 +323,4 @@ def wait_for(episodes, newest, logdir, seconds=60):
         if checksum(episodes.newest) == newest:
             return
         time.sleep(1)
-    raise Apart(f"worker 0's newest episode is not in {logdir}; --logdir must be one "
-                'folder that all machines share')
+    raise Apart(f"worker 0's newest episode is not in {logdir}; {SHARE}")
