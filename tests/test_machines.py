@@ -112,6 +112,8 @@ def test_two_workers_make_the_updates_of_one(tmp_path):
     program = pathlib.Path(__file__).with_name('two_machines.py')
     codes, printed, errors = run_both([sys.executable, str(program), str(tmp_path)])
     assert codes == [0, 0], errors
+    told = 'stopping: worker 1 was asked to'
+    assert told in errors[0] and told not in errors[1]
     for rank, text in enumerate(printed):
         result = json.loads(text.splitlines()[-1])
         assert result['start'] == result['own'] == 0 and result['moved'] > 1e-4
