@@ -7,6 +7,7 @@ E environments.
 """
 
 import contextlib
+import zlib
 
 import keras
 import numpy as np
@@ -278,8 +279,10 @@ class Dreamer(tf.Module):
 
     def _train(self, data):
         """One update of world model, actor and value network from a replay batch
-        [B, L, ...]; returns scalar metrics."""
-        return self.update(data, self.noise(*data['reward'].shape))
+        [B, L, ...], or this worker's part of it; returns scalar metrics."""
+        rows, length = data['reward'].shape
+        rows *= distribution.workers(self._strategy)
+        return self.update(data, self.noise(rows, length))
 
     def update(self, data, noise):
         """`train` with given noise."""
@@ -414,6 +417,14 @@ class Dreamer(tf.Module):
                 raise FloatingPointError(
                     f'the gradient of the {name} was not finite {limit} times in a '
                     'row; try --precision 32 or a lower learning rate')
+
+    def fingerprint(self):
+        """A checksum of the weights and of what Adam knows of them."""
+        result = 0
+        for optimizer in self.optimizers.values():
+            for weight in optimizer.weights:
+                result = zlib.crc32(tf.convert_to_tensor(weight).numpy(), result)
+        return result
 
     def check_weights(self):
         """Raise FloatingPointError if a network has weights that are not finite."""

@@ -66,9 +66,13 @@ class Checkpoints:
     Args:
       folder: of the checkpoints.
       agent: `agent.Dreamer`.
+
+    Attributes:
+      restored: number of the checkpoint that was restored; 0 for none.
     """
 
     def __init__(self, folder, agent):
+        self.restored = 0
         self._folder = pathlib.Path(folder)
         self._state = tf.Variable('', dtype=tf.string)
         self._checkpoint = tf.train.Checkpoint(agent=agent, state=self._state)
@@ -92,7 +96,7 @@ class Checkpoints:
                 faults.reach('checkpoint')
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        for old in self._numbers()[:-2]:
+        for old in self.numbers()[:-2]:
             for path in (self._folder / f'ckpt-{old}{s}' for s in (INDEX, DATA)):
                 path.unlink(missing_ok=True)
         self._announce()
@@ -122,7 +126,7 @@ class Checkpoints:
           ConfigError: there are only damaged ones, or it is of another network.
         """
         damaged = []
-        for number in reversed(self._numbers()):
+        for number in reversed(self.numbers()):
             path = self._folder / f'ckpt-{number}'
             try:
                 state = read(path)
@@ -130,9 +134,9 @@ class Checkpoints:
                 reason = ' '.join(str(error).split())[:200] or type(error).__name__
                 damaged.append((number, reason))
                 continue
-            self._load(path)
-            for number, reason in damaged:
-                self._set_aside(number, reason, path.name)
+            self.load(number)
+            for other, reason in damaged:
+                self._set_aside(other, reason, path.name)
             self._announce()
             return state
         if damaged:
@@ -141,7 +145,13 @@ class Checkpoints:
                 'folder away to learn anew from the episodes')
         return {}
 
-    def _load(self, path):
+    def load(self, number):
+        """Load the checkpoint of this number, which is whole.
+
+        Raises:
+          ConfigError: it is of another network.
+        """
+        path = self._folder / f'ckpt-{number}'
         try:
             status = self._checkpoint.read(str(path))
             status.assert_existing_objects_matched()
@@ -149,6 +159,7 @@ class Checkpoints:
             raise configs.ConfigError(
                 f'{path} is of another network or version '
                 f'({str(error).splitlines()[0]})') from None
+        self.restored = number
 
     def _set_aside(self, number, reason, good):
         for suffix in INDEX, DATA:
@@ -164,7 +175,7 @@ class Checkpoints:
         matches = map(NAME.fullmatch, (path.name for path in self._folder.glob('*-*')))
         return [(match['kind'], int(match['number'])) for match in matches if match]
 
-    def _numbers(self):
+    def numbers(self):
         """Numbers of the checkpoints, ascending."""
         return sorted({number for kind, number in self._names()
                        if kind == 'ckpt'
@@ -172,7 +183,7 @@ class Checkpoints:
 
     def _announce(self):
         """Tell TensorFlow's own tools which checkpoints there are."""
-        names = [f'"ckpt-{number}"' for number in self._numbers()]
+        names = [f'"ckpt-{number}"' for number in self.numbers()]
         lines = [f'model_checkpoint_path: {names[-1]}',
                  *(f'all_model_checkpoint_paths: {name}' for name in names)]
         temporary = self._folder / 'checkpoint.tmp'

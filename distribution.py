@@ -1,15 +1,19 @@
-"""One run on all visible GPUs: the batch is split among replicas that stay equal.
+"""One run on several GPUs or machines: the batch is split among replicas that stay
+equal.
 
-TensorFlow's `MirroredStrategy` keeps a copy of every weight on every GPU. Each replica
-takes the losses of its part of the batch, their gradients are averaged, and all clip
-and apply the same. That is the update of one GPU with the whole batch if two things
-hold: what is not linear in the batch (free nats, contrasted images) is computed from
-the whole batch, and noise is drawn once, for all.
+TensorFlow's `MirroredStrategy`, or `MultiWorkerMirroredStrategy` for several machines,
+keeps a copy of every weight on every GPU. Each replica takes the losses of its part of
+the batch, their gradients are averaged, and all clip and apply the same. That is the
+update of one GPU with the whole batch if two things hold: what is not linear in the
+batch (free nats, contrasted images) is computed from the whole batch, and noise is
+drawn once, for all.
 
 Without a strategy every function here hands through what it is given.
 
 Shapes: B batch, L length, H horizon.
 """
+
+import signal
 
 import tensorflow as tf
 
@@ -17,24 +21,54 @@ import tensorflow as tf
 NOISE_AXES = dict(post=0, latent=1, action=1)
 
 
-def make_strategy(config, devices=None):
-    """The strategy for `devices`, by default all visible GPUs; None for a single one.
+def make_strategy(config, devices=None, cluster=None):
+    """The strategy for `devices`, by default all visible GPUs, on each worker of
+    `cluster` (of `machines.read_cluster`); None for a single device.
 
-    Raises ValueError if `config` cannot run on so many.
+    Raises:
+      ValueError: `config` cannot run on so many.
+      RuntimeError: this worker cannot be reached by the others.
     """
     if devices is None:
-        devices = [device.name for device in tf.config.list_logical_devices('GPU')]
-    count = len(devices)
+        gpus = tf.config.list_physical_devices('GPU')
+        devices = [f'GPU:{i}' for i in range(len(gpus))]
+    count, where, fewer = (
+        len(devices), 'GPUs', 'fewer GPUs (CUDA_VISIBLE_DEVICES=0)')
+    if cluster:
+        count = len(cluster.hosts) * max(1, count)
+        where, fewer = 'replicas of all workers', 'fewer workers in TF_CONFIG'
     if count < 2:
         return None
     if config.batch_size % count:
         raise ValueError(
-            f'--batch_size {config.batch_size} cannot be split among {count} GPUs; '
-            f'possible: multiples of {count}, or fewer GPUs (CUDA_VISIBLE_DEVICES=0)')
+            f'--batch_size {config.batch_size} cannot be split among {count} {where}; '
+            f'possible: multiples of {count}, or {fewer}')
     if config.jit:
-        raise ValueError(f'--jit compiles for one GPU and there are {count}; leave it '
-                         'out, or set CUDA_VISIBLE_DEVICES=0')
-    return tf.distribute.MirroredStrategy(devices)
+        raise ValueError(f'--jit compiles for one device and there are {count} '
+                         f'{where}; leave it out, or take {fewer}')
+    if not cluster:
+        return tf.distribute.MirroredStrategy(devices)
+    print(f'worker {cluster.rank} of {len(cluster.hosts)}, waiting for the others: '
+          f"{', '.join(cluster.hosts)}", flush=True)
+    # TensorFlow waits where Python's own handler is not heard.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise RuntimeError(
+            f'worker {cluster.rank} at {cluster.hosts[cluster.rank]}, its address in '
+            'TF_CONFIG, cannot join the others '
+            f'({str(error.message).splitlines()[0]})') from None
+    # It has put a handler there that waits for its own ways of saving.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return strategy
+
+
+def workers(strategy):
+    """How many machines share a run."""
+    if strategy is None:
+        return 1
+    return strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
 
 
 def run(strategy, update, data, noise):
@@ -43,8 +77,8 @@ def run(strategy, update, data, noise):
     Args:
       strategy: of `make_strategy`, or None.
       update: returns scalar metrics by name.
-      data: batch of replay, [B, L, ...].
-      noise: of `Dreamer.noise`, for the whole batch.
+      data: batch of replay, [B, L, ...]; of several machines, this one's rows of it.
+      noise: of `Dreamer.noise`, for the whole batch of all machines.
 
     Returns:
       metrics, their means over replicas.
@@ -53,23 +87,33 @@ def run(strategy, update, data, noise):
         return update(data, noise)
 
     def part(context):
-        def rows(x, axis=0):
-            return tf.split(x, context.num_replicas_in_sync, axis)[
-                context.replica_id_in_sync_group]
+        def rows(x, pieces, axis=0):
+            return tf.split(x, pieces, axis)[
+                context.replica_id_in_sync_group % pieces]
 
-        return ({key: rows(x) for key, x in data.items()},
-                {key: rows(x, NOISE_AXES[key]) for key, x in noise.items()})
+        count = context.num_replicas_in_sync
+        return ({key: rows(x, count // workers(strategy)) for key, x in data.items()},
+                {key: rows(x, count, NOISE_AXES[key]) for key, x in noise.items()})
+
+    def step(parts):
+        metrics = update(*parts)
+        return dict(zip(metrics, mean(list(metrics.values())), strict=True))
 
     parts = strategy.experimental_distribute_values_from_function(part)
-    metrics = strategy.run(lambda parts: update(*parts), (parts,))
-    return {name: strategy.reduce('MEAN', value, axis=None)
-            for name, value in metrics.items()}
+    return {name: strategy.experimental_local_results(value)[0]
+            for name, value in strategy.run(step, (parts,)).items()}
 
 
 def mean(values):
-    """Means over replicas of tensors, for each of them; differentiable."""
+    """Means over replicas of float32 tensors, for each of them; differentiable."""
     context = _replica()
-    return context.all_reduce('MEAN', values) if context else values
+    if not context:
+        return values
+    # As one: on a network each takes a round trip, however small it is.
+    sizes = [value.shape.num_elements() for value in values]
+    packed = tf.concat([tf.reshape(value, (-1,)) for value in values], 0)
+    means = tf.split(context.all_reduce('MEAN', packed), sizes)
+    return [tf.reshape(x, value.shape) for x, value in zip(means, values, strict=True)]
 
 
 def whole_batch(values):

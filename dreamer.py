@@ -20,9 +20,9 @@ import numpy as np
 
 import checkpoints
 import configs
-import distribution
 import faults
 import logger
+import machines
 import progress
 import replay
 import tools
@@ -68,16 +68,18 @@ class Run:
     Args:
       config: `configs.Config`.
       envs, eval_envs: workers.
-      strategy: of `distribution.make_strategy`.
+      team: `machines.Team`; None for a single machine.
     """
 
-    def __init__(self, config, envs, eval_envs, strategy=None):
+    def __init__(self, config, envs, eval_envs, team=None):
+        self.team = team or machines.Team(config)
         config = fit_to_actions(config, envs[0].action_space)
         self.config = config
         self.logdir = pathlib.Path(config.logdir)
         self.lock = checkpoints.Lock(self.logdir)
         self.action_size, = envs[0].action_space.shape
-        self.agent = Dreamer(config, self.action_size, strategy)
+        self.team.meet(self.action_size, config.action_dist == 'onehot')
+        self.agent = Dreamer(config, self.action_size, self.team.strategy)
         self.checkpoints = checkpoints.Checkpoints(
             self.logdir / 'checkpoints', self.agent)
         self.replay = replay.Replay(
@@ -101,6 +103,7 @@ class Run:
         self.dropped = 0
         self.stop = False
         self.restore()
+        self.team.start_alike(self.agent, self.checkpoints)
         self.log_start = (time.time(), self.step, self.gradient_step)
 
     @property
@@ -146,6 +149,7 @@ class Run:
             until = self.phase_start + config.train_every
             self.collect(self.policy, min(until, config.steps))
         self.save()
+        self.team.end()
 
     def prefill(self):
         """Collect with random actions, one whole episode at least."""
@@ -182,14 +186,14 @@ class Run:
         due = config.pretrain + self.phases * config.train_steps - self.gradient_step
         self.progress.start(
             'training' if self.phases else 'pretraining', max(0, due), 'updates')
-        for batch in self.replay.stream(config.batch_size, max(0, due)):
+        for batch in self.team.lead(
+                self.agent, self.replay, max(0, due), lambda: self.stop):
             self.metrics.append(self.agent.train(batch))
             faults.reach('update')
             self.progress.advance()
             if len(self.metrics) % 50 == 0:
                 self.agent.check_finite()
-            if self.stop:
-                break
+        self.stop = self.stop or self.team.stopped
         self.agent.check_finite()
         self.progress.advise(self.step, self.gradient_step)
 
@@ -318,10 +322,10 @@ class Run:
 
     def rescue(self, error):
         """Keep what can be kept when `error` ends the run: a checkpoint if it was an
-        environment's, a dump beside the checkpoints if numbers were not finite.
-        Returns where it is, as the end of a message."""
+        environment's or another machine's, a dump beside the checkpoints if numbers
+        were not finite. Returns where it is, as the end of a message."""
         try:
-            if isinstance(error, workers.WorkerError):
+            if isinstance(error, (workers.WorkerError, machines.Lost)):
                 self.save()
                 return '\ndreamer: saved; the same command goes on from here'
             if isinstance(error, FloatingPointError):
@@ -342,41 +346,54 @@ class Run:
         print('stopping: saving first, again to quit at once', file=sys.stderr)
 
 
-def main(argv=None):
-    """The command line; returns the exit code."""
+def set_up(argv):
+    """From the command line to its configuration, the team of machines, and the
+    environments, which worker 0 has; ends the program if anything is wrong."""
     try:
         config = configs.parse(argv)
         logdir = pathlib.Path(config.logdir)
-        config_path = logdir / 'config.json'
-        changes = configs.differences(config, config_path)
+        changes = configs.differences(config, logdir / 'config.json')
         if changes and not config.allow_config_change:
             raise configs.ConfigError(
                 f"{logdir} belongs to another configuration ({'; '.join(changes)}); "
                 'choose another --logdir or add --allow_config_change true')
         tools.keep_freed_memory()
         config, devices = tools.set_up_devices(config)
-        strategy = distribution.make_strategy(config)
-        envs = make_envs(config, config.envs, config.eval_envs, devices)
+        team = machines.connect(config)
+        envs = [] if team.rank else make_envs(
+            config, config.envs, config.eval_envs, devices)
     except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error)
+    return config, team, envs
+
+
+def main(argv=None):
+    """The command line; returns the exit code."""
+    config, team, envs = set_up(argv)
+    if team.rank:
+        return machines.serve(config, team)
+    run = None
     try:
         try:
-            run = Run(config, envs[:config.envs], envs[config.envs:], strategy)
-            configs.write(config, config_path)
+            with team.connected():
+                run = Run(config, envs[:config.envs], envs[config.envs:], team)
+            configs.write(config, run.logdir / 'config.json')
         except (configs.ConfigError, OSError) as error:
             configs.fail(error)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, run.request_stop)
-        try:
-            with run.progress:
-                run.loop()
-            run.logger.close()
-        except (workers.WorkerError, FloatingPointError, OSError) as error:
-            print(f'dreamer: stopped: {error}{run.rescue(error)}', file=sys.stderr)
-            return 1
+        with run.progress, team.connected():
+            run.loop()
+        run.logger.close()
+    except (workers.WorkerError, machines.Lost, machines.Apart, FloatingPointError,
+            OSError) as error:
+        saved = run.rescue(error) if run else ''
+        print(f'dreamer: stopped: {error}{saved}', file=sys.stderr)
+        return 1
     finally:
         for env in envs:
             env.close()
+    return 0
 
 
 if __name__ == '__main__':

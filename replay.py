@@ -90,7 +90,7 @@ class Replay:
         self._stored = {}
         self.newest = ''
         self._count = 0
-        self._entries = self._scan()
+        self._entries = self._scan(sorted(self._directory.glob('*.npz')))
 
     @property
     def episodes(self):
@@ -167,6 +167,18 @@ class Replay:
                 raise
             except Exception as error:  # Damage has many kinds; see `load`.
                 self._drop(entry, error)
+
+    def refresh(self):
+        """Takes up what another process has added to the folder since, and leaves out
+        what it has deleted."""
+        paths = sorted(self._directory.glob('*.npz'))
+        present = set(paths)
+        for entry in [x for x in self._entries if x.path not in present]:
+            self._entries.remove(entry)
+            self._forget(entry)
+        self._entries += self._scan(
+            path for path in paths
+            if NAME.fullmatch(path.name) and path.name > self.newest)
 
     def sample(self, batch):
         """Draws a batch of sequences.
@@ -277,10 +289,10 @@ class Replay:
         self._forget(entry)
         self._skip(entry.path, reason)
 
-    def _scan(self):
+    def _scan(self, paths):
         """Returns the usable episodes by name: directories have no order to rely on."""
         entries = []
-        for path in sorted(self._directory.glob('*.npz')):
+        for path in paths:
             try:
                 entries.append(inspect(path))
             except Exception as error:  # Damage has many kinds; see `inspect`.

@@ -97,7 +97,8 @@ def free_nats(kl, amount, per_step=False):
     """
     if per_step:
         return tf.reduce_mean(tf.maximum(kl, amount))
-    return tf.maximum(distribution.mean(tf.reduce_mean(kl)), amount)
+    mean, = distribution.mean([tf.reduce_mean(kl)])
+    return tf.maximum(mean, amount)
 
 
 def contrastive(feature, mean, std, window=0):
@@ -294,6 +295,11 @@ class Optimizer(tf.Module):
     def parameters(self):
         """How many numbers it trains."""
         return sum(math.prod(variable.shape) for variable in self._variables)
+
+    @property
+    def weights(self):
+        """The variables that it trains, and Adam's averages."""
+        return [*self._variables, *self._adam.variables]
 
     def scaled(self, loss):
         """The loss to differentiate, inside the tape."""

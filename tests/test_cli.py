@@ -339,6 +339,16 @@ def test_logdir_that_is_a_file_is_one_line(tmp_path, capsys):
     assert (tmp_path / 'file').read_text() == 'kept'
 
 
+@pytest.mark.parametrize('flag', ['--envs', '--eval_envs'])
+def test_more_environments_than_cores_can_carry_are_warned_of(capsys, flag):
+    cores = os.cpu_count()
+    configs.parse([flag, str(2 * cores)])
+    assert not capsys.readouterr().err
+    configs.parse([flag, str(2 * cores + 1)])
+    line, = capsys.readouterr().err.splitlines()
+    assert 'warning' in line and f'{2 * cores + 1} environments' in line
+
+
 def test_flags_without_value_are_switches():
     assert configs.parse(['--jit']).jit is True
     assert configs.parse(['--jit', 'false']).jit is False

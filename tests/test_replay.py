@@ -501,6 +501,19 @@ def test_capacity_deletes_the_oldest_and_keeps_one(tmp_path):
     assert resumed.add(make_episode(5, 5)).name > long.name
 
 
+def test_refresh_follows_another_process(tmp_path, capsys):
+    writer = fill(tmp_path, [5, 6], capacity=12)
+    reader = Replay(tmp_path, length=3)
+    store(tmp_path, make_episode(3, 4), name='zzz.npz')
+    reader.refresh()
+    assert (reader.episodes, reader.newest) == (2, writer.newest)
+    writer.add(make_episode(2, 7))
+    reader.refresh()
+    assert (reader.episodes, reader.rows, reader.newest) == (2, 13, writer.newest)
+    assert set(origins(reader.sample(50))[0].flat) == {1, 2}
+    assert not capsys.readouterr().err
+
+
 def test_newer_episodes_in_order(tmp_path, capsys):
     replay = fill(tmp_path, [5, 6, 7, 8])
     names = sorted(path.name for path in tmp_path.iterdir())
