@@ -232,6 +232,7 @@ def test_low_precision_learns(data, precision):
     assert {w.dtype for w in agent.world.weights} == {'float32'}
 
 
+@pytest.mark.slow
 def test_jit_update_equals_the_plain_one(data):
     results = []
     for jit in (False, True):

@@ -34,7 +34,7 @@ DISCRETE = f"""--task dummy_discrete {SMALL} --steps 20500 --pretrain 200
     --time_limit 25 --discount 0.9 --actor_lr 5e-5 --value_lr 1e-3 --kl_scale 1
     --pcont true --dataset_balance true --clip_rewards tanh --expl_amount 0.8
     --expl_min 0.3 --expl_decay 1500"""
-# Processors compute float16 slowly: fewer and smaller images.
+# Processors compute float16 slowly: fewer and smaller images, which teach less.
 FLOAT16 = f'{DISCRETE} --precision 16 --cnn_depth 4 --batch_size 10'
 # The paper's comparisons, which have to come half of the way.
 BASELINES = dict(
@@ -127,12 +127,13 @@ def test_agent_learns(tmp_path, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('flags, seed', [(DISCRETE, 0), (DISCRETE, 1), (FLOAT16, 0)],
-                         ids=['0', '1', 'float16'])
-def test_discrete_agent_learns(tmp_path, flags, seed):
+@pytest.mark.parametrize(
+    'flags, seed, bar', [(DISCRETE, 0, BAR), (DISCRETE, 1, BAR), (FLOAT16, 0, 0.6)],
+    ids=['0', '1', 'float16'])
+def test_discrete_agent_learns(tmp_path, flags, seed, bar):
     run = make_run(tmp_path, seed, flags)
     run.loop()
-    assert score(run) >= BAR
+    assert score(run) >= bar
     check_discounts(run)
 
 
