@@ -36,11 +36,6 @@ DISCRETE = f"""--task dummy_discrete {SMALL} --steps 20500 --pretrain 200
     --expl_min 0.3 --expl_decay 1500"""
 # Processors compute float16 slowly: fewer and smaller images, which teach less.
 FLOAT16 = f'{DISCRETE} --precision 16 --cnn_depth 4 --batch_size 10'
-# The paper's comparisons, which have to come half of the way.
-BASELINES = dict(
-    no_value=f'{CONTINUOUS} --method no_value --steps 16500',
-    planet=f"""{CONTINUOUS} --method planet --plan_candidates 100 --plan_iterations 5
-        --plan_elites 10 --plan_horizon 8 --steps 8500 --train_every 200""")
 EPISODES = 100
 
 
@@ -135,14 +130,6 @@ def test_discrete_agent_learns(tmp_path, flags, seed, bar):
     run.loop()
     assert score(run) >= bar
     check_discounts(run)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', BASELINES)
-def test_baseline_learns(tmp_path, name):
-    run = make_run(tmp_path, 0, BASELINES[name])
-    run.loop()
-    assert score(run, 30) >= 0.5
 
 
 def blank_images(run, monkeypatch):
