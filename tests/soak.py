@@ -10,10 +10,20 @@ import argparse
 import pathlib
 import random
 import signal
+import sys
 import tempfile
 import time
 
-from test_faults import LENGTH, Ledger, episodes, finish, start, wait_for
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from test_faults import (  # noqa: E402
+    LENGTH,
+    Ledger,
+    episodes,
+    finish,
+    start,
+    wait_for,
+)
 
 
 def kill_once(logdir, instant, running):

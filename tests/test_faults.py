@@ -295,3 +295,9 @@ def test_disk_that_really_fills_up_and_one_that_is_read_only(small_disk):
     subprocess.run(['mount', '-o', 'remount,rw,size=64m', small_disk], check=True)
     finish(start(small_disk / 'run', steps=200 + LENGTH * len(ledger.seen)))
     ledger.check()
+
+
+def test_soak():
+    done = subprocess.run([sys.executable, str(ROOT / 'tests/soak.py'), '--kills', '1'],
+                          text=True, capture_output=True, timeout=600)
+    assert done.stdout.splitlines()[-1].endswith('nothing lost'), done.stderr

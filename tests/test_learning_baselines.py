@@ -2,7 +2,7 @@
 random policy's return to the best possible one."""
 
 import pytest
-from test_learning import CONTINUOUS, DISCRETE, make_run, score
+from test_learning import CONTINUOUS, make_run, score
 
 BASELINES = dict(
     no_value=f'{CONTINUOUS} --method no_value --steps 16500',
