@@ -281,6 +281,8 @@ class Run:
         and as a state all else that the run goes on from. Episodes that have not ended
         are dropped on resume, and count as such."""
         self.agent.check_weights()
+        # What is counted must be there when the run goes on.
+        self.replay.flush()
         self.checkpoints.save(dict(
             metrics_size=self.logger.size, newest_episode=self.replay.newest,
             replay=self.replay.get_state(), random=self.random.bit_generator.state,

@@ -70,9 +70,12 @@ class Replay:
         episode is always kept.
 
     Attributes:
+      PENDING: Episodes that may wait to be written; they are held in memory.
       skipped: Number of files that could not be used.
       newest: Name of the newest file, '' without any; names sort as files were added.
     """
+
+    PENDING = 4
 
     def __init__(self, directory, *, length, seed=0, balance=False, memory=None,
                  capacity=None):
@@ -88,6 +91,9 @@ class Replay:
         self._cache = collections.OrderedDict()
         self._cached_bytes = 0
         self._stored = {}
+        # One thread, so that files appear in the order of their names.
+        self._writer = concurrent.futures.ThreadPoolExecutor(1)
+        self._writing = collections.deque()
         self.newest = ''
         self._count = 0
         self._entries = self._scan(sorted(self._directory.glob('*.npz')))
@@ -121,7 +127,8 @@ class Replay:
         self._rng.bit_generator.state = state
 
     def add(self, episode):
-        """Writes an episode to disk, atomically, and then serves it.
+        """Serves an episode from now on, and writes it to disk, atomically, in the
+        background: see `flush`.
 
         Args:
           episode: Dict of image uint8 [T, 64, 64, 3], action [T, A], reward [T] and
@@ -133,8 +140,10 @@ class Replay:
 
         Raises:
           ValueError: A key is missing, or a shape, dtype or value does not fit.
-          OSError: The file could not be written; no part of it is left.
+          OSError: A file, of this episode or of one before, could not be written; no
+            part of it is left.
         """
+        self._await_writes(self.PENDING)
         origin = episode.get('origin', (0, 0, 0))
         episode = {key: np.asarray(value) for key, value in episode.items()}
         headers = {key: (array.shape, array.dtype) for key, array in episode.items()}
@@ -146,16 +155,25 @@ class Replay:
         # Not its parents: a run's folder that is gone must not come back half empty.
         self._directory.mkdir(exist_ok=True)
         entry = Entry(self._directory / self._name(rows, origin), rows, actions)
-        write(entry.path, episode)
         self._entries.append(entry)
         self.newest = entry.path.name
         self._count += 1
         self._remember(entry, episode)
         while self._capacity and self.episodes > 1 and self.steps > self._capacity:
+            self.flush()  # The oldest may still be on its way.
             oldest = self._entries.pop(0)
             self._forget(oldest)
             oldest.path.unlink(missing_ok=True)
+        self._writing.append(self._writer.submit(write, entry.path, episode))
         return entry.path
+
+    def flush(self):
+        """Waits until all episodes are on disk.
+
+        Raises:
+          OSError: A file could not be written; no part of it is left.
+        """
+        self._await_writes(0)
 
     def newer(self, name):
         """Yields every episode whose file name is behind `name`: which it is in order,
@@ -201,7 +219,9 @@ class Replay:
 
         Raises:
           ValueError: There is no episode to draw from.
+          OSError: An episode could not be written.
         """
+        self._await_writes(self.PENDING)
         shapes = dict(zip(KEYS, (IMAGE, (self.action_size or 0,), (), ())))
         data = {
             key: np.empty((batch, self._length, *shape),
@@ -273,10 +293,19 @@ class Replay:
         for key, array in target.items():
             array[...] = episode[key][start:start + len(array)]
 
+    def _await_writes(self, pending):
+        """Waits until no more than `pending` writes are unfinished, and raises what
+        those that have ended met; again at every call, for nothing is lost silently."""
+        while self._writing and (
+                len(self._writing) > pending or self._writing[0].done()):
+            self._writing[0].result()
+            self._writing.popleft()
+
     def _remember(self, entry, episode):
         self._cache[entry.path] = episode
         self._cached_bytes += count_bytes(episode)
         while self._cached_bytes > self._memory and len(self._cache) > 1:
+            self.flush()  # It will be read from its file.
             _, oldest = self._cache.popitem(last=False)
             self._cached_bytes -= count_bytes(oldest)
 

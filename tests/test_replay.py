@@ -12,6 +12,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -43,6 +44,7 @@ def fill(directory, rows, **kwargs):
     replay = Replay(directory, **kwargs)
     for number, count in enumerate(rows):
         replay.add(make_episode(number, count))
+    replay.flush()
     return replay
 
 
@@ -80,7 +82,9 @@ def assert_equal(batch, other):
 
 def test_round_trip(tmp_path):
     episode = make_episode(7, 5)
-    path = Replay(tmp_path / 'new', length=5).add(episode)
+    replay = Replay(tmp_path / 'new', length=5)
+    path = replay.add(episode)
+    replay.flush()
     with np.load(path, allow_pickle=False) as stored:
         assert set(stored) == set(KEYS)
         assert {stored[key].dtype.name for key in KEYS} == {'uint8', 'float32'}
@@ -113,6 +117,7 @@ def test_names_are_those_of_the_2020_code_and_sort_as_added(tmp_path):
     replay = Replay(tmp_path, length=6)
     names = [replay.add({**make_episode(number, 5), 'origin': (1, number, 400)}).name
              for number in range(20)]
+    replay.flush()
     assert all(re.fullmatch(r'\d{8}T\d{6}-\w{8,}-5\.npz', name) for name in names)
     assert names == sorted(names)
     assert Replay(tmp_path, length=6)._entries[7].origin == (1, 7, 400)
@@ -146,11 +151,38 @@ def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
     replay = fill(tmp_path, [5])
     with monkeypatch.context() as patch:
         patch.setattr(os, 'replace', fail)
+        replay.add(make_episode(1, 5))
         with pytest.raises(OSError, match='disk full'):
-            replay.add(make_episode(1, 5))
-    assert replay.episodes == len(list(tmp_path.iterdir())) == 1
-    replay.add(make_episode(1, 5))
-    assert Replay(tmp_path, length=6).episodes == 2
+            replay.flush()
+    # It is told again and again, whatever is asked for.
+    for call in (replay.flush, lambda: replay.add(make_episode(1, 5)),
+                 lambda: replay.sample(1)):
+        with pytest.raises(OSError, match='disk full'):
+            call()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert Replay(tmp_path, length=6).episodes == 1
+
+
+@pytest.mark.parametrize('memory', [0, 2**30])
+def test_episodes_are_served_while_they_are_written(tmp_path, monkeypatch, memory):
+    """And those that leave memory only when they have a file to be read from."""
+    replay, slow = fill(tmp_path, [9], memory=memory), replay_module.write
+
+    def write(*args):
+        time.sleep(0.2)
+        slow(*args)
+
+    monkeypatch.setattr(replay_module, 'write', write)
+    path = replay.add(make_episode(1, 9))
+    assert not path.exists()
+    assert set(origins(replay.sample(50))[0].flat) == {0, 1}
+    assert path.exists() == (memory == 0)
+    for number in range(2, 4 + replay.PENDING):
+        replay.add(make_episode(number, 9))
+        waiting = replay.episodes - len(list(tmp_path.glob('*.npz')))
+        assert waiting <= replay.PENDING + 1
+    replay.flush()
+    assert Replay(tmp_path, length=6).episodes == replay.episodes
 
 
 def test_killed_write_leaves_only_an_ignored_part(tmp_path, capsys):
@@ -460,6 +492,7 @@ def test_oldest_episode_leaves_memory(tmp_path):
     replay = fill(tmp_path, [9, 9], memory=18 * ROW_BYTES)
     _, second = sorted(tmp_path.iterdir())
     third = replay.add(make_episode(2, 9))
+    replay.flush()
     assert list(replay._cache) == [second, third]
 
 
@@ -495,6 +528,7 @@ def test_capacity_deletes_the_oldest_and_keeps_one(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     assert Replay(tmp_path, length=6).episodes == 2
     long = replay.add(make_episode(4, 60))
+    replay.flush()
     assert list(tmp_path.iterdir()) == [long]
     # Numbers go on, though there are fewer files than before.
     resumed = Replay(tmp_path, length=6)
@@ -508,6 +542,7 @@ def test_refresh_follows_another_process(tmp_path, capsys):
     reader.refresh()
     assert (reader.episodes, reader.newest) == (2, writer.newest)
     writer.add(make_episode(2, 7))
+    writer.flush()
     reader.refresh()
     assert (reader.episodes, reader.rows, reader.newest) == (2, 13, writer.newest)
     assert set(origins(reader.sample(50))[0].flat) == {1, 2}

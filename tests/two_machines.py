@@ -60,6 +60,7 @@ def train(team, agent, folder):
         writer = replay.Replay(folder, length=two_replicas.LENGTH)
         for i in range(2):
             path = writer.add({key: data[key][i] for key in replay.KEYS})
+        writer.flush()
     episodes = replay.Replay(folder, length=two_replicas.LENGTH, seed=team.rank)
     newest = team.gather(machines.checksum('' if team.rank else path.name))[0][0]
     machines.wait_for(episodes, newest, folder)

@@ -1,0 +1,119 @@
+"""Simulators in their processes against the bare simulator, and two against one.
+
+    python benchmarks/acting.py [--steps 300] [--repeats 3]
+
+Random actions, at the paper's settings. The last line is one JSON object:
+
+    bare_per_s     agent steps a second of dmc_walker_walk in a process that does nothing
+                   else
+    worker_per_s   likewise, in a worker process that the training program steps
+    worker_share   worker_per_s / bare_per_s
+    atari_1_per_s  agent steps a second of atari_pong in one worker, and
+    atari_2_per_s  in two, together
+    atari_gain     atari_2_per_s / atari_1_per_s
+    round_trip_ms  of a step in a worker whose environment does nothing: what the process
+                   of its own costs
+
+Medians; shares are of neighbouring measurements.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+import workers
+import wrappers
+
+SETTINGS = {
+    'dmc_walker_walk': dict(action_repeat=2, time_limit=1000),
+    'atari_pong': dict(action_repeat=4, time_limit=108_000),
+    'dummy_continuous': dict(action_repeat=1, time_limit=10_000),
+}
+
+
+def bare(task, steps):
+    """Agent steps a second, without any of ours around the environment."""
+    env = wrappers.make(task, **SETTINGS[task])
+    env.action_space.seed(0)
+    actions = [env.action_space.sample() for _ in range(100)]
+    env.reset(seed=0)
+    start = time.perf_counter()
+    for i in range(steps):
+        _, _, terminated, truncated, _ = env.step(actions[i % len(actions)])
+        if terminated or truncated:
+            env.reset()
+    return steps / (time.perf_counter() - start)
+
+
+def bare_elsewhere(task, steps):
+    """`bare` in a process of its own."""
+    env = {**os.environ, 'MUJOCO_GL': wrappers.choose_renderer()}
+    output = subprocess.run(
+        [sys.executable, __file__, '--bare', task, '--steps', str(steps)], env=env,
+        stdout=subprocess.PIPE, text=True, check=True).stdout
+    return float(output)
+
+
+def collected(task, count, steps):
+    """Agent steps a second of `count` workers together, stepped as in a run."""
+    envs = workers.make_workers(task, count, SETTINGS[task])
+    try:
+        for env in envs:
+            env.action_space.seed(0)
+        actions = [np.stack([env.action_space.sample() for env in envs])
+                   for _ in range(100)]
+        collector = workers.Collector(envs, seed=0)
+        collector.step(lambda image, is_first: actions[0])
+        start = time.perf_counter()
+        for i in range(steps):
+            collector.step(lambda image, is_first: actions[i % len(actions)])  # noqa: B023
+        return count * steps / (time.perf_counter() - start)
+    finally:
+        for env in envs:
+            env.close()
+
+
+def measure(steps, repeats):
+    """The figures of the last line."""
+    figures = []
+    for _ in range(repeats):
+        walker, pong = 'dmc_walker_walk', 'atari_pong'
+        one = dict(
+            bare_per_s=bare_elsewhere(walker, steps),
+            worker_per_s=collected(walker, 1, steps),
+            atari_1_per_s=collected(pong, 1, 10 * steps),
+            atari_2_per_s=collected(pong, 2, 10 * steps),
+            round_trip_ms=1000 / collected('dummy_continuous', 1, 10 * steps)
+            - 1000 / bare('dummy_continuous', 10 * steps))
+        one.update(worker_share=one['worker_per_s'] / one['bare_per_s'],
+                   atari_gain=one['atari_2_per_s'] / one['atari_1_per_s'])
+        figures.append(one)
+        print(json.dumps(one), flush=True)
+    return {name: statistics.median(one[name] for one in figures)
+            for name in figures[0]}
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--steps', type=int, default=300, help='agent steps')
+    parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--bare', choices=SETTINGS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.bare:
+        print(bare(args.bare, args.steps))
+    else:
+        print(json.dumps(measure(args.steps, args.repeats)))
+
+
+if __name__ == '__main__':
+    main()
