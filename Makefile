@@ -27,4 +27,4 @@ soak: setup
 	$(PYTHON) tests/soak.py $(ARGS)
 
 bench: setup
-	$(PYTHON) benchmarks/train_step.py $(ARGS)
+	$(PYTHON) benchmarks/run.py $(ARGS)

@@ -4,15 +4,13 @@
 
 Random actions, at the paper's settings. The last line is one JSON object:
 
-    bare_per_s     agent steps a second of dmc_walker_walk in a process that does nothing
-                   else
+    bare_per_s     agent steps a second of dmc_walker_walk in a process of its own
     worker_per_s   likewise, in a worker process that the training program steps
     worker_share   worker_per_s / bare_per_s
     atari_1_per_s  agent steps a second of atari_pong in one worker, and
     atari_2_per_s  in two, together
     atari_gain     atari_2_per_s / atari_1_per_s
-    round_trip_ms  of a step in a worker whose environment does nothing: what the process
-                   of its own costs
+    round_trip_ms  what a step costs more in a worker than in the same process
 
 Medians; shares are of neighbouring measurements.
 """

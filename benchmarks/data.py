@@ -2,9 +2,9 @@
 
     python benchmarks/data.py
 
-100 episodes of 500 steps, 620 MB; batches of the paper's size, 50 sequences of 50 steps.
-The files are in the system's cache, so there is no disk to wait for. The last line is
-one JSON object:
+100 episodes of 500 steps, 620 MB; batches of the paper's size, 50 sequences of 50
+steps. The files are in the system's cache: there is no disk to wait for. The last line
+is one JSON object:
 
     batches_per_s        drawn from memory by one thread and handed to TensorFlow
     disk_batches_per_s   likewise, with a tenth of the episodes in memory

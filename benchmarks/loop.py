@@ -1,4 +1,4 @@
-"""What the training loop itself costs: wall time outside of update, policy and simulator.
+"""What the loop itself costs: wall time outside of update, policy and simulator.
 
     python benchmarks/loop.py [--steps 6000] [dreamer.py flags]
 

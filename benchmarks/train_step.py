@@ -1,6 +1,7 @@
 """Times one update of the agent against the floor that its arithmetic sets.
 
-    python benchmarks/train_step.py [--task_actions 6] [--repeats 5] [dreamer.py flags]
+    python benchmarks/train_step.py [--task_actions 6] [--repeats 5]
+        [--plain_allocator] [dreamer.py flags]
 
 Paper sizes unless flags say otherwise. The last line is one JSON object:
 
@@ -10,8 +11,12 @@ Paper sizes unless flags say otherwise. The last line is one JSON object:
     floor_s      floating point operations of one update / gemm_gflops
     ratio        update_s / floor_s
     policy_ms    median milliseconds of a policy call in one environment
+    policy_16_ms, policy_16_bound_ms
+                 of a call in 16, and policy_ms with 1.5 times what the operations of
+                 the other 15 take as matrix products
     build_s      seconds of construction and tracing, before the first update
-    peak_rss_mb  peak resident memory of the process, replay aside
+    peak_rss_mb  peak resident memory of the process, replay aside; glibc's settings for
+                 the heap are those of dreamer.py, or its own with --plain_allocator
 """
 
 import argparse
@@ -133,15 +138,29 @@ def measure(config, action_size, repeats):
     gflops = 2 * 4096 ** 3 / min(products) / 1e9
     floor = update_flops(config, action_size) / gflops / 1e9
     update_s = statistics.median(updates)
+    one, many = policy_ms(agent, 1), policy_ms(agent, 16)
+    bound = one + 1.5 * 15 * policy_flops(config, action_size) / gflops / 1e6
     return dict(
         update_s=update_s, gemm_gflops=gflops, floor_s=floor, ratio=update_s / floor,
-        policy_ms=policy_ms(agent, batch), build_s=build, peak_rss_mb=peak)
+        policy_ms=one, policy_16_ms=many, policy_16_bound_ms=bound, build_s=build,
+        peak_rss_mb=peak)
 
 
-def policy_ms(agent, batch, calls=200):
-    """Median latency of acting in one environment, exploration included."""
-    image, first = batch['image'][:1, 0], np.array([False])
-    policy = Policy(agent, 1, training=True)
+def policy_flops(config, action_size):
+    """Floating point operations of acting in one environment."""
+    one = multiply_adds(config, action_size)
+    # Who observes needs no prior.
+    prior = dense(config.deter_size, config.rssm_units, 2 * config.stoch_size)
+    return 2 * (one['encoder'] + one['dynamics'] - prior + one['posterior']
+                + one['actor'])
+
+
+def policy_ms(agent, envs, calls=300):
+    """Median latency of acting in so many environments, exploration included."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (envs, 64, 64, 3), np.uint8)
+    first = np.zeros(envs, bool)
+    policy = Policy(agent, envs, training=True)
     times = []
     for _ in range(calls):
         start = time.perf_counter()
@@ -156,12 +175,14 @@ def main():
         description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('--task_actions', type=int, default=6, help='action size')
     parser.add_argument('--repeats', type=int, default=5, help='timed updates')
+    parser.add_argument('--plain_allocator', action='store_true')
     args, flags = parser.parse_known_args()
     try:
         config = configs.parse(flags)
     except configs.ConfigError as error:
         configs.fail(error)
-    tools.keep_freed_memory()
+    if not args.plain_allocator:
+        tools.keep_freed_memory()
     config, _ = tools.set_up_devices(config)
     print(json.dumps(measure(config, args.task_actions, args.repeats)))
 

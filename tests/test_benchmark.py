@@ -60,6 +60,7 @@ def test_last_line_is_the_contract():
          '--repeats', '1'], capture_output=True, text=True, check=True, cwd='/').stdout
     figures = json.loads(output.splitlines()[-1])
     assert set(figures) == {'update_s', 'gemm_gflops', 'floor_s', 'ratio', 'policy_ms',
-                            'build_s', 'peak_rss_mb'}
+                            'policy_16_ms', 'policy_16_bound_ms', 'build_s',
+                            'peak_rss_mb'}
     assert all(value > 0 for value in figures.values())
     assert figures['ratio'] == pytest.approx(figures['update_s'] / figures['floor_s'])
