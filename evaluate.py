@@ -47,8 +47,9 @@ def parse(argv):
     parser.add_argument('--video', type=_video, metavar='FILE', help='where to write '
                         'the first episode, a .gif or .mp4 file')
     parser.add_argument('--dream', type=_video, metavar='FILE', help='where to write '
-                        f'parts of the first episode beside predictions of them from '
-                        f'{CONTEXT} images and the actions, a .gif or .mp4 file')
+                        f'parts of the first episode of {CONTEXT} steps or more beside '
+                        f'predictions of them from {CONTEXT} images and the actions, a '
+                        '.gif or .mp4 file')
     parser.add_argument('--seed', type=int, default=0,
                         help='of the episodes (default: 0)')
     parser.add_argument('--verbose', nargs='?', const='true', default='false',
@@ -122,11 +123,9 @@ def episodes(agent, env, seed):
 def dream(agent, episode, sequences=3):
     """Frames [L, H, W, 3] uint8: of each of up to `sequences` parts of `episode` a row
     of real image, prediction and error. The first `CONTEXT` predictions are
-    reconstructions of images that the model has seen, the others are imagined."""
+    reconstructions of images that the model has seen, the others are imagined; the
+    episode has more rows than that."""
     rows = len(episode['reward'])
-    if rows <= CONTEXT:
-        raise configs.ConfigError(f'--dream needs an episode of {CONTEXT} steps; '
-                                  f'the first one has {rows - 1}')
     length = min(rows, DREAM)
     starts = sorted({*np.linspace(0, rows - length, sequences).astype(int).tolist()})
     data = {key: np.stack([episode[key][start:start + length] for start in starts])
@@ -181,7 +180,7 @@ def evaluate(agent, env, args):
               flush=True)
         if not number and args.video:
             write_video(args.video, enlarge(episode['image'][:LONGEST_VIDEO], 4), 20)
-        if not number and args.dream:
+        if args.dream and not args.dream.exists() and lengths[-1] >= CONTEXT:
             write_video(args.dream, dream(agent, episode), 10)
     return scores, lengths
 
@@ -222,6 +221,9 @@ def main(argv=None):
         task=config.task, logdir=str(logdir), checkpoint=checkpoint.name, step=step,
         gradient_step=int(agent.gradient_step), seed=args.seed, mean=mean, std=std,
         returns=scores, lengths=lengths)))
+    if args.dream and not args.dream.exists():
+        configs.fail(f'--dream needs an episode of {CONTEXT} steps; the longest has '
+                     f'{max(lengths)}', 'evaluate')
     return 0
 
 

@@ -7,16 +7,20 @@ import shutil
 import subprocess
 import sys
 
+import gymnasium
 import imageio.v3
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import CLEAN, ROOT
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import configs
+import dreamer
 import evaluate
 import workers
+import wrappers
+from agent import Dreamer
 
 
 def contents(folder):
@@ -28,6 +32,12 @@ def run(*words):
     return subprocess.run(
         [sys.executable, str(ROOT / 'evaluate.py'), *map(str, words)], env=CLEAN,
         text=True, capture_output=True, timeout=600)
+
+
+def duration(path):
+    """Of a GIF [milliseconds]: equal frames that follow one another are one in it."""
+    return sum(image.info['duration'] for image in
+               ImageSequence.Iterator(Image.open(path)))
 
 
 @pytest.mark.slow
@@ -51,8 +61,8 @@ def test_scores_and_videos_of_a_finished_run(finished, tmp_path):
     assert (result['step'], result['gradient_step']) == (300, 2 + 2 * 2)
     assert result['lengths'] == [60] * 3 and result['task'] == 'dummy_continuous'
     assert imageio.v3.imread(tmp_path / 'real.mp4').shape == (61, 256, 256, 3)
-    dream = Image.open(tmp_path / 'dream.gif')
-    assert dream.n_frames == 50 and dream.size == (3 * 128, 16 + 3 * 128)
+    assert duration(tmp_path / 'dream.gif') == 50 * 100
+    assert Image.open(tmp_path / 'dream.gif').size == (3 * 128, 16 + 3 * 128)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['dream.gif', 'real.mp4']
 
 
@@ -174,6 +184,47 @@ def test_dream_shows_context_then_imagination():
             assert tile[t, 64, 0] == real
             assert tile[t, 128 + 64, 0] == (real if t < 5 else 0)
             assert tile[t, 256 + 64, 0] == (0 if t < 5 else real)
-    short = dict(image=images[:5], reward=np.zeros(5))
-    with pytest.raises(configs.ConfigError, match='4'):
-        evaluate.dream(Knowing(), short)
+
+
+class Growing(gymnasium.Env):
+    """The first episode has 2 steps, every other 4 more than the one before."""
+
+    metadata = {'render_modes': ['rgb_array']}
+    action_space = gymnasium.spaces.Discrete(3)
+    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    length = -2
+
+    def __init__(self, render_mode=None):
+        pass
+
+    def reset(self, *, seed=None, options=None):
+        self.length, self.time = self.length + 4, 0
+        return np.zeros((64, 64, 3), np.uint8), {}
+
+    def step(self, action):
+        self.time += 1
+        image = np.full((64, 64, 3), 20 * self.time, np.uint8)
+        return image, 1.0, self.time == self.length, False, {}
+
+
+@pytest.mark.slow
+def test_the_first_episode_that_is_long_enough_is_dreamt(tmp_path, capsys):
+    gymnasium.register('Growing-v0', Growing)
+    config = configs.parse(['--task', 'gym_Growing-v0', '--configs', 'debug',
+                            '--parallel', 'none', '--precision', '32'])
+    configs.write(config, tmp_path / 'config.json')
+    agent = Dreamer(dreamer.fit_to_actions(
+        config, wrappers.make(config.task).action_space), 3)
+    tf.train.Checkpoint(agent=agent).write(str(tmp_path / 'checkpoints' / 'ckpt-1'))
+    words = ['--logdir', str(tmp_path), '--dream', str(tmp_path / 'dream.gif')]
+    # One episode is too short; what it scored is told all the same.
+    with pytest.raises(SystemExit) as error:
+        evaluate.main([*words, '--episodes', '1'])
+    output = capsys.readouterr()
+    assert error.value.code == 2 and len(output.err.splitlines()) == 1
+    assert '--dream needs an episode of 5 steps' in output.err
+    assert json.loads(output.out.splitlines()[-1])['returns'] == [2]
+    assert evaluate.main([*words, '--episodes', '3']) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result['lengths'] == [2, 6, 10] and result['returns'] == [2, 6, 10]
+    assert duration(tmp_path / 'dream.gif') == 7 * 100
