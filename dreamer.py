@@ -191,10 +191,13 @@ class Run:
             self.metrics.append(self.agent.train(batch))
             faults.reach('update')
             self.progress.advance()
+            if self.progress.advice_is_due:
+                self.progress.advise(self.step, self.gradient_step)
             if len(self.metrics) % 50 == 0:
                 self.agent.check_finite()
         self.stop = self.stop or self.team.stopped
         self.agent.check_finite()
+        self.progress.finish()
         self.progress.advise(self.step, self.gradient_step)
 
     def evaluate(self):

@@ -26,6 +26,8 @@ import wrappers
 ONCE = ('prefill', 'pretraining')
 COLLECTING = ('prefill', 'collecting')
 
+# Updates of this many seconds tell how long a run will take.
+ENOUGH = 30
 # Fewer rendered frames a second than this are worth a word.
 SLOW_RENDERING = 150
 SOFTWARE = ('llvmpipe', 'softpipe', 'swrast', 'software')
@@ -91,7 +93,7 @@ class Progress:
 
     def line(self, text):
         """Print a line, above the bars if there are any."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, markup=False, soft_wrap=not self._bars)
         self._printed = time.monotonic()
 
     def start(self, name, total, unit='steps'):
@@ -103,8 +105,9 @@ class Progress:
         self._now = self._began
         self._paces[name].phases += 1
         if self._bars:
+            text = f'0/{total:,} {unit}' if total else ''
             self._bars.reset(self._phase_bar, description=name, total=total,
-                             text='', visible=total != 0)
+                             text=text, visible=total != 0)
         elif name in ONCE and total:
             self.line(f'{name}: {total:,} {unit}')
 
@@ -198,9 +201,13 @@ class Progress:
                         * evaluations.seconds / evaluations.phases)
         return seconds
 
+    @property
+    def advice_is_due(self):
+        """Whether the phase has gone on for long enough to tell what may help."""
+        return not self._advised and self._paces[self._name].seconds >= ENOUGH
+
     def advise(self, step, updates):
-        """Print, once and as soon as speeds have been measured, what may help."""
-        self.finish()
+        """Print, once, what may help, if speeds have been measured."""
         seconds = self.remaining(step, updates)
         if self._advised or seconds is None:
             return
@@ -285,10 +292,11 @@ def rendering(config):
 
 
 def replay_bytes(config, action_size, steps):
-    """Bytes of `steps` environment steps in replay: 12,288 an image, and float32
-    actions, reward and discount."""
+    """Bytes of `steps` environment steps in replay, of which it may keep fewer: 12,288
+    an image, and float32 actions, reward and discount."""
     row = math.prod(replay.IMAGE) + 4 * action_size + 8
-    return steps / config.action_repeat * row
+    kept = min(steps, config.replay_capacity or steps)
+    return kept / config.action_repeat * row
 
 
 def replay_size(config, action_size):

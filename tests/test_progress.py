@@ -16,9 +16,11 @@ import sys
 import termios
 import time
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import CLEAN, ROOT, short_run
+from PIL import Image, ImageSequence
 from rich.console import Console
 
 import configs
@@ -39,13 +41,13 @@ def test_durations():
         '0:00', '0:07', '1:05', '1:00:00', '1:02:03', '47:59:59', '2 d 3 h']
 
 
-def measured(config, monkeypatch, output=None):
+def measured(config, monkeypatch, output=None, updates=4):
     """Progress that saw 8 steps a second, then 2 updates a second."""
     clock = [100.0]
     monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
     shown = progress.Progress(config, console=Console(
         file=output or io.StringIO(), width=200))
-    for name, steps, each in ('prefill', 100, 0.125), ('pretraining', 4, 0.5):
+    for name, steps, each in ('prefill', 100, 0.125), ('pretraining', updates, 0.5):
         shown.start(name, steps)
         for _ in range(steps):
             clock[0] += each
@@ -100,13 +102,31 @@ def test_hours_are_told_where_they_matter(tmp_path):
     assert progress.advise_time(small, 45 * 3600, []) is None
 
 
+def test_advice_comes_while_the_first_updates_go_on(tmp_path, monkeypatch):
+    output = io.StringIO()
+    config = config_for(tmp_path, '--task', 'dummy_continuous')
+    assert not measured(config, monkeypatch, updates=60).advice_is_due
+    shown = measured(config, monkeypatch, output, updates=62)
+    assert shown.advice_is_due
+    shown.advise(100, 60)
+    assert not shown.advice_is_due
+    # A thing said once is not said again.
+    shown.advise(100, 60)
+    gpus = tf.config.list_physical_devices('GPU')
+    assert output.getvalue().count('advice: without a GPU') == (not gpus)
+
+
 def test_replay_by_the_end_of_the_run(tmp_path):
     config = config_for(tmp_path, '--replay_memory', '4e9')
     # 2.5e6 images of 12,288 bytes, and 8 numbers beside each.
     assert progress.replay_size(config, 6) == (
         'by the end 30.8 GB on disk, 4 GB in memory')
     assert progress.advise_disk(config_for(tmp_path, '--steps', '1e4'), 6, 0) is None
+    kept = dataclasses.replace(config, replay_capacity=200_000)
+    assert progress.replay_size(kept, 6) == (
+        'by the end 1.23 GB on disk, 1.23 GB in memory')
     huge = dataclasses.replace(config, steps=10 ** 15)
+    assert not progress.advise_disk(dataclasses.replace(huge, replay_capacity=1), 6, 0)
     assert 'are free' in progress.advise_disk(huge, 6, 0)
     assert progress.advise_disk(huge, 6, 10 ** 15) is None
 
@@ -123,6 +143,21 @@ def test_colours_of_the_bars(tmp_path, monkeypatch, no_color):
         shown.advance(5)
     assert 'collecting' in output.getvalue()
     assert bool(COLOUR.search(output.getvalue())) != no_color
+
+
+def test_colours_of_videos():
+    """One pixel of yellow among thousands of red and green is yellow."""
+    ramp = np.arange(64, dtype=np.uint8) * 4
+    frames = np.zeros((3, 64, 64, 3), np.uint8)
+    frames[:, :32, :, 0] = ramp
+    frames[:, 32:, :, 1] = ramp
+    for i in range(3):
+        frames[i, 10 + i, 5] = 200, 200, 0
+    shown = Image.open(io.BytesIO(logger.encode_gif(frames, 20)))
+    for i, image in enumerate(ImageSequence.Iterator(shown)):
+        pixels = np.asarray(image.convert('RGB')).astype(int)
+        assert np.abs(pixels - frames[i]).max() <= 32
+    assert i == 2 and shown.info['duration'] == 50
 
 
 def test_tensorboard_groups():
@@ -226,10 +261,11 @@ def test_bars_and_advice_on_a_terminal(finished, tmp_path):
     gpus = tf.config.list_physical_devices('GPU')
     advice = [] if gpus else ['advice: without a GPU']
     code, output = read_terminal(
-        [*short_run(logdir), '--steps', '1e8'], [collecting, *advice], NO_COLOR='1')
+        [*short_run(logdir), '--steps', '1e12'], [collecting, *advice], NO_COLOR='1')
     assert code == 0, output
     assert 'resumed at step 300' in output
-    assert '99,999,700 to go, 300 of 100,000,000 done' in output
+    assert '999,999,999,700 to go, 300 of 1,000,000,000,000 done' in output
+    assert 'advice: the episodes to come take 1.23e+07 GB' in output
     assert 'stopping: saving first' in output
     assert re.search(collecting, output) and '━' in output
     assert not COLOUR.search(output)
