@@ -1,5 +1,6 @@
 """The command line: bad input, and whole runs on the real simulator."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -171,6 +172,20 @@ def test_readme_lists_the_flags_by_group():
         groups.setdefault(name, []).append(f'`{flag}`')
     for name, flags in groups.items():
         assert f"| {name} | {' '.join(flags)} |" in (ROOT / 'README.md').read_text()
+
+
+def test_readme_lists_what_suites_and_presets_set():
+    text = (ROOT / 'README.md').read_text()
+    for name in configs.PRESETS:
+        flags, = re.findall(rf'^\| `{name}` \| .* \| `(--.*)` \|$', text, re.M)
+        assert configs.parse(flags.split()) == configs.parse(['--configs', name])
+    for name, settings in configs.SUITES.items():
+        flags, task = re.findall(
+            rf'^\| `{name}` \| .* \| (.*) \| `({name}_.+)` \|$', text, re.M)[0]
+        assert bool(settings) == flags.startswith('`--')
+        words = flags.strip('`').split() if settings else []
+        assert dataclasses.replace(configs.parse(words), task=task) == configs.parse(
+            ['--task', task])
 
 
 def check_files(logdir, losses):
