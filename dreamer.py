@@ -13,6 +13,10 @@ import signal
 import sys
 import time
 
+if __name__ == '__main__':
+    # Until there is a run to save, Ctrl-C ends the program without a word.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import quiet  # noqa: F401 (first: it imports TensorFlow without its chatter)
 
 # isort: split
@@ -207,6 +211,8 @@ class Run:
         # Where episodes can end early, nobody knows how long they will be.
         self.progress.start('evaluating', None if self.config.pcont else
                             self.config.time_limit * len(self.eval_envs))
+        # Whatever breaks this off: it is done again on resume.
+        done, self.due['eval'].last = self.due['eval'].last, None
         first = {}
         while len(first) < len(self.eval_envs) and not self.stop:
             steps, ended = collector.step(self.eval_policy)
@@ -217,8 +223,8 @@ class Run:
                 first.setdefault(int(episode['origin'][0]), episode)
         self.dropped += collector.dropped
         if self.stop:
-            self.due['eval'].last = None  # It is done again on resume.
             return
+        self.due['eval'].last = done
         episodes = [first[env] for env in sorted(first)]
         self.log_episodes('test', episodes, self.replay.episodes)
         self.logger.video(self.step, 'eval', episodes[0]['image'])
@@ -287,7 +293,7 @@ class Run:
         # What is counted must be there when the run goes on.
         self.replay.flush()
         self.checkpoints.save(dict(
-            metrics_size=self.logger.size, newest_episode=self.replay.newest,
+            metrics_size=self.logger.sync(), newest_episode=self.replay.newest,
             replay=self.replay.get_state(), random=self.random.bit_generator.state,
             started=self.collector.started,
             due={name: every.last for name, every in self.due.items()},
@@ -343,12 +349,9 @@ class Run:
             return f'; it could not be saved: {second}'
         return ''
 
-    def request_stop(self, number, frame):
-        """Signal handler: finish the current step, save, exit. A second signal ends the
-        program at once."""
+    def request_stop(self):
+        """Finish the current step, save, exit."""
         self.stop = True
-        signal.signal(number, signal.SIG_DFL)
-        print('stopping: saving first, again to quit at once', file=sys.stderr)
 
 
 def set_up(argv):
@@ -385,8 +388,7 @@ def main(argv=None):
             configs.write(config, run.logdir / 'config.json')
         except (configs.ConfigError, OSError) as error:
             configs.fail(error)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, run.request_stop)
+        tools.heed_signals(run.request_stop, 'saving')
         with run.progress, team.connected():
             run.loop()
         run.logger.close()

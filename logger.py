@@ -59,6 +59,14 @@ class Logger:
         """Bytes of `metrics.jsonl`."""
         return self._metrics.stat().st_size if self._metrics.exists() else 0
 
+    def sync(self):
+        """See `metrics.jsonl` on the disk: a checkpoint must not outlive lines that it
+        counts on where the power fails. Returns its size in bytes."""
+        if self._metrics.exists():
+            with self._metrics.open('rb') as file:
+                os.fsync(file.fileno())
+        return self.size
+
     def scalars(self, step, values):
         """Append one line: `values` (name to number) at `step` [environment steps].
 

@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import re
-import signal
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ import configs
 import distribution
 import faults
 import replay
+import tools
 from agent import Dreamer
 
 EXAMPLE = ('{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
@@ -91,7 +91,8 @@ def _problem(jobs, hosts, kind, index):
         return (f'has the index {index!r} and its {kind}s count from 0 to '
                 f'{len(jobs[kind]) - 1}')
     for host in hosts:
-        if not isinstance(host, str) or not re.fullmatch(r'\S+:\d+', host):
+        match = isinstance(host, str) and re.fullmatch(r'\S+:(\d{1,5})', host)
+        if not match or not 0 < int(match[1]) < 2 ** 16:
             return f'has the address {host!r}, which is not HOST:PORT'
         if hosts.count(host) > 1:
             return f'names {host} twice'
@@ -283,7 +284,8 @@ def follow(config, team):
     episodes = replay.Replay(
         logdir / 'episodes', length=config.batch_length, balance=config.dataset_balance,
         memory=int(config.replay_memory) or None)
-    stopping = heed_signals()
+    stopping = threading.Event()
+    tools.heed_signals(stopping.set, 'worker 0 saves')
     while True:
         updates, newest, *noise = team.gather(0, 0, 0, 0, 0)[0]
         if not updates:
@@ -298,21 +300,6 @@ def follow(config, team):
                 agent.train(batch)
                 faults.reach('update')
     team.leave()
-
-
-def heed_signals():
-    """From now on Ctrl-C and SIGTERM ask worker 0 to save and to end the run, by the
-    event that is returned. A second signal ends the program at once."""
-    stopping = threading.Event()
-
-    def request_stop(number, frame):
-        stopping.set()
-        signal.signal(number, signal.SIG_DFL)
-        print('stopping: worker 0 saves first, again to quit at once', file=sys.stderr)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, request_stop)
-    return stopping
 
 
 def wait_for(episodes, newest, logdir, seconds=60):

@@ -11,6 +11,10 @@ import dataclasses
 import errno
 import math
 import os
+import signal
+import socket
+import sys
+import threading
 
 import keras
 import tensorflow as tf
@@ -307,11 +311,13 @@ class Optimizer(tf.Module):
 
     def apply(self, tape, scaled_loss):
         """Differentiate and take one step; returns the norm before clipping."""
-        gradients = distribution.mean(tape.gradient(scaled_loss, self._variables))
+        # The loss too: a maximum has a finite gradient where it hides a NaN.
+        *gradients, loss = distribution.mean(
+            [*tape.gradient(scaled_loss, self._variables), scaled_loss])
         if self._scale_loss:
             gradients = [gradient / self.loss_scale for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
-        finite = tf.math.is_finite(norm)
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
         factor = self._clip / tf.maximum(norm, self._clip)
         clipped = [gradient * factor for gradient in gradients]
         distribution.together(self._step, clipped, finite)
@@ -353,6 +359,40 @@ class Every:
         if due:
             self.last = step
         return due
+
+
+def heed_signals(stop, what):
+    """From now on the first Ctrl-C or SIGTERM calls `stop`, in a thread, and a second
+    one ends the program at once.
+
+    Python's own handlers are not called before TensorFlow returns, which takes as long
+    as an update; what Python writes to the socket arrives while it computes.
+
+    Args:
+      stop: without arguments.
+      what: is printed as what happens first.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno())
+    signals = signal.SIGINT, signal.SIGTERM
+    for number in signals:
+        signal.signal(number, lambda *_: None)
+
+    def listen(theirs):
+        asked = False
+        while True:
+            number = ours.recv(1)[0]
+            if number not in signals:
+                continue
+            if asked:
+                os._exit(128 + number)
+            asked = True
+            stop()
+            print(f'stopping: {what} first, again to quit at once', file=sys.stderr,
+                  flush=True)
+
+    threading.Thread(target=listen, args=(theirs,), daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -47,6 +47,7 @@ class TestReadCluster:
         (tf_config(dict(worker=HOSTS, chief=['a:1', 'b:1'])), ['more than one chief']),
         (tf_config(dict(worker=5)), ['right parts']),
         (tf_config(dict(worker=['host1', 'host2:1'])), ["'host1'", 'HOST:PORT']),
+        (tf_config(dict(worker=['a:1', 'b:65536'])), ["'b:65536'", 'HOST:PORT']),
         (tf_config(dict(worker=['a:1', 'a:1'])), ['a:1 twice']),
         (tf_config(index=3), ['index 3', '0 to 2']),
         (tf_config(index=-1), ['index -1']),

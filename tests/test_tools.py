@@ -261,6 +261,15 @@ def test_optimizer_skips_and_counts_non_finite_gradients(bad):
     assert (adam.skipped, adam.skipped_in_a_row) == (2, 0)
 
 
+def test_optimizer_skips_a_loss_that_hides_its_nan_from_the_gradient():
+    variable, adam = optimizer([1.0, 2.0])
+    with tf.GradientTape() as tape:
+        loss = tf.maximum(tf.constant(np.nan), 3.0) + tf.reduce_sum(variable)
+    adam.apply(tape, loss)
+    np.testing.assert_array_equal(variable, [1.0, 2.0])
+    assert adam.skipped == 1
+
+
 def test_loss_scale_halves_and_doubles_and_does_not_change_the_step():
     variable, adam = optimizer([1.0, 2.0], scale_loss=True)
     assert adam.loss_scale == 2.0 ** 15
