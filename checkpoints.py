@@ -7,6 +7,7 @@ which TensorFlow's checksums show.
 
 import fcntl
 import json
+import math
 import os
 import pathlib
 import re
@@ -198,6 +199,11 @@ def read(path):
       Exception: one of many kinds, if it is damaged.
     """
     reader = tf.train.load_checkpoint(str(path))
-    for name in reader.get_variable_to_shape_map():
+    kinds = reader.get_variable_to_dtype_map()
+    claimed = sum(math.prod(shape) * kinds[name].size for name, shape in
+                  reader.get_variable_to_shape_map().items())
+    if claimed > os.path.getsize(f'{path}{DATA}'):
+        raise ValueError(f'it claims {claimed} bytes of data')
+    for name in kinds:
         reader.get_tensor(name)
     return json.loads(reader.get_tensor(STATE)) if reader.has_tensor(STATE) else {}

@@ -350,7 +350,10 @@ def write(config, path):
             name: version(name) for name in names}}}, indent=2)
     temporary = path.with_suffix('.tmp')
     faults.reach('config')
-    temporary.write_text(text + '\n')
+    with temporary.open('w') as file:
+        file.write(text + '\n')
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

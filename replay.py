@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import datetime
+import errno
 import io
 import math
 import os
@@ -218,7 +219,7 @@ class Replay:
           there is as recorded: whoever unrolls the state resets both.
 
         Raises:
-          ValueError: There is no episode to draw from.
+          FileNotFoundError: There is no episode to draw from.
           OSError: An episode could not be written.
         """
         self._await_writes(self.PENDING)
@@ -257,8 +258,8 @@ class Replay:
         filled = 0
         while filled < self._length:
             if not self._entries:
-                raise ValueError(
-                    f'There are no episodes to sample from in {self._directory}.')
+                raise FileNotFoundError(
+                    errno.ENOENT, 'no episode can be drawn from', str(self._directory))
             entry = self._entries[self._rng.integers(len(self._entries))]
             start = 0 if filled else self._start(entry.rows)
             count = min(self._length - filled, entry.rows - start)
@@ -386,7 +387,9 @@ def check_headers(headers):
             raise ValueError(f'{key} has the dtype {dtype}')
     if rows[0] < 2:
         raise ValueError(f'{rows[0]} rows hold no step')
-    size = sum(math.prod(headers[key][0]) * headers[key][1].itemsize for key in KEYS)
+    # As they are, or as float32, whichever takes more.
+    size = sum(math.prod(shape) * (1 if key == 'image' else max(4, dtype.itemsize))
+               for key, (shape, dtype) in headers.items() if key in KEYS)
     if size > MAX_BYTES:
         raise ValueError(f'{rows[0]} rows need {size} bytes, more than {MAX_BYTES}')
     return rows[0], actions[0]
@@ -434,6 +437,8 @@ def inspect(path):
     Raises:
       Exception: One of many kinds, if it is not a readable episode.
     """
+    if not path.is_file():
+        raise ValueError('it is not a file')  # To open a pipe would take for ever.
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         headers = {

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -77,6 +78,14 @@ def test_damaged_newest_is_named_kept_and_passed_over(
     assert sorted(path.name for path in tmp_path.glob('ckpt-*.index')) == [
         'ckpt-5.index', 'ckpt-6.index']
     assert (kept.exists() and kept.read_bytes()) == before
+
+
+def test_a_checkpoint_that_claims_more_than_there_is_is_not_read(tmp_path):
+    fill(tmp_path, 1)
+    data = tmp_path / f'ckpt-1{checkpoints.DATA}'
+    os.truncate(data, 3999)
+    with pytest.raises(ValueError, match='claims 40.. bytes'):
+        checkpoints.read(tmp_path / 'ckpt-1')
 
 
 def test_nothing_but_damaged_ones_is_refused(tmp_path):

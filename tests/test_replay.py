@@ -310,6 +310,23 @@ def test_file_of_another_name_is_named_and_kept(tmp_path, capsys):
     assert_skipped(tmp_path, path, 'its name is not', capsys)
 
 
+def test_small_numbers_count_as_what_they_become(tmp_path, capsys, monkeypatch):
+    """Bytes that become four times as many when they are served as float32."""
+    fill(tmp_path, [9])
+    monkeypatch.setattr(replay_module, 'MAX_BYTES', 150_000)
+    path = store(tmp_path, {**make_episode(0, 5), 'action': np.zeros((5, 5000), 'i1')})
+    assert_skipped(tmp_path, path, '5 rows need 161', capsys)
+
+
+def test_a_pipe_is_named_and_not_waited_for(tmp_path, capsys):
+    fill(tmp_path, [9])
+    path = tmp_path / '20200401T101112-0a1b-5.npz'
+    os.mkfifo(path)
+    replay = Replay(tmp_path, length=6)
+    assert (replay.episodes, replay.skipped) == (1, 1)
+    assert str(path) in capsys.readouterr().err
+
+
 def test_pickles_are_not_opened(tmp_path, capsys):
     fill(tmp_path, [9])
     trap = np.array([Trap(tmp_path / 'sprung')] * 5)
@@ -361,14 +378,14 @@ def test_file_damaged_later_is_named_and_another_drawn(tmp_path, capsys, damage)
 
 
 def test_nothing_to_sample_is_a_clear_error(tmp_path, capsys):
-    with pytest.raises(ValueError, match='no episodes'):
+    with pytest.raises(FileNotFoundError, match='no episode'):
         Replay(tmp_path / 'missing', length=6).sample(1)
     replay = fill(tmp_path, [5], memory=0)
     replay.add(make_episode(1, 5))
     for path in tmp_path.iterdir():
         path.write_bytes(b'')
     replay.sample(1)  # The newest is in memory.
-    with pytest.raises(ValueError, match='no episodes'):
+    with pytest.raises(FileNotFoundError, match='no episode'):
         fill(tmp_path, []).sample(1)
 
 
@@ -605,5 +622,5 @@ def test_stream_left_early_has_drawn_only_what_was_used(tmp_path):
 
 
 def test_stream_passes_errors_on(tmp_path):
-    with pytest.raises(ValueError, match='no episodes'):
+    with pytest.raises(FileNotFoundError, match='no episode'):
         list(Replay(tmp_path, length=6).stream(4, 2))
