@@ -32,6 +32,10 @@ import wrappers
 _REFUSALS = {'ValueError': ValueError, 'RuntimeError': RuntimeError}
 
 
+# Simulators take their time to be imported, under load and on network drives too.
+STARTUP = 300  # seconds at least
+
+
 class WorkerError(RuntimeError):
     """An environment raised an error, or its process died or gave no answer."""
 
@@ -46,7 +50,8 @@ class Worker:
       task: Name of the task, as `wrappers.make` takes it.
       kwargs: Further arguments of `wrappers.make`.
       env: Environment variables of the child, on top of this process's own.
-      timeout: Longest time in seconds that an answer may take.
+      timeout: Longest time in seconds that an answer may take; until the environment is
+        made, `STARTUP` where that is longer.
       wait: Whether to wait until the environment is made; if not, call `ready`.
 
     Attributes:
@@ -75,7 +80,8 @@ class Worker:
     def ready(self):
         """Waits until the environment is made. Closes the worker if that fails."""
         try:
-            self.observation_space, self.action_space = self.result()
+            self.observation_space, self.action_space = self._receive(
+                max(self._timeout, STARTUP))
         except BaseException:
             self.close()
             raise
@@ -95,13 +101,16 @@ class Worker:
           WorkerError: If the environment raised an error (the message holds its
             traceback), or if its process died or gave no answer in time.
         """
+        return self._receive(self._timeout)
+
+    def _receive(self, timeout):
         try:
-            if not self._connection.poll(self._timeout):
+            if not self._connection.poll(timeout):
                 # Its late answer would be taken for that to a later question.
                 self._process.kill()
                 raise WorkerError(
                     f'The simulator process of {self._task} gave no answer within '
-                    f'{self._timeout} s and was stopped.'
+                    f'{timeout} s and was stopped.'
                 )
             kind, value = self._connection.recv()
         except (EOFError, OSError) as error:

@@ -9,6 +9,7 @@ Half of the kills come while the program starts and restores, half while it runs
 import argparse
 import pathlib
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -47,7 +48,9 @@ def main():
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
-    logdir = pathlib.Path(tempfile.mkdtemp()) / 'run'
+    folder = pathlib.Path(tempfile.mkdtemp())
+    print(f'in {folder}, which stays there if anything fails', flush=True)
+    logdir = folder / 'run'
     ledger = Ledger(logdir)
     for number in range(1, args.kills + 1):
         running = rng.random() < 0.5
@@ -58,6 +61,7 @@ def main():
     steps = (len(ledger.seen) + 5) * LENGTH
     finish(start(logdir, steps=steps))
     ledger.check_run(steps)
+    shutil.rmtree(folder)
     print(f'{args.kills} kills, {len(ledger.seen)} episodes, nothing lost')
 
 

@@ -199,10 +199,13 @@ FAULTY = ['--gym_import', 'faulty']
 
 
 def test_environments_that_fail_are_restarted(tmp_path):
-    """All kinds of failures, then one from outside, with episodes in between."""
+    """All kinds of failures, then one from outside, with episodes in between.
+
+    The five faults drop an episode each; whether one was open when the workers were
+    killed, and at the end, is left to chance."""
     env = faulty(tmp_path / 'faults')
     logdir = tmp_path / 'run'
-    process = start(logdir, *FAULTY, '--worker_timeout', 20, task='gym_Faulty-v0',
+    process = start(logdir, *FAULTY, '--worker_timeout', 10, task='gym_Faulty-v0',
                     steps=1e6, **env)
     for fault in ('raise', 'kill', 'exit', 'hang', 'nan'):
         (tmp_path / 'faults' / fault).touch()
@@ -221,11 +224,11 @@ def test_environments_that_fail_are_restarted(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, output = finish(process)
     for text in ("KeyError: 'a fault of the environment", 'killed by SIGKILL',
-                 'exit code 3', 'no answer within 20.0 s', 'reward nan'):
+                 'exit code 3', 'no answer within 10.0 s', 'reward nan'):
         assert text in output, text
     assert all(is_gone(pid) for pid in after)
     newest = tf.train.latest_checkpoint(str(logdir / 'checkpoints'))
-    assert checkpoints.read(newest)['dropped'] >= 6
+    assert checkpoints.read(newest)['dropped'] >= 5
     losses = [line for line in metrics(logdir) if 'episodes_dropped' in line]
     assert losses[-1]['episodes_dropped'] >= 5
     train = [line for line in metrics(logdir) if 'train/return' in line]

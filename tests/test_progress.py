@@ -193,7 +193,7 @@ def test_what_is_caught_is_printed_after_an_error(capfd):
 def test_verbose_lets_tensorflow_speak():
     for flags, speaks in ([], False), (['--verbose'], True):
         done = subprocess.run([sys.executable, '-c', 'import quiet', *flags], cwd=ROOT,
-                              env=CLEAN, capture_output=True, text=True, timeout=120)
+                              env=CLEAN, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0 and bool(done.stderr) == speaks, done.stderr
 
 
@@ -225,7 +225,8 @@ def test_plain_lines_without_a_terminal(finished):
     for i, line in enumerate(evaluated):
         assert f'return {scores[i]:.1f}, ' in line
         assert f'best so far {max(scores[:i + 1]):.1f} ' in line
-    phases = [line for line in lines[7:] if not line.startswith('step ')]
+    # A slow machine has a line a minute too.
+    phases = [line for line in lines[7:] if not re.match(r'step |\w+: \d+/', line)]
     assert [line.split(' in ')[0] for line in phases] == [
         'prefill: 100 steps', 'prefill: 100 steps done', 'pretraining: 2 updates',
         'pretraining: 2 updates done']
@@ -239,7 +240,7 @@ def read_terminal(command, until, **env):
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs,
                                env={**CLEAN, 'TERM': 'xterm-256color', **env})
     os.close(theirs)
-    output, stopped, deadline = '', False, time.time() + 300
+    output, stopped, deadline = '', False, time.time() + 600
     while time.time() < deadline:
         if select.select([ours], [], [], 1)[0]:
             try:
@@ -250,7 +251,7 @@ def read_terminal(command, until, **env):
             process.send_signal(signal.SIGTERM)
             stopped = True
     os.close(ours)
-    return process.wait(60), output
+    return process.wait(300), output
 
 
 @pytest.mark.slow
