@@ -12,6 +12,7 @@ is not finished. What the runs print is in ROOT/output.
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import io
 import itertools
@@ -45,6 +46,9 @@ OWN_FLAGS = ('--logdir', '--task', '--method', '--seed', '--representation')
 REFRESH = 2  # seconds between looks at the runs
 REPORT = 60  # seconds between reports where there is no terminal
 TAIL = 1 << 16  # bytes of a metrics file that are read
+# What opens a connection of Ray's protocol, gRPC, and is answered likewise: a preface,
+# and a frame of 9 bytes whose fourth, 4, says that it holds settings, here none.
+HTTP2_HELLO = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0'
 
 
 class SweepError(ValueError):
@@ -191,10 +195,19 @@ def describe(jobs, rows=True):
 # One run, in a Ray worker.
 
 
+def die_with_parent():
+    """For a new process: it is killed where Ray's worker is, for lack of memory, so
+    that the run's next attempt finds its logdir free."""
+    if sys.platform == 'linux':
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 def run_job(command, output, threads):
     """Start a run and wait for its end; returns its exit code.
 
-    When Ray cancels the task, the run gets SIGTERM, and its saving is waited for.
+    When Ray cancels the task, the run gets SIGTERM, and its saving is waited for. When
+    Ray kills this process, the run is killed too.
 
     Args:
       command: words.
@@ -213,15 +226,17 @@ def run_job(command, output, threads):
             # In a session of its own, where a terminal's Ctrl-C does not reach it.
             process = subprocess.Popen(
                 command, env=env, stdin=subprocess.DEVNULL, stdout=file,
-                stderr=subprocess.STDOUT, start_new_session=True)
+                stderr=subprocess.STDOUT, start_new_session=True,
+                preexec_fn=die_with_parent)
         # Ray interrupts Python code, not a system call that waits.
         while process.poll() is None:
             time.sleep(0.2)
     except BaseException:
+        if process:
+            process.terminate()
         while process and process.poll() is None:
-            with contextlib.suppress(BaseException):  # Ray may ask more than once.
-                process.terminate()
-                process.wait()
+            with contextlib.suppress(BaseException):  # Ray may ask more than once,
+                process.wait()  # and a second SIGTERM would not let the run save.
     return process.returncode if process else -signal.SIGTERM
 
 
@@ -252,18 +267,34 @@ def connect(args):
         line = str(error).strip().splitlines()[0]
         raise SweepError(f"Ray does not start{' at' * bool(args.address)} "
                          f"{args.address or 'here'}: {line}") from None
+    try:
+        _share(ray, args)
+    except SweepError:
+        ray.shutdown()
+        raise
+    return ray
+
+
+def _share(ray, args):
+    """Settle what a run gets; raises SweepError if that cannot be."""
     nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
     if args.gpus_per_run is None:
         args.gpus_per_run = float(any(node.get('GPU') for node in nodes))
+    asked = (f'--cpus_per_run {args.cpus_per_run:g} and --gpus_per_run '
+             f'{args.gpus_per_run:g}')
+    if not args.cpus_per_run and not args.gpus_per_run:
+        raise SweepError(f'{asked} would start all runs at the same time; one of them '
+                         'must be above 0')
+    try:
+        make_task(ray, args)
+    except ValueError as error:
+        raise SweepError(f'{asked} is not possible: {error}') from None
     args.replay_memory = share_memory(nodes, args)
     if not args.replay_memory:
         cpus, gpus = (
             max(node.get(kind, 0) for node in nodes) for kind in ('CPU', 'GPU'))
-        ray.shutdown()
         raise SweepError(
-            f'no machine has --cpus_per_run {args.cpus_per_run:g} and --gpus_per_run '
-            f'{args.gpus_per_run:g}; the largest have {cpus:g} CPUs and {gpus:g} GPUs')
-    return ray
+            f'no machine has {asked}; the largest have {cpus:g} CPUs and {gpus:g} GPUs')
 
 
 def share_memory(nodes, args):
@@ -292,10 +323,19 @@ def _check_address(address):
             return
         raise SweepError(f"--address is '{address}'; possible: HOST:PORT, auto")
     try:
-        socket.create_connection((match[1], int(match[2])), 10).close()
+        with socket.create_connection((match[1], int(match[2])), 10) as connection:
+            connection.sendall(HTTP2_HELLO)
+            if connection.recv(9)[3:4] != b'\4':
+                raise OSError('it is not Ray')
     except (OSError, OverflowError) as error:
         raise SweepError(f'nothing answers at --address {address} ({error}); is the '
                          'cluster running (ray start --head)?') from None
+
+
+def make_task(ray, args):
+    """`run_job` as a task of Ray's, with what a run needs."""
+    return ray.remote(num_cpus=args.cpus_per_run, num_gpus=args.gpus_per_run,
+                      max_retries=0)(run_job)
 
 
 class Sweep:
@@ -309,9 +349,7 @@ class Sweep:
 
     def __init__(self, ray, jobs, args):
         self._ray, self._jobs, self._args = ray, jobs, args
-        self._submit_to_ray = ray.remote(
-            num_cpus=args.cpus_per_run, num_gpus=args.gpus_per_run,
-            max_retries=0)(run_job).remote
+        self._submit_to_ray = make_task(ray, args).remote
         self._pending = {}
         self._sizes = {}
         self._stop = False

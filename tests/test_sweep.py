@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -49,11 +51,13 @@ def plan(root, *flags):
     (['--', '--seed', '9'], ['--seed', 'sweep']),
     (['--', '--task=dmc_walker_walk'], ['--task', 'sweep']),
     (['--address', 'nowhere'], ['nowhere', 'HOST:PORT']),
+    (['--cpus_per_run', '0', '--gpus_per_run', '0'], ['above 0']),
+    (['--cpus_per_run', '1e-5', '--gpus_per_run', '0'], ['1e-05', 'precision']),
     # The discard port: nothing listens there.
     (['--address', '127.0.0.1:9'], ['127.0.0.1:9', 'ray start']),
 ])
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, flags, words):
-    if '--address' in flags:
+    if {'--address', '--cpus_per_run'} & set(flags):
         pytest.importorskip('ray')
     root = tmp_path / 'root'
     assert sweep.main(
@@ -63,6 +67,18 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, flags, w
     for word in words:
         assert word in lines[0]
     assert not root.exists()
+
+
+def test_an_address_of_something_else_is_one_line(tmp_path, capsys):
+    pytest.importorskip('ray')
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        address = f'127.0.0.1:{server.getsockname()[1]}'
+        threading.Thread(target=lambda: server.accept()[0].sendall(b'220 hi\r\n' * 9),
+                         daemon=True).start()
+        assert sweep.main(['--root', str(tmp_path / 'root'), '--tasks', 'dummy',
+                           '--address', address]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert address in line and 'not Ray' in line
 
 
 def test_without_ray_it_says_how_to_install_it(tmp_path, capsys, monkeypatch):
@@ -152,24 +168,30 @@ def start(root, *flags):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='looks for processes in /proc')
-def test_sweep_with_a_killed_run_and_an_interrupt(tmp_path):
+def test_sweep_with_killed_runs_and_an_interrupt(tmp_path):
     pytest.importorskip('ray')
     flags = ['--tasks', 'dummy', '--methods', 'dreamer', 'no_value', '--seeds', '2',
              '--', '--configs', 'debug', '--steps', '300', '--time_limit', '50',
              '--eval_every', '100', '--save_every', '100']
     process = start(tmp_path, *flags)
-    first = tmp_path / 'dummy_continuous/dreamer/0'
-    until((first / 'checkpoints/checkpoint').exists, process)
-    victim, = processes(first)
-    os.kill(victim, signal.SIGKILL)
-    output = tmp_path / 'output/dummy_continuous.dreamer.0.txt'
-    until(lambda: 'resumed at step' in output.read_text(), process)
+    first, second = (tmp_path / 'dummy_continuous' / name / '0'
+                     for name in ('dreamer', 'no_value'))
+    for logdir in first, second:
+        until((logdir / 'checkpoints/checkpoint').exists, process)
+        victim, = processes(logdir)
+        if logdir == second:
+            # Of Ray's process, as for lack of memory; its run goes with it.
+            victim = int(pathlib.Path(f'/proc/{victim}/stat').read_text().split()[3])
+        os.kill(victim, signal.SIGKILL)
+    for name in 'dreamer', 'no_value':
+        output = tmp_path / f'output/dummy_continuous.{name}.0.txt'
+        until(lambda: 'resumed at step' in output.read_text(), process)  # noqa: B023
 
     # Ctrl-C: what runs saves, and the same command goes on.
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1 and 'stopped' in out, out
-    assert 'attempt 2' in out and not processes(first)
+    assert out.count('attempt 2') >= 2 and not processes(first)
 
     process = start(tmp_path, *flags)
     out, _ = process.communicate(timeout=900)
