@@ -203,7 +203,8 @@ SUITES = {
     # The release's own command for DeepMind Lab has no discount head.
     'dmlab': dict(_DISCRETE, pcont=False),
     # Most environments bring a time limit of their own.
-    'gym': dict(action_repeat=1, time_limit=108_000, pcont=True),
+    'gym': dict(
+        action_repeat=1, time_limit=108_000, pcont=True, dataset_balance=True),
     'dummy': dict(action_repeat=1, time_limit=50),
 }
 

@@ -12,6 +12,7 @@ import difflib
 import importlib
 import os
 import shutil
+import sys
 import tempfile
 
 import gymnasium
@@ -55,8 +56,9 @@ LAB_HINT = (
 
 def did_you_mean(name, names, suite):
     """Returns the part of an error message that names tasks like `name`, if any."""
-    near = [f'{suite}_{n}' for n in difflib.get_close_matches(name, names)]
-    return f' (did you mean {" or ".join(near)}?)' if near else ''
+    spelled = {n.lower(): f'{suite}_{n}' for n in names}
+    near = difflib.get_close_matches(name.lower(), spelled)
+    return f' (did you mean {" or ".join(map(spelled.get, near))}?)' if near else ''
 
 
 def action_box(low, high):
@@ -375,7 +377,8 @@ class GymnasiumTask(gymnasium.Env):
 
     Args:
       name: Id of the environment.
-      gym_import: Module to import first, which registers the environment.
+      gym_import: Module to import first, which registers the environment; it may lie
+        in the current folder.
 
     Raises:
       ValueError: If there is no such environment or module, or if there are neither
@@ -389,14 +392,15 @@ class GymnasiumTask(gymnasium.Env):
     def __init__(self, name, gym_import=''):
         import ale_py
 
+        if 'DREAMER_VERBOSE' not in os.environ:
+            gymnasium.logger.min_level = gymnasium.logger.ERROR
         gymnasium.register_envs(ale_py)
+        # Users expect to find their own modules, which a script does not search for in
+        # the current folder. Behind all others, so that they shadow none.
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
         if gym_import:
-            try:
-                importlib.import_module(gym_import)
-            except ImportError as error:
-                raise ValueError(
-                    f"Cannot import the module '{gym_import}' of --gym_import: {error}."
-                ) from error
+            self._import(gym_import)
         self._env = self._make(name)
         self._from_observation = self._is_image(self._env.observation_space)
         self.observation_space = Dict()
@@ -432,12 +436,22 @@ class GymnasiumTask(gymnasium.Env):
         self._env.close()
 
     @staticmethod
+    def _import(module):
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # It is another's code.
+            text = ' '.join(f'{type(error).__name__}: {error}'.split())
+            raise ValueError(
+                f"Cannot import the module '{module}' of --gym_import: {text}"
+            ) from error
+
+    @staticmethod
     def _make(name, **kwargs):
         try:
             return gymnasium.make(name, disable_env_checker=True, **kwargs)
-        except (gymnasium.error.Error, ImportError) as error:
+        except Exception as error:  # Each environment has its own kinds.
             text = ' '.join(str(error).split())
-            if name in gymnasium.registry:  # A package is missing.
+            if name in gymnasium.registry:
                 raise RuntimeError(f"Cannot make 'gym_{name}': {text}") from error
             hint = did_you_mean(name, list(gymnasium.registry), 'gym')
             raise ValueError(
@@ -458,7 +472,7 @@ class GymnasiumTask(gymnasium.Env):
         """Returns the action space in the form that the agent's heads fit."""
         if isinstance(space, Discrete):
             return space
-        if not isinstance(space, Box) or space.dtype.kind != 'f':
+        if not isinstance(space, Box) or space.dtype.kind != 'f' or 0 in space.shape:
             raise ValueError(
                 f"'gym_{name}' has the action space {space}, which no action head "
                 'fits: there are heads for Box (of floats) and Discrete.'

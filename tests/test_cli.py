@@ -17,6 +17,7 @@ from PIL import Image
 
 import configs
 import dreamer
+import evaluate
 import logger
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -58,6 +59,7 @@ def wait_for(condition, process, seconds=600):
     (['--task', 'atari_pongg'], ['atari_pongg', 'atari_pong']),
     (['--task', 'dmlab_rooms_watermaze'], ['DeepMind Lab', 'Bazel']),
     (['--task', 'gym_CartPole-v9'], ['CartPole-v9', 'CartPole-v1']),
+    (['--task', 'gym_CarRacing-v2'], ['CarRacing-v2', 'CarRacing-v3']),
     (['--task', 'atari_pong', '--time_limit', '0'], ['--time_limit', 'at least 1']),
     (['--task', 'walker'], ['walker', 'SUITE_NAME']),
     (['--task', 'dummy_nothing'], ['dummy_nothing', 'dummy_continuous']),
@@ -261,10 +263,17 @@ def test_train_stop_and_resume_on_the_real_simulator(tmp_path, precision):
 def test_other_suites_train_and_resume(tmp_path, monkeypatch, task, flags):
     monkeypatch.setenv('PYTHONPATH', str(ROOT / 'tests' / 'standins'))
     flags = ['--logdir', tmp_path, '--task', task, '--configs', 'debug', *flags]
-    run(*flags, '--steps', 300)
-    output = run(*flags, '--steps', 600)
+    process = start(*flags, '--steps', 1e6)
+    wait_for(lambda: (tmp_path / 'metrics.jsonl').exists() and any(
+        'gradient_step' in line for line in metrics(tmp_path)), process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    steps = max(600, metrics(tmp_path)[-1]['step'] + 100)
+    output = run(*flags, '--steps', steps)
     assert 'resumed at step' in output
-    assert metrics(tmp_path)[-1]['step'] >= 600
+    assert metrics(tmp_path)[-1]['step'] >= steps
+    assert evaluate.main(['--logdir', str(tmp_path), '--episodes', '1']) == 0
     check_files(tmp_path, LOSSES | {'pcont_loss'})
     discrete = task != 'gym_Pendulum-v1'
     for path in (tmp_path / 'episodes').glob('*.npz'):
@@ -303,6 +312,13 @@ def test_discrete_suites_choose_their_settings():
         config = configs.parse(['--task', task])
         assert {name: getattr(config, name) for name in expected} == expected
         assert config.pcont == pcont
+
+
+def test_suites_with_a_discount_head_draw_ends_as_often_as_other_rows():
+    assert {name for name, suite in configs.SUITES.items() if suite.get('pcont')} == {
+        'atari', 'gym'}
+    for suite in configs.SUITES.values():
+        assert suite.get('dataset_balance') or not suite.get('pcont')
 
 
 @pytest.mark.slow

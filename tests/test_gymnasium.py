@@ -51,6 +51,8 @@ add('Matrix', actions=Box(low, high, dtype=np.float64))
 add('Multi', actions=MultiDiscrete([2, 3]))
 add('Tree', actions=Dict(a=Discrete(2)))
 add('Integers', actions=Box(0, 5, (2,), np.int64))
+add('Nothing', actions=Box(-1, 1, (0,)))
+add('Failing', nonsense=1)
 """
 
 
@@ -140,9 +142,10 @@ def test_third_party(third, name):
     assert env.unwrapped._env.unwrapped.actions == [7]
 
 
-def test_in_a_worker_process(third, tmp_path):
-    worker = workers.Worker(
-        'gym_third/Color-v1', third, env={'PYTHONPATH': str(tmp_path)})
+def test_in_a_worker_process(third, tmp_path, monkeypatch):
+    """Which finds the module in the current folder, as its user does."""
+    monkeypatch.chdir(tmp_path)
+    worker = workers.Worker('gym_third/Color-v1', third)
     assert isinstance(worker.action_space, wrappers.OneHot)
     _, [episode] = workers.Collector([worker], 0).step(lambda *_: np.eye(3)[:1])
     assert episode['discount'].tolist() == [1, 0]
@@ -162,7 +165,7 @@ def test_actions_of_several_dimensions(third):
     assert low.dtype == np.float64
 
 
-@pytest.mark.parametrize('name', ['Multi', 'Tree', 'Integers'])
+@pytest.mark.parametrize('name', ['Multi', 'Tree', 'Integers', 'Nothing'])
 def test_other_action_spaces(third, name):
     with pytest.raises(ValueError, match='heads for Box .* and Discrete') as caught:
         wrappers.make(f'gym_third/{name}-v1', **third)
@@ -175,9 +178,23 @@ def test_no_images(third):
         wrappers.make('gym_third/Vector-v1', **third)
 
 
-def test_unknown_module():
-    with pytest.raises(ValueError, match="module 'nonsense' of --gym_import"):
-        wrappers.make('gym_CartPole-v1', gym_import='nonsense')
+def test_failing_environment(third):
+    with pytest.raises(RuntimeError, match='Failing-v1.*nonsense') as caught:
+        wrappers.make('gym_third/Failing-v1', **third)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('text, error', [
+    (None, 'ModuleNotFoundError'), ('def (', 'SyntaxError'), ('1 / 0', 'ZeroDivision')])
+def test_module_that_cannot_be_imported(tmp_path, monkeypatch, text, error):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    if text:
+        (tmp_path / f'broken_{error}.py').write_text(text)
+    match = f"module 'broken_{error}' of --gym_import: {error}"
+    with pytest.raises(ValueError, match=match) as caught:
+        wrappers.make('gym_CartPole-v1', gym_import=f'broken_{error}')
+    assert '\n' not in str(caught.value)
 
 
 def test_missing_package(monkeypatch):

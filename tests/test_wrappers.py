@@ -312,6 +312,7 @@ def test_reward_of_the_dummies_takes_several_steps(dummy):
 
 @pytest.mark.parametrize('task, near', [
     ('atari_pongg', 'atari_pong'), ('atari_mspacman', 'atari_ms_pacman'),
+    ('atari_PONG', 'atari_pong'), ('gym_CARTPOLE-V1', 'gym_CartPole-v1'),
     ('atari_zzzz', '108 games'), ('gym_CartPol-v1', 'gym_CartPole-v1'),
     ('gym_ALE/Breakot-v5', 'gym_ALE/Breakout-v5'), ('gym_zzz/foo', '--gym_import'),
     ('gym_not an id', '--gym_import'),
