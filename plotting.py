@@ -39,7 +39,9 @@ COLORS = {
     'd4pg': '#333333', 'a3c': '#999999', 'dqn': '#BBBBBB', 'c51': '#888888',
     'rainbow': '#555555', 'iqn': '#222222', 'impala': '#333333',
 }
-SPARE_COLORS = ('#7F3C8D', '#8C564B', '#B5BD00', '#56B4E9', '#F0A3A3', '#4B4BC8')
+SPARE_COLORS = (
+    '#7F3C8D', '#8C564B', '#B5BD00', '#56B4E9', '#F0A3A3', '#4B4BC8', '#004D40',
+    '#E6007E', '#8CD17D', '#5D001E', '#B8A1F0', '#806000')
 # Of final scores that are drawn as lines; alternating within each suite.
 LINE_STYLES = (':', '-.', (0, (5, 1)), (0, (1, 3)))
 

@@ -240,6 +240,9 @@ def test_aggregate_of_single_runs_has_no_interval():
 
 
 def test_a_method_keeps_its_colour():
+    # As many as figure 4 of the paper has, and some.
+    many = plotting.method_colors(f'{i}' for i in range(12))
+    assert len({many[x] for x in (*map(str, range(12)), 'dreamer', 'planet')}) == 14
     colors = plotting.method_colors(['dreamer', 'mine', 'another'])
     assert colors['dreamer'] == plotting.COLORS['dreamer']
     own = [colors[x] for x in ('dreamer', 'planet', 'no_value', 'mine', 'another')]
