@@ -2,6 +2,8 @@
 
 import pathlib
 
+import pytest
+
 import plotting
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -18,8 +20,14 @@ def claims(readme, results, out):
     return table in readme
 
 
-def test_readme_claims_what_results_show(tmp_path):
-    assert claims((ROOT / 'README.md').read_text(), ROOT / 'results', tmp_path)
+@pytest.mark.parametrize('name', ['long', 'methods'])
+def test_readme_claims_what_results_show(tmp_path, name):
+    assert claims((ROOT / 'README.md').read_text(), ROOT / 'results' / name, tmp_path)
+
+
+def test_all_results_are_claimed():
+    assert {path.name for path in (ROOT / 'results').iterdir() if path.is_dir()} == {
+        'long', 'methods'}
 
 
 def test_a_claim_that_no_file_shows_is_found(tmp_path):
