@@ -10,16 +10,19 @@ script, so it starts fast and stays small, and its crash is not the run's.
         worker.start_reset(seed)
     observations = [worker.result()[0] for worker in workers]
 
-Parent and child talk over a socket of their own, whose end also ends the child.
+Parent and child talk over a socket of their own, whose end also ends the child; images
+travel through memory that both have mapped.
 """
 
 import contextlib
 import ctypes
 import functools
+import mmap
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from multiprocessing.connection import Connection, Pipe
 
@@ -101,7 +104,8 @@ class Worker:
           WorkerError: If the environment raised an error (the message holds its
             traceback), or if its process died or gave no answer in time.
         """
-        return self._receive(self._timeout)
+        answer = self._receive(self._timeout)
+        return {'image': self._image.copy()}, *answer
 
     def _receive(self, timeout):
         try:
@@ -141,15 +145,20 @@ class Worker:
 
     def _start(self):
         self._connection, theirs = Pipe()
+        height, width = self._kwargs.get('size', (64, 64))
+        shared = _make_shared(height * width * 3)
+        self._image = _map(shared.fileno()).reshape(height, width, 3)
+        descriptors = theirs.fileno(), shared.fileno()
         # As a script and not with `-m`, which would look for modules in the caller's
         # working directory first.
         self._process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), str(theirs.fileno())],
+            [sys.executable, os.path.abspath(__file__), *map(str, descriptors)],
             env={**os.environ, **self._env},
             stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
+            pass_fds=descriptors,
         )
         theirs.close()
+        shared.close()
         self._send('make', (self._task, self._kwargs))
 
     def _send(self, command, argument):
@@ -167,6 +176,22 @@ class Worker:
         if code < 0:
             how = f'was killed by {signal.Signals(-code).name}'
         return f'The simulator process of {self._task} {how}.'
+
+
+def _make_shared(size):
+    """Returns a file in memory. Without a name, it is gone with the last process that
+    has it open, whatever ends them."""
+    if hasattr(os, 'memfd_create'):
+        file = open(os.memfd_create('image'), 'r+b')
+    else:
+        file = tempfile.TemporaryFile()
+    file.truncate(size)
+    return file
+
+
+def _map(descriptor):
+    """Returns the bytes of an open file, shared with all that map it."""
+    return np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
 
 
 class LocalWorker:
@@ -413,7 +438,7 @@ def main():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
     try:
-        _serve(connection)
+        _serve(connection, _map(int(sys.argv[2])))
     except (EOFError, OSError):
         pass  # The parent has closed this worker, or is gone.
 
@@ -434,8 +459,9 @@ def _without_model_warnings(task):
         mujoco.set_mju_user_warning(None)
 
 
-def _serve(connection):
-    """Answers the parent's questions until there are no more."""
+def _serve(connection, image):
+    """Answers the parent's questions until there are no more; observed images go into
+    the array `image`, everything else through the connection."""
     _, (task, kwargs) = connection.recv()
     try:
         with _without_model_warnings(task):
@@ -452,7 +478,9 @@ def _serve(connection):
     while True:
         command, argument = connection.recv()
         try:
-            answer = 'result', commands[command](argument)
+            observation, *rest = commands[command](argument)
+            image[:] = observation['image'].ravel()
+            answer = 'result', rest
         except Exception:
             answer = 'error', traceback.format_exc()
         connection.send(answer)
