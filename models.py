@@ -39,13 +39,13 @@ class SubPixelConv2DTranspose(keras.layers.Conv2DTranspose):
     """
 
     def call(self, inputs):
-        return self.activation(_sub_pixel(
-            inputs, *map(tf.convert_to_tensor, (self.kernel, self.bias))))
+        outputs = _sub_pixel(inputs, tf.convert_to_tensor(self.kernel))
+        return self.activation(outputs + self.bias)
 
 
 @tf.custom_gradient
-def _sub_pixel(inputs, kernel, bias):
-    """[N, h, w, C], [k, k, c, C] and [c] to [N, 2h + k - 2, 2w + k - 2, c]."""
+def _sub_pixel(inputs, kernel):
+    """[N, h, w, C] and [k, k, c, C] to [N, 2h + k - 2, 2w + k - 2, c]."""
     half, (channels, deep) = kernel.shape[0] // 2, kernel.shape[2:]
     # Pixel 2i + p is the sum over a of kernel[2a + p] inputs[i - a].
     phases = tf.reshape(kernel, (half, 2, half, 2, channels, deep))[::-1, :, ::-1]
@@ -53,38 +53,15 @@ def _sub_pixel(inputs, kernel, bias):
                         (half, half, deep, 4 * channels))
     margin = [half - 1] * 2
     padded = tf.pad(inputs, [[0, 0], margin, margin, [0, 0]])
-    outputs = tf.nn.bias_add(
-        tf.nn.conv2d(padded, phases, 1, 'VALID'), tf.tile(bias, [4]))
-    outputs = tf.nn.depth_to_space(outputs, 2)
+    outputs = tf.nn.depth_to_space(tf.nn.conv2d(padded, phases, 1, 'VALID'), 2)
 
     def gradient(upstream):
-        return (
-            tf.nn.conv2d(upstream, kernel, 2, 'VALID'),
+        return tf.nn.conv2d(upstream, kernel, 2, 'VALID'), (
             tf.raw_ops.Conv2DBackpropFilter(
                 input=upstream, filter_sizes=kernel.shape, out_backprop=inputs,
-                strides=[1, 2, 2, 1], padding='VALID'),
-            tf.raw_ops.BiasAddGrad(out_backprop=upstream))
+                strides=[1, 2, 2, 1], padding='VALID'))
 
     return outputs, gradient
-
-
-class SplitGRUCell(keras.layers.GRUCell):
-    """GRUCell with `reset_after` that cuts its product with the state by one split.
-
-    Keras cuts three slices, whose gradients are three arrays of zeros to fill and add.
-    Same weights, same results.
-    """
-
-    def call(self, inputs, state):
-        bias, state_bias = tf.unstack(tf.convert_to_tensor(self.bias))
-        inputs = tf.nn.bias_add(tf.matmul(inputs, self.kernel), bias)
-        inner = tf.nn.bias_add(tf.matmul(state, self.recurrent_kernel), state_bias)
-        update, reset, new = zip(
-            tf.split(inputs, 3, -1), tf.split(inner, 3, -1), strict=True)
-        update, reset = tf.sigmoid(sum(update)), tf.sigmoid(sum(reset))
-        new = tf.tanh(new[0] + reset * new[1])
-        state = new + update * (state - new)
-        return state, state
 
 
 def normalize_image(image, dtype=tf.float32):
@@ -275,7 +252,7 @@ class RSSM(keras.layers.Layer):
         self.stoch_size, self.deter_size = stoch, deter
         self.feature_size = stoch + deter
         self._input = keras.layers.Dense(units, act)
-        self._cell = SplitGRUCell(deter, reset_after=True)
+        self._cell = keras.layers.GRUCell(deter, reset_after=True)
         self._prior_hidden = keras.layers.Dense(units, act)
         self._prior_stats = keras.layers.Dense(2 * stoch)
         self._post_hidden = keras.layers.Dense(units, act)
