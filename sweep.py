@@ -12,7 +12,6 @@ is not finished. What the runs print is in ROOT/output.
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import io
 import itertools
@@ -29,6 +28,7 @@ import time
 
 import comparison
 import configs
+import workers
 
 DREAMER = pathlib.Path(__file__).resolve().parent / 'dreamer.py'
 
@@ -195,19 +195,12 @@ def describe(jobs, rows=True):
 # One run, in a Ray worker.
 
 
-def die_with_parent():
-    """For a new process: it is killed where Ray's worker is, for lack of memory, so
-    that the run's next attempt finds its logdir free."""
-    if sys.platform == 'linux':
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
 def run_job(command, output, threads):
     """Start a run and wait for its end; returns its exit code.
 
     When Ray cancels the task, the run gets SIGTERM, and its saving is waited for. When
-    Ray kills this process, the run is killed too.
+    Ray kills this process, for lack of memory, the run is killed too, so that its next
+    attempt finds its logdir free.
 
     Args:
       command: words.
@@ -227,7 +220,7 @@ def run_job(command, output, threads):
             process = subprocess.Popen(
                 command, env=env, stdin=subprocess.DEVNULL, stdout=file,
                 stderr=subprocess.STDOUT, start_new_session=True,
-                preexec_fn=die_with_parent)
+                preexec_fn=workers.die_with_parent)
         # Ray interrupts Python code, not a system call that waits.
         while process.poll() is None:
             time.sleep(0.2)

@@ -34,7 +34,6 @@ import wrappers
 # are meant for the user, and arrive without the child's traceback.
 _REFUSALS = {'ValueError': ValueError, 'RuntimeError': RuntimeError}
 
-
 # Simulators take their time to be imported, under load and on network drives too.
 STARTUP = 300  # seconds at least
 
@@ -427,12 +426,17 @@ class Collector:
             raise WorkerError(f'It could not be restarted: {error}') from error
 
 
-def main():
-    """Serves the environment that the parent process asks for."""
+def die_with_parent():
+    """Lets the system kill this process when its parent ends, however that comes."""
     if sys.platform == 'linux':
-        # A simulator that hangs would not see that its killed parent is gone.
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def main():
+    """Serves the environment that the parent process asks for."""
+    # A simulator that hangs would not see that its killed parent is gone.
+    die_with_parent()
     # These reach every process of the group; the parent decides what they mean.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -41,17 +41,21 @@ TARGETS = [
 ]
 
 
+def last_line(script, *words):
+    """The figures that a script of this folder ends with."""
+    output = subprocess.run(
+        [sys.executable, FOLDER / script, *words], text=True, check=True,
+        stdout=subprocess.PIPE).stdout
+    return json.loads(output.splitlines()[-1])
+
+
 def measure(parts):
     """One run of each part; returns figures by PART.NAME."""
     figures = {}
     for name in parts:
-        script, *words = PARTS[name]
-        output = subprocess.run(
-            [sys.executable, FOLDER / script, *words], text=True, check=True,
-            stdout=subprocess.PIPE).stdout
-        print(f'{name}: {output.splitlines()[-1]}', flush=True)
-        figures.update({f'{name}.{key}': value for key, value in json.loads(
-            output.splitlines()[-1]).items()})
+        part = last_line(*PARTS[name])
+        print(f'{name}: {json.dumps(part)}', flush=True)
+        figures.update({f'{name}.{key}': value for key, value in part.items()})
     return figures
 
 
