@@ -19,6 +19,7 @@ import tensorflow as tf
 
 import configs
 import faults
+import replay
 import tools
 
 DATA, INDEX = '.data-00000-of-00001', '.index'
@@ -92,8 +93,8 @@ class Checkpoints:
             self.write(unfinished / 'ckpt', state)
             faults.reach('written')
             for suffix in DATA, INDEX:
-                os.replace(unfinished / f'ckpt{suffix}',
-                           self._folder / f'ckpt-{number}{suffix}')
+                replay.rename(unfinished / f'ckpt{suffix}',
+                              self._folder / f'ckpt-{number}{suffix}')
                 faults.reach('checkpoint')
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

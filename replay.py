@@ -424,11 +424,23 @@ def write(path, episode):
             faults.reach('write')
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        rename(temporary, path)
         faults.reach('rename')
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def rename(path, target):
+    """Gives a file its final name, which a loss of power does not take away again."""
+    os.replace(path, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError:
+        pass  # Not on every network's file system.
+    finally:
+        os.close(folder)
 
 
 def inspect(path):

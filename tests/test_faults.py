@@ -53,6 +53,11 @@ def metrics(logdir):
              if key not in SPEEDS} for line in lines]
 
 
+def evaluations(logdir):
+    """Environment steps of the evaluations."""
+    return [line['step'] for line in metrics(logdir) if 'test/return' in line]
+
+
 def weights(logdir):
     """All numbers of the newest checkpoint."""
     reader = tf.train.load_checkpoint(
@@ -120,7 +125,7 @@ class Ledger:
         assert updates[-1] == 2 + 2 * ((losses[-1]['step'] - began) // 40)
         assert losses[-1]['episodes_dropped'] == 0
         assert losses[-1]['episodes_skipped'] == 0
-        tests = [line['step'] for line in lines if 'test/return' in line]
+        tests = evaluations(self.logdir)
         assert tests == sorted(set(tests)) and tests
 
 
@@ -155,7 +160,7 @@ def test_equal_seeds_and_stops_at_saves_make_equal_runs(tmp_path, reference):
     assert_same_run(tmp_path / 'same', reference)
 
 
-def go_through(logdir, places):
+def go_through(logdir, places, reference):
     """Starts a run again after every fault and checks it each time."""
     ledger = Ledger(logdir)
     for place in places:
@@ -164,25 +169,31 @@ def go_through(logdir, places):
             assert len(lines) == 1 and 'No space left on device' in lines[0], output
             assert 'Traceback' not in output
         else:
-            finish(start(logdir, DREAMER_FAULT=place), -signal.SIGKILL)
+            stops = place.endswith('term')
+            _, output = finish(
+                start(logdir, DREAMER_FAULT=place), 0 if stops else -signal.SIGKILL)
+            assert not stops or 'stopping: saving' in output, output
         ledger.check()
     finish(start(logdir))
     ledger.check_run()
+    # Those that were broken off were done again.
+    assert evaluations(logdir) == evaluations(reference)
     assert len(ledger.seen) == STEPS // LENGTH
     assert not list((logdir / 'episodes').glob('.*'))
     assert not (logdir / 'checkpoints' / 'unfinished').exists()
 
 
-def test_killed_or_without_space_at_named_places_nothing_is_lost(tmp_path):
+def test_killed_or_without_space_at_named_places_nothing_is_lost(tmp_path, reference):
     """Two runs at the same time: all that is waited for is their starts."""
     places = [
         'rename:2 write:2 metrics:2:full update:4 evaluation:3 checkpoint:2 metrics:6 '
-        'write:1:full written:1',
+        'evaluation:1:term write:1:full written:1',
         'write:1 update:1 video:1:full rename:3 checkpoint:1 metrics:3 evaluation:3 '
-        'checkpoint:1:full']
+        'evaluation:1:term checkpoint:1:full']
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        runs = [pool.submit(go_through, tmp_path / str(number), words.split())
-                for number, words in enumerate(places)]
+        runs = [
+            pool.submit(go_through, tmp_path / str(number), words.split(), reference)
+            for number, words in enumerate(places)]
         for run in runs:
             run.result()
 
