@@ -14,6 +14,7 @@ Shapes: B batch, L length, H horizon.
 """
 
 import signal
+import socket
 
 import tensorflow as tf
 
@@ -26,7 +27,7 @@ def make_strategy(config, devices=None, cluster=None):
     `cluster` (of `machines.read_cluster`); None for a single device.
 
     Raises:
-      ValueError: `config` cannot run on so many.
+      ValueError: `config` cannot run on so many, or a worker's name has no address.
       RuntimeError: this worker cannot be reached by the others.
     """
     if devices is None:
@@ -48,6 +49,7 @@ def make_strategy(config, devices=None, cluster=None):
                          f'{where}; leave it out, or take {fewer}')
     if not cluster:
         return tf.distribute.MirroredStrategy(devices)
+    _resolve(cluster.hosts)
     print(f'worker {cluster.rank} of {len(cluster.hosts)}, waiting for the others: '
           f"{', '.join(cluster.hosts)}", flush=True)
     # TensorFlow waits where Python's own handler is not heard.
@@ -62,6 +64,18 @@ def make_strategy(config, devices=None, cluster=None):
     # It has put a handler there that waits for its own ways of saving.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return strategy
+
+
+def _resolve(hosts):
+    """Raises ValueError where a HOST:PORT has no address: TensorFlow would wait for it
+    without end."""
+    for host in hosts:
+        name = host.rsplit(':', 1)[0].strip('[]')
+        try:
+            socket.getaddrinfo(name, None)
+        except OSError as error:
+            raise ValueError(f'TF_CONFIG names {host}, and {name} has no address here '
+                             f'({error.strerror})') from None
 
 
 def workers(strategy):

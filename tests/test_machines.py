@@ -68,6 +68,8 @@ class TestReadCluster:
     ('no', [], ['TF_CONFIG is not JSON']),
     (tf_config(), ['--batch_size', '50'], ['--batch_size 50', 'multiples of 3']),
     (tf_config(), ['--batch_size', '9', '--jit', 'true'], ['--jit', 'fewer workers']),
+    (tf_config(dict(worker=['127.0.0.1:2222', 'no.such.invalid:2222'])), [],
+     ['TF_CONFIG names no.such.invalid:2222', 'no address']),
 ])
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capfd, text, flags, words):
     monkeypatch.setenv('TF_CONFIG', text)
