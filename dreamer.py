@@ -95,9 +95,11 @@ class Run:
                 f'the episodes in {self.logdir} have {self.replay.action_size} actions '
                 f'and {config.task} has {self.action_size}; choose another --logdir')
         self.progress = progress.Progress(config)
-        self.collector = workers.Collector(envs, config.seed)
+        in_turn = config.envs > 1 and config.parallel == 'process'
+        self.collector = workers.Collector(envs, config.seed, 2 if in_turn else 1)
         self.eval_envs = eval_envs
-        self.policy = Policy(self.agent, len(envs), training=True)
+        self.policy = [Policy(self.agent, len(group), training=True)
+                       for group in self.collector.groups]
         self.eval_policy = Policy(self.agent, len(eval_envs), training=False)
         self.random = np.random.default_rng(config.seed)
         self.due = dict(log=tools.Every(config.log_every),
@@ -295,7 +297,7 @@ class Run:
         self.checkpoints.save(dict(
             metrics_size=self.logger.sync(), newest_episode=self.replay.newest,
             replay=self.replay.get_state(), random=self.random.bit_generator.state,
-            started=self.collector.started,
+            started=self.collector.to_start,
             due={name: every.last for name, every in self.due.items()},
             metrics=[{key: float(value) for key, value in metrics.items()}
                      for metrics in self.metrics],

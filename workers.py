@@ -309,57 +309,88 @@ def make_workers(
 class Collector:
     """Steps environments together and cuts what happens into episodes.
 
+    With two groups, the environments of one compute their next step while the policy
+    chooses for the other, and while the agent learns, with actions from before that.
     An environment that fails is restarted, and its unfinished episode is dropped.
 
     Args:
       envs: workers, see workers.py.
       seed: episodes are seeded from it, the environment's and the episode's index.
+      groups: number of groups, taken in turn.
 
     Attributes:
+      groups: the environments' indices, a list for each group.
       started: index of each environment's next episode; set it to go on from there.
       dropped: episodes that were dropped.
     """
 
     FAILURES = 5  # In a row, without a finished episode, that end the run.
 
-    def __init__(self, envs, seed):
+    def __init__(self, envs, seed, groups=1):
         self._envs = envs
         self._seed = seed
         self._episodes = [None] * len(envs)
+        self._sent = [None] * len(envs)  # Actions whose results have not been seen.
         self._steps = [0] * len(envs)
         self._failures = [0] * len(envs)
+        self._turn = 0
+        self.groups = [
+            part.tolist() for part in np.array_split(np.arange(len(envs)), groups)]
         self.started = [0] * len(envs)
         self.dropped = 0
 
     @property
     def unfinished(self):
-        """Number of episodes that have begun and not ended."""
-        return sum(rows is not None for rows in self._episodes)
+        """Number of episodes of which a step was seen, but not their end."""
+        return sum(len(rows or ()) > 1 for rows in self._episodes)
+
+    @property
+    def to_start(self):
+        """Index of each environment's first episode that is not over, for `started` of
+        another collector when nothing is unfinished here."""
+        return [index - (len(rows or ()) == 1)
+                for index, rows in zip(self.started, self._episodes, strict=True)]
 
     def step(self, policy):
-        """One agent step in every environment.
+        """One agent step in every environment of a group.
 
         Args:
-          policy: (image [E, 64, 64, 3], is_first [E]) to action [E, A].
+          policy: (image [E, 64, 64, 3], is_first [E]) to action [E, A], where E counts
+            the environments of a group; a list of these, if there are several.
 
         Returns:
-          simulator steps taken, all environments together; the episodes that ended,
-          dicts of arrays with T = agent steps + 1 rows, and `origin` [3]: environment,
-          episode index and simulator steps.
+          simulator steps that were seen to be taken, all environments together; the
+          episodes that ended, dicts of arrays with T = agent steps + 1 rows, and
+          `origin` [3]: environment, episode index and simulator steps.
 
         Raises:
           WorkerError: If an environment has failed `FAILURES` times in a row.
         """
-        while None in self._episodes:
-            self._reset([i for i, rows in enumerate(self._episodes) if rows is None])
-        image = np.stack([rows[-1]['image'] for rows in self._episodes])
-        is_first = np.array([len(rows) == 1 for rows in self._episodes])
-        action = np.asarray(policy(image, is_first), np.float32)
-        for i, act in enumerate(action):
-            self._guard(i, self._envs[i].start_step, act)
+        self._start(self.groups[self._turn],
+                    policy if callable(policy) else policy[self._turn])
+        self._turn = (self._turn + 1) % len(self.groups)
+        return self._finish(self.groups[self._turn])
+
+    def _start(self, group, policy):
+        """Lets the environments of a group begin their next step."""
+        while idle := [i for i in group if self._episodes[i] is None]:
+            self._reset(idle)
+        rows = [self._episodes[i] for i in group]
+        image = np.stack([episode[-1]['image'] for episode in rows])
+        is_first = np.array([len(episode) == 1 for episode in rows])
+        actions = np.asarray(policy(image, is_first), np.float32)
+        for i, action in zip(group, actions, strict=True):
+            self._guard(i, self._send, i, action)
+
+    def _send(self, i, action):
+        self._envs[i].start_step(action)
+        self._sent[i] = action
+
+    def _finish(self, group):
+        """Takes up what the steps have led to that a group has begun."""
         before, ended = sum(self._steps), []
-        alive = [i for i, rows in enumerate(self._episodes) if rows is not None]
-        finished = [i for i in alive if self._guard(i, self._observe, i, action[i])]
+        begun = [i for i in group if self._sent[i] is not None]
+        finished = [i for i in begun if self._guard(i, self._observe, i)]
         steps = sum(self._steps) - before
         for i in finished:
             rows, self._episodes[i] = self._episodes[i], None
@@ -370,8 +401,9 @@ class Collector:
             self._failures[i] = 0
         return steps, ended
 
-    def _observe(self, i, action):
+    def _observe(self, i):
         """Appends what the step led to; returns whether the episode has ended."""
+        action, self._sent[i] = self._sent[i], None
         observation, reward, terminated, truncated, info = self._envs[i].result()
         self._steps[i] += info['simulator_steps']
         if not np.isfinite(reward):

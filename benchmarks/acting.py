@@ -8,7 +8,7 @@ Random actions, at the paper's settings. The last line is one JSON object:
     worker_per_s   likewise, in a worker process that the training program steps
     worker_share   worker_per_s / bare_per_s
     atari_1_per_s  agent steps a second of atari_pong in one worker, and
-    atari_2_per_s  in two, together
+    atari_2_per_s  in two, together, taken in turn
     atari_gain     atari_2_per_s / atari_1_per_s
     round_trip_ms  what a step costs more in a worker than in the same process
 
@@ -26,7 +26,6 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import numpy as np
 
 import workers
 import wrappers
@@ -65,15 +64,18 @@ def collected(task, count, steps):
     """Agent steps a second of `count` workers together, stepped as in a run."""
     envs = workers.make_workers(task, count, SETTINGS[task])
     try:
-        for env in envs:
-            env.action_space.seed(0)
-        actions = [np.stack([env.action_space.sample() for env in envs])
-                   for _ in range(100)]
-        collector = workers.Collector(envs, seed=0)
-        collector.step(lambda image, is_first: actions[0])
+        envs[0].action_space.seed(0)
+        actions = [envs[0].action_space.sample()[None] for _ in range(100)]
+        collector = workers.Collector(envs, seed=0, groups=count)
+
+        def step(i):
+            for _ in collector.groups:
+                collector.step(lambda *_: actions[i % len(actions)])
+
+        step(0)
         start = time.perf_counter()
         for i in range(steps):
-            collector.step(lambda image, is_first: actions[i % len(actions)])  # noqa: B023
+            step(i)
         return count * steps / (time.perf_counter() - start)
     finally:
         for env in envs:

@@ -58,7 +58,7 @@ def measure(logdir, steps, flags):
     try:
         run = dreamer.Run(config, envs[:config.envs], envs[config.envs:], team)
         run.agent.train = clock.timed('update', run.agent.train)
-        run.policy = clock.timed('policy', run.policy)
+        run.policy = [clock.timed('policy', policy) for policy in run.policy]
         run.eval_policy = clock.timed('eval_policy', run.eval_policy)
         run.agent.openloop = clock.timed('openloop', run.agent.openloop)
         run.save = clock.timed('save', run.save)

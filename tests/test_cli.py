@@ -322,13 +322,13 @@ def test_suites_with_a_discount_head_draw_ends_as_often_as_other_rows():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('envs', [1, 3])
-def test_counters_with_several_environments(tmp_path, envs):
+@pytest.mark.parametrize('envs, first', [(1, 100), (3, 101)])
+def test_counters_with_several_environments(tmp_path, envs, first):
     run('--logdir', tmp_path, '--task', 'dummy_continuous', '--configs', 'debug',
         '--time_limit', 40, '--envs', envs, '--steps', 480)
     lines = metrics(tmp_path)
-    # 2 + 2 for every 100 steps after the prefill, which ends with a whole vector step.
-    first = -(-100 // envs) * envs
+    # 2 + 2 for every 100 steps after the prefill, which ends with a step of the first
+    # group: two of three environments.
     last = [line for line in lines if 'gradient_step' in line][-1]
     assert last['gradient_step'] == 2 + (last['step'] - first) // 100 * 2
     assert 480 <= lines[-1]['step'] < 480 + envs

@@ -314,6 +314,68 @@ class TestCollector:
         with pytest.raises(workers.WorkerError, match='dummy_nonsense'):
             workers.Collector(group, seed=0).step(lambda *_: np.zeros((1, 2)))
 
+    @pytest.mark.parametrize('parallel', ['none', 'process'])
+    def test_groups_taken_in_turn_record_the_same_episodes(self, parallel):
+        """Of three environments, whatever the groups: the action depends on the image
+        alone. All steps are counted once."""
+        def policy(image, is_first):
+            sizes.append(len(image))
+            return image[:, 20, [20, 40], 0] / 128 - 1
+
+        found = {}
+        for groups in 1, 2:
+            sizes, steps = [], 0
+            envs = workers.make_workers('dummy_continuous', 3, KWARGS, parallel)
+            collector = workers.Collector(envs, seed=0, groups=groups)
+            episodes = found[groups] = {}
+            while len(episodes) < 6:
+                taken, ended = collector.step([policy, policy][:groups])
+                steps += taken
+                episodes.update((tuple(one['origin']), one) for one in ended)
+            assert steps == 6 * 50
+            assert sizes[:2] == ([3, 3] if groups == 1 else [2, 1])
+            for env in envs:
+                env.close()
+        assert found[1].keys() == found[2].keys()
+        for origin, episode in found[1].items():
+            for key, value in episode.items():
+                np.testing.assert_array_equal(value, found[2][origin][key], key)
+
+    def test_one_group_computes_while_the_policy_chooses_for_the_other(self):
+        """And an episode that has begun, but of which no step was seen, is not lost
+        where the run is resumed then."""
+        calls = []
+
+        class Recording(workers.LocalWorker):
+            def start_step(self, action):
+                calls.append((self.name, 'starts'))
+                super().start_step(action)
+
+            def result(self):
+                calls.append((self.name, 'is waited for'))
+                return super().result()
+
+        def policy(image, is_first):
+            calls.append('policy')
+            return np.zeros((1, 2))
+
+        envs = [Recording('dummy_continuous', KWARGS) for _ in range(2)]
+        for number, env in enumerate(envs):
+            env.name = number
+        collector = workers.Collector(envs, seed=0, groups=2)
+        assert collector.step(policy) == (0, [])
+        assert [collector.step(policy)[0] for _ in range(4)] == [1] * 4
+        turn = ['policy', (0, 'starts'), (1, 'is waited for'),
+                'policy', (1, 'starts'), (0, 'is waited for')]
+        assert calls[-9:] == turn + turn[:3]
+        assert collector.unfinished == 2 and collector.to_start == [1, 1]
+        ended = []
+        while len(ended) < 2:
+            ended += collector.step(policy)[1]
+        # The first has already begun its next one.
+        assert collector.unfinished == 0
+        assert collector.started == [2, 1] and collector.to_start == [1, 1]
+
     def test_episodes_go_on_by_index(self):
         """An episode is a function of the seed, the environment and the index."""
         images = {}
