@@ -386,6 +386,8 @@ class Sweep:
             code, job.note = None, type(error).__name__
         if code == 0 and job.finished:
             job.state, job.note = 'finished', ''
+        elif self._stop and job.state == 'waiting':
+            job.note = ''  # It has not begun.
         elif self._stop:
             job.state = 'stopped'
         elif code == 2:

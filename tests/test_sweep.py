@@ -173,29 +173,30 @@ def test_sweep_with_killed_runs_and_an_interrupt(tmp_path):
     flags = ['--tasks', 'dummy', '--methods', 'dreamer', 'no_value', '--seeds', '2',
              '--', '--configs', 'debug', '--steps', '300', '--time_limit', '50',
              '--eval_every', '100', '--save_every', '100']
-    process = start(tmp_path, *flags)
     first, second = (tmp_path / 'dummy_continuous' / name / '0'
                      for name in ('dreamer', 'no_value'))
+    process = start(tmp_path, *flags)
+    until((first / 'checkpoints/checkpoint').exists, process)
+    # What runs saves, what has not begun waits, and the same command goes on.
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and 'stopped' in out, out
+    assert ' waiting' in out.splitlines()[-1] and 'Cancelled' not in out, out
+    assert not processes(first)
+
+    process = start(tmp_path, *flags)
     for logdir in first, second:
-        until((logdir / 'checkpoints/checkpoint').exists, process)
+        until(lambda: processes(logdir), process)  # noqa: B023
         victim, = processes(logdir)
         if logdir == second:
             # Of Ray's process, as for lack of memory; its run goes with it.
             victim = int(pathlib.Path(f'/proc/{victim}/stat').read_text().split()[3])
         os.kill(victim, signal.SIGKILL)
-    for name in 'dreamer', 'no_value':
-        output = tmp_path / f'output/dummy_continuous.{name}.0.txt'
-        until(lambda: 'resumed at step' in output.read_text(), process)  # noqa: B023
-
-    # Ctrl-C: what runs saves, and the same command goes on.
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 1 and 'stopped' in out, out
-    assert out.count('attempt 2') >= 2 and not processes(first)
-
-    process = start(tmp_path, *flags)
     out, _ = process.communicate(timeout=900)
     assert process.returncode == 0 and out.endswith('8 finished\n'), out
+    assert out.count('attempt 2') >= 2, out
+    output = tmp_path / 'output/dummy_continuous.dreamer.0.txt'
+    assert 'resumed at step' in output.read_text()
     for folder in tmp_path.glob('dummy_*/*/*'):
         config = json.loads((folder / 'config.json').read_text())['config']
         assert folder.parts[-3:] == (
