@@ -18,8 +18,8 @@ import sys
 import tensorflow as tf
 
 import configs
+import episodes
 import faults
-import replay
 import tools
 
 DATA, INDEX = '.data-00000-of-00001', '.index'
@@ -93,7 +93,7 @@ class Checkpoints:
             self.write(unfinished / 'ckpt', state)
             faults.reach('written')
             for suffix in DATA, INDEX:
-                replay.rename(unfinished / f'ckpt{suffix}',
+                episodes.rename(unfinished / f'ckpt{suffix}',
                               self._folder / f'ckpt-{number}{suffix}')
                 faults.reach('checkpoint')
         finally:

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 import comparison
 import configs
+import episodes
 import replay
 import wrappers
 
@@ -294,7 +295,7 @@ def rendering(config):
 def replay_bytes(config, action_size, steps):
     """Bytes of `steps` environment steps in replay, of which it may keep fewer: 12,288
     an image, and float32 actions, reward and discount."""
-    row = math.prod(replay.IMAGE) + 4 * action_size + 8
+    row = math.prod(episodes.IMAGE) + 4 * action_size + 8
     kept = min(steps, config.replay_capacity or steps)
     return kept / config.action_repeat * row
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import comparison
+import episodes
 import replay
 
 ROWS = 3
@@ -86,7 +87,7 @@ def test_damaged_episodes_are_refused_or_harmless(folder, whole):
             return
         served.append(data != whole)
         for batch in batches:
-            for key in replay.KEYS:
+            for key in episodes.KEYS:
                 np.testing.assert_array_equal(batch[key][0], EPISODE[key])
 
     check()

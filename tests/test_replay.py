@@ -18,8 +18,10 @@ import zipfile
 import numpy as np
 import pytest
 
+import episodes
 import replay as replay_module
-from replay import KEYS, Replay
+from episodes import KEYS
+from replay import Replay
 
 ROW_BYTES = 64 * 64 * 3 + 4 * (2 + 1 + 1)
 
@@ -166,13 +168,13 @@ def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize('memory', [0, 2**30])
 def test_episodes_are_served_while_they_are_written(tmp_path, monkeypatch, memory):
     """And those that leave memory only when they have a file to be read from."""
-    replay, slow = fill(tmp_path, [9], memory=memory), replay_module.write
+    replay, slow = fill(tmp_path, [9], memory=memory), episodes.write
 
     def write(*args):
         time.sleep(0.2)
         slow(*args)
 
-    monkeypatch.setattr(replay_module, 'write', write)
+    monkeypatch.setattr(episodes, 'write', write)
     path = replay.add(make_episode(1, 9))
     assert not path.exists()
     assert set(origins(replay.sample(50))[0].flat) == {0, 1}
@@ -313,7 +315,7 @@ def test_file_of_another_name_is_named_and_kept(tmp_path, capsys):
 def test_small_numbers_count_as_what_they_become(tmp_path, capsys, monkeypatch):
     """Bytes that become four times as many when they are served as float32."""
     fill(tmp_path, [9])
-    monkeypatch.setattr(replay_module, 'MAX_BYTES', 150_000)
+    monkeypatch.setattr(episodes, 'MAX_BYTES', 150_000)
     path = store(tmp_path, {**make_episode(0, 5), 'action': np.zeros((5, 5000), 'i1')})
     assert_skipped(tmp_path, path, '5 rows need 161', capsys)
 
@@ -340,7 +342,7 @@ def test_too_large_file_is_refused_before_it_is_read(tmp_path, capsys, monkeypat
     path = store(
         tmp_path, make_episode(0, 11), '20200401T101112-0a1b-11.npz',
         np.savez_compressed)
-    monkeypatch.setattr(replay_module, 'MAX_BYTES', 10 * ROW_BYTES)
+    monkeypatch.setattr(episodes, 'MAX_BYTES', 10 * ROW_BYTES)
     assert_skipped(tmp_path, path, f'11 rows need {11 * ROW_BYTES} bytes', capsys)
 
 
@@ -533,7 +535,7 @@ def test_rows_from_disk_are_those_from_memory(tmp_path, save, dtype):
 def test_only_the_rows_that_are_drawn_are_read(tmp_path, monkeypatch):
     replay = fill(tmp_path, [20, 20], memory=0)
     draw(replay, 100)
-    monkeypatch.setattr(replay_module, 'load', None)
+    monkeypatch.setattr(episodes, 'load', None)
     draw(replay, 100)
     assert replay.skipped == 0
 

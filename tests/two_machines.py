@@ -23,6 +23,7 @@ import distribution  # noqa: E402
 import machines  # noqa: E402
 import replay  # noqa: E402
 from agent import Dreamer  # noqa: E402
+from episodes import KEYS  # noqa: E402
 
 
 def numbers(agent):
@@ -59,7 +60,7 @@ def train(team, agent, folder):
         data = two_replicas.make_data()
         writer = replay.Replay(folder, length=two_replicas.LENGTH)
         for i in range(2):
-            path = writer.add({key: data[key][i] for key in replay.KEYS})
+            path = writer.add({key: data[key][i] for key in KEYS})
         writer.flush()
     episodes = replay.Replay(folder, length=two_replicas.LENGTH, seed=team.rank)
     newest = team.gather(machines.checksum('' if team.rank else path.name))[0][0]
