@@ -79,8 +79,9 @@ def draw(figures, path):
     disk, every, bounded = zip(*figures['replay'], strict=True)
     axes[4].plot(disk, every, 's--', color='tab:orange', label='all in memory')
     axes[4].plot(disk, bounded, 's:', color='tab:red', label='--replay_memory 1e8')
-    axes[4].set(xlabel='replay on disk [MB]', ylabel='memory [MB]', ylim=(0, None))
-    axes[4].legend()
+    axes[4].set(xlabel='replay on disk [MB]', ylabel='memory [MB]',
+                ylim=(0, 1.4 * max(every)))
+    axes[4].legend(loc='upper left')
     figure.savefig(path, dpi=100)
 
 
