@@ -53,6 +53,11 @@ def fit_to_actions(config, space):
                 f'--{name} {asked} does not fit the '
                 f"{'discrete' if discrete else 'continuous'} actions of {config.task}; "
                 f'possible: auto, {value}')
+    for name in ('expl_amount', 'eval_noise') if discrete else ():
+        if getattr(config, name) > 1:
+            raise configs.ConfigError(
+                f'--{name} {getattr(config, name)} is too much: with the discrete '
+                f'actions of {config.task} a share of random ones; possible: 0 to 1')
     return dataclasses.replace(config, **fitting)
 
 

@@ -14,7 +14,12 @@ import dataclasses
 import json
 import pathlib
 import re
+import signal
 import sys
+
+if __name__ == '__main__':
+    # Ctrl-C ends the program without a word: there is nothing to save.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import quiet  # noqa: F401 (first: it imports TensorFlow without its chatter)
 

@@ -282,10 +282,12 @@ def test_other_suites_train_and_resume(tmp_path, monkeypatch, task, flags):
         assert not discrete or (np.sort(action[1:])[:, -2:] == [0, 1]).all()
 
 
-def test_heads_that_do_not_fit_the_actions_are_one_line(tmp_path, capsys):
+def test_flags_that_do_not_fit_the_actions_are_one_line(tmp_path, capsys):
     for task, flag, value, fits in (
             ('dummy_discrete', 'action_dist', 'tanh_normal', 'onehot'),
-            ('dummy_continuous', 'expl', 'epsilon_greedy', 'additive_gaussian')):
+            ('dummy_continuous', 'expl', 'epsilon_greedy', 'additive_gaussian'),
+            ('dummy_discrete', 'expl_amount', '2.0', '0 to 1'),
+            ('dummy_discrete', 'eval_noise', '1.5', '0 to 1')):
         with pytest.raises(SystemExit) as error:
             dreamer.main(['--logdir', str(tmp_path / 'logs'), '--task', task,
                           '--parallel', 'none', f'--{flag}', value])
