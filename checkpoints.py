@@ -94,7 +94,7 @@ class Checkpoints:
             faults.reach('written')
             for suffix in DATA, INDEX:
                 episodes.rename(unfinished / f'ckpt{suffix}',
-                              self._folder / f'ckpt-{number}{suffix}')
+                                self._folder / f'ckpt-{number}{suffix}')
                 faults.reach('checkpoint')
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -15,8 +15,11 @@ Shapes: B batch, L length, H horizon.
 
 import signal
 import socket
+import time
 
 import tensorflow as tf
+
+PATIENCE = 60  # Seconds in which all workers' names have to get an address.
 
 # Along which axis the rows of the batch lie: [B, ...], or [H, B*L, ...].
 NOISE_AXES = dict(post=0, latent=1, action=1)
@@ -67,15 +70,22 @@ def make_strategy(config, devices=None, cluster=None):
 
 
 def _resolve(hosts):
-    """Raises ValueError where a HOST:PORT has no address: TensorFlow would wait for it
-    without end."""
+    """Raises ValueError where a HOST:PORT has no address, and gets none while machines
+    start: TensorFlow would wait for it without end."""
+    deadline = time.monotonic() + PATIENCE
     for host in hosts:
         name = host.rsplit(':', 1)[0].strip('[]')
-        try:
-            socket.getaddrinfo(name, None)
-        except OSError as error:
-            raise ValueError(f'TF_CONFIG names {host}, and {name} has no address here '
-                             f'({error.strerror})') from None
+        while True:
+            try:
+                socket.getaddrinfo(name, None)
+                break
+            except (OSError, UnicodeError) as error:
+                if time.monotonic() >= deadline:
+                    raise ValueError(
+                        f'TF_CONFIG names {host}, and {name} has no address here '
+                        f"({getattr(error, 'strerror', None) or error})") from None
+            print(f'waiting for an address of {name}', flush=True)
+            time.sleep(5)
 
 
 def workers(strategy):

@@ -299,6 +299,7 @@ class Run:
         self.agent.check_weights()
         # What is counted must be there when the run goes on.
         self.replay.flush()
+        unfinished = self.collector.unfinished
         self.checkpoints.save(dict(
             metrics_size=self.logger.sync(), newest_episode=self.replay.newest,
             replay=self.replay.get_state(), random=self.random.bit_generator.state,
@@ -306,7 +307,8 @@ class Run:
             due={name: every.last for name, every in self.due.items()},
             metrics=[{key: float(value) for key, value in metrics.items()}
                      for metrics in self.metrics],
-            dropped=self.dropped + self.collector.dropped + self.collector.unfinished))
+            dropped=self.dropped + self.collector.dropped + len(unfinished),
+            unfinished=[[*key, steps] for key, steps in unfinished.items()]))
 
     def restore(self):
         """Go on from the newest checkpoint, if there is one, with the metrics as they
@@ -323,17 +325,22 @@ class Run:
                 self.due[name].last = last
             self.metrics = state['metrics']
             self.dropped = state['dropped']
+        counted = {(env, index): steps
+                   for env, index, steps in state.get('unfinished', ())}
         for found in self.replay.newer(state.get('newest_episode', '')):
-            self.adopt(*found)
+            self.adopt(*found, counted)
 
-    def adopt(self, count, entry, episode):
-        """Count an episode that is newer than the checkpoint, the `count`th of all."""
+    def adopt(self, count, entry, episode, counted):
+        """Count an episode that is newer than the checkpoint, the `count`th of all;
+        `counted` are steps that it has of those that were unfinished then, and that it
+        took for dropped."""
         steps = (entry.rows - 1) * self.config.action_repeat
         env, index, steps = entry.origin or (0, count - 1, steps)
         started = self.collector.started
         started += [0] * (env + 1 - len(started))
         started[env] = max(started[env], index + 1)
-        self.agent.env_step.assign_add(steps)
+        self.dropped -= (env, index) in counted
+        self.agent.env_step.assign_add(steps - counted.get((env, index), 0))
         self.log_episodes('train', [episode], count)
         # Its random actions were drawn from what the checkpoint holds.
         self.random = np.random.default_rng((self.config.seed, self.step))

@@ -18,7 +18,7 @@ import signal
 import sys
 
 if __name__ == '__main__':
-    # Ctrl-C ends the program without a word: there is nothing to save.
+    # Ctrl-C ends the program without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import quiet  # noqa: F401 (first: it imports TensorFlow without its chatter)
@@ -233,4 +233,8 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

@@ -341,15 +341,19 @@ class Collector:
 
     @property
     def unfinished(self):
-        """Number of episodes of which a step was seen, but not their end."""
-        return sum(len(rows or ()) > 1 for rows in self._episodes)
+        """Episodes of which a step was seen, but not their end: simulator steps so far
+        by (environment, episode index)."""
+        return {(i, self.started[i] - 1): self._steps[i]
+                for i, rows in enumerate(self._episodes) if len(rows or ()) > 1}
 
     @property
     def to_start(self):
-        """Index of each environment's first episode that is not over, for `started` of
-        another collector when nothing is unfinished here."""
-        return [index - (len(rows or ()) == 1)
-                for index, rows in zip(self.started, self._episodes, strict=True)]
+        """What `started` would be without the episodes that have begun, but of which no
+        step was seen; it may be longer than the environments are many."""
+        indices = list(self.started)
+        for i, rows in enumerate(self._episodes):
+            indices[i] -= rows is not None and len(rows) < 2
+        return indices
 
     def step(self, policy):
         """One agent step in every environment of a group.

@@ -26,7 +26,6 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-
 import workers
 import wrappers
 

@@ -10,6 +10,7 @@ import pytest
 from conftest import CLEAN, short_run
 
 import configs
+import distribution
 import dreamer
 import machines
 
@@ -70,9 +71,12 @@ class TestReadCluster:
     (tf_config(), ['--batch_size', '9', '--jit', 'true'], ['--jit', 'fewer workers']),
     (tf_config(dict(worker=['127.0.0.1:2222', 'no.such.invalid:2222'])), [],
      ['TF_CONFIG names no.such.invalid:2222', 'no address']),
+    (tf_config(dict(worker=['127.0.0.1:2222', 'a..b:2222'])), [],
+     ['TF_CONFIG names a..b:2222', 'no address']),
 ])
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capfd, text, flags, words):
     monkeypatch.setenv('TF_CONFIG', text)
+    monkeypatch.setattr(distribution, 'PATIENCE', 0)
     with pytest.raises(SystemExit) as error:
         dreamer.main(['--logdir', str(tmp_path / 'logs'), '--task', 'dummy_continuous',
                       *flags])

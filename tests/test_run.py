@@ -7,6 +7,7 @@ import pytest
 
 import configs
 import dreamer
+import episodes
 import workers
 
 
@@ -53,3 +54,43 @@ def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
              (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert {line['test/length'] for line in lines if 'test/length' in line} == {10}
     assert 'gradient_step' in lines[-1] and lines[-1]['step'] == run.step
+
+
+@pytest.mark.slow
+def test_steps_of_episodes_that_were_open_at_a_save_count_once(tmp_path):
+    """Those that ended between the save and a crash are in the replay; the others are
+    dropped. And a run may go on with fewer environments."""
+    def start(envs):
+        config = configs.parse([
+            '--logdir', str(tmp_path), '--task', 'dummy_discrete', '--configs', 'debug',
+            '--log_images', 'false', '--representation', 'reward', '--envs', str(envs),
+            '--precision', '32', '--parallel', 'none'])
+        group = [workers.LocalWorker(config.task, dict(time_limit=50, action_repeat=1))
+                 for _ in range(envs + 1)]
+        return dreamer.Run(config, group[:envs], group[envs:])
+
+    run = start(3)
+    run.collect(run.random_policy, 90)
+    while len(run.collector.unfinished) < 3:
+        run.collect(run.random_policy, run.step + 1)
+    opened = run.collector.unfinished
+    run.save()
+    # Not all of them end.
+    while len(opened.keys() & run.collector.unfinished.keys()) > 1:
+        run.collect(run.random_policy, run.step + 1)
+    run.replay.flush()
+    ended = [episodes.inspect(path).origin
+             for path in (tmp_path / 'episodes').glob('*.npz')]
+    assert len(opened.keys() & {origin[:2] for origin in ended}) == 2
+    run.lock._file.close()  # The crash.
+
+    run = start(1)
+    left = [steps for key, steps in opened.items()
+            if key not in {origin[:2] for origin in ended}]
+    assert run.step == sum(origin[2] for origin in ended) + sum(left)
+    assert run.dropped == len(left) == 1
+    run.collect(run.random_policy, run.step + 60)
+    run.save()
+    run.lock._file.close()
+    run = start(3)
+    assert len(run.collector.started) == 3 and min(run.collector.started) > 0

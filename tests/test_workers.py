@@ -368,13 +368,17 @@ class TestCollector:
         turn = ['policy', (0, 'starts'), (1, 'is waited for'),
                 'policy', (1, 'starts'), (0, 'is waited for')]
         assert calls[-9:] == turn + turn[:3]
-        assert collector.unfinished == 2 and collector.to_start == [1, 1]
+        assert collector.unfinished == {(0, 0): 2, (1, 0): 2}
+        assert collector.to_start == [1, 1]
         ended = []
         while len(ended) < 2:
             ended += collector.step(policy)[1]
         # The first has already begun its next one.
-        assert collector.unfinished == 0
+        assert not collector.unfinished
         assert collector.started == [2, 1] and collector.to_start == [1, 1]
+        # A run that had more environments before.
+        collector.started.append(7)
+        assert collector.to_start == [1, 1, 7]
 
     def test_episodes_go_on_by_index(self):
         """An episode is a function of the seed, the environment and the index."""
@@ -385,7 +389,7 @@ class TestCollector:
             collector.started = [first, first]
             assert not collector.unfinished
             self.act(collector, 1)
-            assert collector.unfinished == 2
+            assert len(collector.unfinished) == 2
             for one in self.act(collector, 100):
                 assert one['origin'][2] == 50
                 images.setdefault(tuple(one['origin'][:2]), []).append(
