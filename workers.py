@@ -333,6 +333,7 @@ class Collector:
         self._sent = [None] * len(envs)  # Actions whose results have not been seen.
         self._steps = [0] * len(envs)
         self._failures = [0] * len(envs)
+        self._failure = None
         self._turn = 0
         self.groups = [
             part.tolist() for part in np.array_split(np.arange(len(envs)), groups)]
@@ -368,8 +369,11 @@ class Collector:
           `origin` [3]: environment, episode index and simulator steps.
 
         Raises:
-          WorkerError: If an environment has failed `FAILURES` times in a row.
+          WorkerError: If an environment has failed `FAILURES` times in a row; what the
+            others had finished by then was returned before.
         """
+        if self._failure:
+            raise self._failure
         self._start(self.groups[self._turn],
                     policy if callable(policy) else policy[self._turn])
         self._turn = (self._turn + 1) % len(self.groups)
@@ -392,9 +396,13 @@ class Collector:
 
     def _finish(self, group):
         """Takes up what the steps have led to that a group has begun."""
-        before, ended = sum(self._steps), []
-        begun = [i for i in group if self._sent[i] is not None]
-        finished = [i for i in begun if self._guard(i, self._observe, i)]
+        before, finished, ended = sum(self._steps), [], []
+        for i in group:
+            try:
+                if self._sent[i] is not None and self._guard(i, self._observe, i):
+                    finished.append(i)
+            except WorkerError as error:
+                self._failure = error  # After what the others have finished.
         steps = sum(self._steps) - before
         for i in finished:
             rows, self._episodes[i] = self._episodes[i], None

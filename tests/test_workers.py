@@ -299,6 +299,20 @@ class TestCollector:
         assert collector.dropped == 5 and collector.started == [5]
         group[0].close()
 
+    def test_what_others_finish_is_kept_when_one_fails_for_good(self):
+        group = workers.make_workers('dummy_continuous', 2, KWARGS, parallel='none')
+        collector = workers.Collector(group, seed=0)
+        collector.FAILURES = 1
+        assert self.act(collector, 49) == []
+        def fail():
+            raise RuntimeError('broken')
+
+        group[1].start_step = lambda action: setattr(group[1], '_pending', fail)
+        steps, ended = collector.step(lambda *_: np.zeros((2, 2)))
+        assert steps == 1 and [len(one['reward']) for one in ended] == [51]
+        with pytest.raises(workers.WorkerError, match='failed 1 times in a row'):
+            collector.step(lambda *_: np.zeros((2, 2)))
+
     def test_failures_in_a_row_end_with_a_finished_episode(self):
         group = workers.make_workers('dummy_continuous', 1, KWARGS, parallel='none')
         collector = workers.Collector(group, seed=0)
