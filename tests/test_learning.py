@@ -93,7 +93,7 @@ def score(run, count=EPISODES):
 def check_discounts(run):
     """The discount head knows, in episodes it has not seen, where they ended."""
     # Random ones: the agent avoids the end.
-    episodes = play(run, run.random_policy, 60)
+    episodes = play(run, run.random_policy, 300)
     data = {key: np.concatenate([episode[key] for episode in episodes])[None]
             for key in episodes[0]}
     is_first = np.concatenate(
@@ -107,7 +107,7 @@ def check_discounts(run):
     ends, others = (predicted[data['discount'] == end].numpy() for end in (0, 1))
     print(f'predicted discount / gamma at {len(ends)} ends {ends.mean():.2f}, '
           f'at {len(others)} others {others.mean():.2f}')
-    assert len(ends) > 20
+    assert len(ends) > 100
     assert ends.mean() < 0.2 and others.mean() > 0.9
     # Not on average alone.
     assert np.mean(ends < 0.5) > 0.8 and np.mean(others > 0.9) > 0.9
