@@ -288,7 +288,8 @@ def test_reward_only_has_no_term_of_the_image(data):
 
 def test_open_loop_video_under_every_representation(data):
     for representation in 'contrastive', 'reward':
-        video = make_agent('--representation', representation).openloop(data)
+        agent = make_agent('--representation', representation)
+        video = agent.openloop(data)
         assert video.shape == (LENGTH, 3 * 64, BATCH * 64, 3)
 
 

@@ -160,7 +160,15 @@ def test_equal_seeds_and_stops_at_saves_make_equal_runs(tmp_path, reference):
     assert_same_run(tmp_path / 'same', reference)
 
 
-def go_through(logdir, places, reference):
+def test_evaluation_that_a_signal_breaks_off_is_done_again(tmp_path, reference):
+    logdir = tmp_path / 'run'
+    _, output = finish(start(logdir, DREAMER_FAULT='evaluation:1:term'))
+    assert 'stopping: saving' in output
+    finish(start(logdir))
+    assert evaluations(logdir) == evaluations(reference)
+
+
+def go_through(logdir, places):
     """Starts a run again after every fault and checks it each time."""
     ledger = Ledger(logdir)
     for place in places:
@@ -169,31 +177,25 @@ def go_through(logdir, places, reference):
             assert len(lines) == 1 and 'No space left on device' in lines[0], output
             assert 'Traceback' not in output
         else:
-            stops = place.endswith('term')
-            _, output = finish(
-                start(logdir, DREAMER_FAULT=place), 0 if stops else -signal.SIGKILL)
-            assert not stops or 'stopping: saving' in output, output
+            finish(start(logdir, DREAMER_FAULT=place), -signal.SIGKILL)
         ledger.check()
     finish(start(logdir))
     ledger.check_run()
-    # Those that were broken off were done again.
-    assert evaluations(logdir) == evaluations(reference)
     assert len(ledger.seen) == STEPS // LENGTH
     assert not list((logdir / 'episodes').glob('.*'))
     assert not (logdir / 'checkpoints' / 'unfinished').exists()
 
 
-def test_killed_or_without_space_at_named_places_nothing_is_lost(tmp_path, reference):
+def test_killed_or_without_space_at_named_places_nothing_is_lost(tmp_path):
     """Two runs at the same time: all that is waited for is their starts."""
     places = [
         'rename:2 write:2 metrics:2:full update:4 evaluation:3 checkpoint:2 metrics:6 '
-        'evaluation:1:term write:1:full written:1',
+        'write:1:full written:1',
         'write:1 update:1 video:1:full rename:3 checkpoint:1 metrics:3 evaluation:3 '
-        'evaluation:1:term checkpoint:1:full']
+        'checkpoint:1:full']
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        runs = [
-            pool.submit(go_through, tmp_path / str(number), words.split(), reference)
-            for number, words in enumerate(places)]
+        runs = [pool.submit(go_through, tmp_path / str(number), words.split())
+                for number, words in enumerate(places)]
         for run in runs:
             run.result()
 
