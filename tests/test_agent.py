@@ -246,7 +246,8 @@ def test_jit_update_equals_the_plain_one(data):
 
 @pytest.mark.slow
 def test_jit_flag_trains(data):
-    metrics = make_agent('--jit', 'true').train(data)
+    agent = make_agent('--jit', 'true')
+    metrics = agent.train(data)
     assert all(np.isfinite(value) for value in metrics.values())
 
 
