@@ -2,9 +2,9 @@
 
     python benchmarks/growth.py [--out docs/growth.png]
 
-From the paper's sizes one is changed at a time. About half an hour on two cores. The
-last line is one JSON object: by size, pairs of it with seconds and with MB; `replay`,
-MB of a replay in memory and of one bounded to 100 MB by the MB on disk.
+From the paper's sizes one is changed at a time. Takes five minutes on two fast cores.
+The last line is one JSON object: by size, pairs of it with seconds and with MB;
+`replay`, MB of a replay in memory and of one bounded to 100 MB by the MB on disk.
 """
 
 import argparse

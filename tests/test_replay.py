@@ -20,7 +20,6 @@ import pytest
 
 import episodes
 import replay as replay_module
-from episodes import KEYS
 from replay import Replay
 
 ROW_BYTES = 64 * 64 * 3 + 4 * (2 + 1 + 1)
@@ -88,9 +87,9 @@ def test_round_trip(tmp_path):
     path = replay.add(episode)
     replay.flush()
     with np.load(path, allow_pickle=False) as stored:
-        assert set(stored) == set(KEYS)
-        assert {stored[key].dtype.name for key in KEYS} == {'uint8', 'float32'}
-        for key in KEYS:
+        assert set(stored) == set(episodes.KEYS)
+        assert {stored[key].dtype.name for key in episodes.KEYS} == {'uint8', 'float32'}
+        for key in episodes.KEYS:
             np.testing.assert_array_equal(stored[key], episode[key])
     loaded = Replay(tmp_path / 'new', length=5)
     assert (loaded.episodes, loaded.rows, loaded.steps, loaded.skipped) == (1, 5, 4, 0)
@@ -237,7 +236,7 @@ def test_folders_of_the_2020_code_load(tmp_path):
         tmp_path, {**extra, **episode}, save=np.savez_compressed,
         name='20200401T101112-f81d4fae7dec11d0a76500a0c91e6bf6-8.npz')
     batch = Replay(tmp_path, length=8).sample(2)
-    assert set(batch) == {*KEYS, 'is_first'}
+    assert set(batch) == {*episodes.KEYS, 'is_first'}
     assert batch['action'].dtype == batch['reward'].dtype == np.float32
     assert batch['reward'][1].tolist() == list(range(300, 308))
     np.testing.assert_array_equal(batch['image'][0], episode['image'])

@@ -304,6 +304,7 @@ class TestCollector:
         collector = workers.Collector(group, seed=0)
         collector.FAILURES = 1
         assert self.act(collector, 49) == []
+
         def fail():
             raise RuntimeError('broken')
 
