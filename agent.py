@@ -72,7 +72,8 @@ class WorldModel(tf.Module):
           scalar loss, posterior [B, L, ...], metrics.
         """
         config = self._config
-        embed = self.encoder(data['image'])
+        image = models.normalize_image(data['image'])
+        embed = self.encoder(image)
         post, prior = self.rssm.observe(
             embed, data['action'], data['is_first'], noise)
         feature = self.rssm.feature(post)
@@ -82,7 +83,7 @@ class WorldModel(tf.Module):
         losses = dict(
             reward_loss=-tf.reduce_mean(self.reward.dist(feature).log_prob(reward)))
         if config.representation == 'reconstruction':
-            losses['image_loss'] = self.image_loss(data['image'], feature)
+            losses['image_loss'] = self.image_loss(image, feature)
         elif config.representation == 'contrastive':
             pairs = distribution.whole_batch([feature, *self.state_model(embed)])
             losses['contrastive_loss'] = -tf.reduce_mean(
@@ -101,9 +102,8 @@ class WorldModel(tf.Module):
             post_ent=tf.reduce_mean(tools.gaussian_entropy(post['std'])))
 
     def image_loss(self, image, feature):
-        """Mean negative log-likelihood of images [B, L, 64, 64, 3] uint8."""
-        return -tf.reduce_mean(
-            self.decoder.dist(feature).log_prob(models.normalize_image(image)))
+        """Mean negative log-likelihood of normalized images [B, L, 64, 64, 3]."""
+        return -tf.reduce_mean(self.decoder.dist(feature).log_prob(image))
 
     def rewards(self, state, action, noise):
         """Predicted rewards [N, L] of an open loop; arguments as `RSSM.imagine`."""
@@ -307,7 +307,8 @@ class Dreamer(tf.Module):
         feature = tf.stop_gradient(self.world.rssm.feature(post))
         optimizer = self.optimizers['decoder']
         with tf.GradientTape() as tape:
-            loss = self.world.image_loss(data['image'], feature)
+            loss = self.world.image_loss(
+                models.normalize_image(data['image']), feature)
             scaled = optimizer.scaled(loss)
         return dict(image_loss=loss, decoder_grad_norm=optimizer.apply(tape, scaled))
 
@@ -315,9 +316,13 @@ class Dreamer(tf.Module):
         """Actor and value network, in the world model as it is now."""
         start = {key: tf.reshape(state, (-1, state.shape[-1]))
                  for key, state in post.items()}
-        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            tape.watch([weight.value for part in self.behavior.parts.values()
-                        for weight in part.trainable_weights])
+        # A tape each: a loop that a persistent one recorded is slower to differentiate.
+        with contextlib.ExitStack() as stack:
+            tapes = {}
+            for name, part in self.behavior.parts.items():
+                tapes[name] = stack.enter_context(
+                    tf.GradientTape(watch_accessed_variables=False))
+                tapes[name].watch([weight.value for weight in part.trainable_weights])
             losses, metrics = self.behavior.losses(
                 self.world, start, tf.reshape(data['discount'], (-1,)),
                 noise['latent'], noise['action'])
@@ -326,7 +331,7 @@ class Dreamer(tf.Module):
         for name, loss in losses.items():
             metrics[f'{name}_loss'] = loss
             metrics[f'{name}_grad_norm'] = self.optimizers[name].apply(
-                tape, scaled[name])
+                tapes[name], scaled[name])
         return metrics
 
     def policy(self, image, is_first, state, training):
@@ -342,12 +347,15 @@ class Dreamer(tf.Module):
           actions [E, A] in [-1, 1] or one-hot, and the state to pass on: what the agent
           believes and the action that it really took.
         """
+        return self.act(self.world.encoder(image), is_first, state, training)
+
+    def act(self, embed, is_first, state, training):
+        """`policy`, given the embedding [B, E] of the images."""
         config = self._config
         rng = self.rng if training else self.eval_rng
         belief, action = state
         latent = self.world.rssm.observe_step(
-            belief, action, self.world.encoder(image), is_first,
-            rng.normal(belief['stoch'].shape))
+            belief, action, embed, is_first, rng.normal(belief['stoch'].shape))
         if config.method == 'planet':
             action = self._plan(latent, rng)
         else:
@@ -450,17 +458,20 @@ class Policy:
     def __init__(self, agent, envs, training):
         state = tf.nest.map_structure(tf.Variable, agent.initial_state(envs))
 
-        def act(image, is_first):
-            action, new = agent.policy(image, is_first, state, training)
+        def act(embed, is_first):
+            action, new = agent.act(embed, is_first, state, training)
             tf.nest.map_structure(lambda old, value: old.assign(value), state, new)
             return action
 
-        # On a CPU an actor's call is many tiny operations, whose dispatch costs more
-        # than they do: compiled, traced once, and without a state to pass in and out.
-        # The planner's large products are faster as they are.
+        # On a CPU an actor is many tiny operations, whose dispatch costs more than they
+        # do: compiled. The large products of encoder and planner are faster as they are.
         tiny = agent.behavior and not tf.config.list_physical_devices('GPU')
+        act = tf.function(act, autograph=False, jit_compile=bool(tiny))
+
+        # Traced once, and without a state to pass in and out.
         self._act = tf.function(
-            act, autograph=False, jit_compile=bool(tiny)).get_concrete_function(
+            lambda image, is_first: act(agent.world.encoder(image), is_first),
+            autograph=False).get_concrete_function(
                 tf.TensorSpec((envs, 64, 64, 3), tf.uint8),
                 tf.TensorSpec((envs,), tf.bool))
 

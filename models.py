@@ -11,62 +11,15 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+import fast
 import tools
 
 tfd = tfp.distributions
 
 
-class ProjectConv2DTranspose(keras.layers.Conv2DTranspose):
-    """Conv2DTranspose, 'valid', of a 1x1 input, which is a matrix product.
-
-    TensorFlow's CPU kernel takes 75 times as long for it. Same weights, same results.
-    """
-
-    def call(self, inputs):
-        inputs = tf.reshape(inputs, (-1, inputs.shape[-1]))
-        kernel = tf.reshape(self.kernel, (-1, inputs.shape[-1]))
-        outputs = tf.matmul(inputs, kernel, transpose_b=True)
-        outputs = tf.reshape(outputs, (-1, *self.kernel_size, self.filters))
-        return self.activation(outputs + self.bias)
-
-
-class SubPixelConv2DTranspose(keras.layers.Conv2DTranspose):
-    """Conv2DTranspose, 'valid', stride 2, even kernel, as a convolution that computes
-    the four phases of every 2x2 block and a `depth_to_space`.
-
-    Where there are as few channels as in an image, TensorFlow's CPU kernel takes twice
-    as long; its gradients are fast and stay. Same weights, same results.
-    """
-
-    def call(self, inputs):
-        outputs = _sub_pixel(inputs, tf.convert_to_tensor(self.kernel))
-        return self.activation(outputs + self.bias)
-
-
-@tf.custom_gradient
-def _sub_pixel(inputs, kernel):
-    """[N, h, w, C] and [k, k, c, C] to [N, 2h + k - 2, 2w + k - 2, c]."""
-    half, (channels, deep) = kernel.shape[0] // 2, kernel.shape[2:]
-    # Pixel 2i + p is the sum over a of kernel[2a + p] inputs[i - a].
-    phases = tf.reshape(kernel, (half, 2, half, 2, channels, deep))[::-1, :, ::-1]
-    phases = tf.reshape(tf.transpose(phases, (0, 2, 5, 1, 3, 4)),
-                        (half, half, deep, 4 * channels))
-    margin = [half - 1] * 2
-    padded = tf.pad(inputs, [[0, 0], margin, margin, [0, 0]])
-    outputs = tf.nn.depth_to_space(tf.nn.conv2d(padded, phases, 1, 'VALID'), 2)
-
-    def gradient(upstream):
-        return tf.nn.conv2d(upstream, kernel, 2, 'VALID'), (
-            tf.raw_ops.Conv2DBackpropFilter(
-                input=upstream, filter_sizes=kernel.shape, out_backprop=inputs,
-                strides=[1, 2, 2, 1], padding='VALID'))
-
-    return outputs, gradient
-
-
-def normalize_image(image, dtype=tf.float32):
-    """uint8 [...] to [-0.5, 0.5] in `dtype`."""
-    return tf.cast(image, dtype) / 255 - 0.5
+def normalize_image(image):
+    """uint8 [...] to [-0.5, 0.5] float32."""
+    return tf.cast(image, tf.float32) / 255 - 0.5
 
 
 class Encoder(keras.layers.Layer):
@@ -81,10 +34,10 @@ class Encoder(keras.layers.Layer):
         super().__init__(name='encoder')
         settings = dict(kernel_size=4, strides=2, activation=act)
         self._convs = [
-            keras.layers.Conv2D(depth, **settings),
-            keras.layers.Conv2D(2 * depth, **settings),
-            keras.layers.Conv2D(4 * depth, **settings),
-            keras.layers.Conv2D(8 * depth, **settings)]
+            fast.Conv2D(depth, **settings),
+            fast.Conv2D(2 * depth, **settings),
+            fast.Conv2D(4 * depth, **settings),
+            fast.WinogradConv2D(8 * depth, **settings)]
         for conv, size, channels in zip(
                 self._convs, (64, 31, 14, 6), (3, depth, 2 * depth, 4 * depth),
                 strict=True):
@@ -93,8 +46,10 @@ class Encoder(keras.layers.Layer):
         self.built = True
 
     def call(self, image):
-        """[..., 64, 64, 3] uint8 to [..., E] float32."""
-        x = normalize_image(tf.reshape(image, (-1, 64, 64, 3)), self.compute_dtype)
+        """[..., 64, 64, 3], uint8 or already normalized, to [..., E] float32."""
+        if image.dtype == tf.uint8:
+            image = normalize_image(image)
+        x = tf.cast(tf.reshape(image, (-1, 64, 64, 3)), self.compute_dtype)
         for conv in self._convs:
             x = conv(x)
         shape = tf.concat([tf.shape(image)[:-3], [self.size]], 0)
@@ -116,10 +71,10 @@ class Decoder(keras.layers.Layer):
         self._dense = keras.layers.Dense(32 * depth)
         self._dense.build((None, feature_size))
         self._convs = [
-            ProjectConv2DTranspose(4 * depth, 5, 2, activation=act),
+            fast.ProjectConv2DTranspose(4 * depth, 5, 2, activation=act),
             keras.layers.Conv2DTranspose(2 * depth, 5, 2, activation=act),
             keras.layers.Conv2DTranspose(depth, 6, 2, activation=act),
-            SubPixelConv2DTranspose(3, 6, 2)]
+            fast.SubPixelConv2DTranspose(3, 6, 2)]
         for conv, size, channels in zip(
                 self._convs, (1, 5, 13, 30), (32 * depth, 4 * depth, 2 * depth, depth),
                 strict=True):
@@ -163,9 +118,13 @@ class Dense(keras.layers.Layer):
 
     def call(self, x):
         """[..., inputs] to [..., outputs] float32."""
+        shape = tf.concat([tf.shape(x)[:-1], [self._layers[-1].units]], 0)
+        static = (*x.shape[:-1], self._layers[-1].units)
+        # As a matrix: only then product, bias and activation become one operation.
+        x = tf.reshape(x, (-1, x.shape[-1]))
         for layer in self._layers:
             x = layer(x)
-        return tf.cast(x, tf.float32)
+        return tf.ensure_shape(tf.reshape(tf.cast(x, tf.float32), shape), static)
 
 
 class ScalarHead(Dense):
@@ -252,7 +211,7 @@ class RSSM(keras.layers.Layer):
         self.stoch_size, self.deter_size = stoch, deter
         self.feature_size = stoch + deter
         self._input = keras.layers.Dense(units, act)
-        self._cell = keras.layers.GRUCell(deter, reset_after=True)
+        self._cell = fast.GRUCell(deter, reset_after=True)
         self._prior_hidden = keras.layers.Dense(units, act)
         self._prior_stats = keras.layers.Dense(2 * stoch)
         self._post_hidden = keras.layers.Dense(units, act)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import fast
 import models
 
 BATCH, LENGTH, ACTION, EMBED = 3, 7, 2, 12
@@ -100,9 +101,9 @@ def test_actor_starts_wide_and_its_mean_is_bounded():
 
 
 @pytest.mark.parametrize('fast, plain, settings, shape', [
-    (models.SubPixelConv2DTranspose, keras.layers.Conv2DTranspose,
+    (fast.SubPixelConv2DTranspose, keras.layers.Conv2DTranspose,
      dict(filters=3, kernel_size=6, strides=2), (2, 5, 5, 4)),
-    (models.ProjectConv2DTranspose, keras.layers.Conv2DTranspose,
+    (fast.ProjectConv2DTranspose, keras.layers.Conv2DTranspose,
      dict(filters=5, kernel_size=5, strides=2, activation='relu'), (3, 1, 1, 4))])
 def test_rewritten_layers_equal_keras(fast, plain, settings, shape):
     layers = [cls(**settings, bias_initializer='normal') for cls in (fast, plain)]
