@@ -350,7 +350,7 @@ class Dreamer(tf.Module):
         return self.act(self.world.encoder(image), is_first, state, training)
 
     def act(self, embed, is_first, state, training):
-        """`policy`, given the embedding [B, E] of the images."""
+        """`policy`, given what the encoder made of the images, [E, its size]."""
         config = self._config
         rng = self.rng if training else self.eval_rng
         belief, action = state
@@ -464,7 +464,7 @@ class Policy:
             return action
 
         # On a CPU an actor is many tiny operations, whose dispatch costs more than they
-        # do: compiled. The large products of encoder and planner are faster as they are.
+        # do: compiled. The large ones of encoder and planner are faster as they are.
         tiny = agent.behavior and not tf.config.list_physical_devices('GPU')
         act = tf.function(act, autograph=False, jit_compile=bool(tiny))
 

@@ -15,8 +15,9 @@ Paper sizes unless flags say otherwise. The last line is one JSON object:
                  of a call in 16, and policy_ms with 1.5 times what the operations of
                  the other 15 take as matrix products
     build_s      seconds of construction and tracing, before the first update
-    peak_rss_mb  peak resident memory of the process, replay aside; glibc's settings for
-                 the heap are those of dreamer.py, or its own with --plain_allocator
+    peak_rss_mb  peak resident memory of the process in three updates, replay aside and
+                 before these matrices are made; glibc's settings for the heap are those
+                 of dreamer.py, or its own with --plain_allocator
 """
 
 import argparse
@@ -121,11 +122,14 @@ def measure(config, action_size, repeats):
     def update():
         [float(value) for value in agent.train(batch).values()]
 
+    for _ in range(3):
+        update()
+    # Before the matrices are there, which training has not.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     # The best that the machine does: NumPy's library or TensorFlow's, and its GPU.
     matrix = tf.random.normal((4096, 4096))
     array = matrix.numpy()
     multiply = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)[0]))
-    update()
     multiply().numpy()
     updates, products = [], []
     for _ in range(repeats):
@@ -134,7 +138,6 @@ def measure(config, action_size, repeats):
                      seconds(lambda: array @ array)]
         print(f'update {updates[-1]:.2f} s, '
               f'{2 * 4096 ** 3 / min(products[-2:]) / 1e9:.0f} GFLOP/s', flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     gflops = 2 * 4096 ** 3 / min(products) / 1e9
     floor = update_flops(config, action_size) / gflops / 1e9
     update_s = statistics.median(updates)

@@ -101,6 +101,12 @@ def test_actor_starts_wide_and_its_mean_is_bounded():
 
 
 @pytest.mark.parametrize('fast, plain, settings, shape', [
+    (fast.Conv2D, keras.layers.Conv2D,
+     dict(filters=5, kernel_size=4, strides=2, activation='relu'), (3, 7, 7, 4)),
+    (fast.WinogradConv2D, keras.layers.Conv2D,
+     dict(filters=5, kernel_size=4, strides=2, activation='relu'), (3, 6, 6, 4)),
+    (fast.WinogradConv2D, keras.layers.Conv2D,
+     dict(filters=5, kernel_size=4, strides=2), (100, 6, 6, 4)),
     (fast.SubPixelConv2DTranspose, keras.layers.Conv2DTranspose,
      dict(filters=3, kernel_size=6, strides=2), (2, 5, 5, 4)),
     (fast.ProjectConv2DTranspose, keras.layers.Conv2DTranspose,
@@ -121,6 +127,25 @@ def test_rewritten_layers_equal_keras(fast, plain, settings, shape):
         results.append([y, *tape.gradient(loss, [x, *weights])])
     for ours, keras_result in zip(*results, strict=True):
         np.testing.assert_allclose(ours, keras_result, rtol=1e-4, atol=1e-4)
+
+
+def test_gru_cell_equals_keras():
+    cells = [cls(4, reset_after=True, bias_initializer='normal')
+             for cls in (fast.GRUCell, keras.layers.GRUCell)]
+    for cell in cells:
+        cell.build((None, 3))
+    cells[1].set_weights(cells[0].get_weights())
+    x, state = tf.constant(random(5, 3)), tf.constant(random(5, 4, seed=1))
+    results = []
+    for cell in cells:
+        with tf.GradientTape() as tape:
+            tape.watch([x, state])
+            y = cell(x, state)[0]
+            loss = tf.reduce_sum(y * random(*y.shape, seed=3))
+        weights = [weight.value for weight in cell.trainable_weights]
+        results.append([y, *tape.gradient(loss, [x, state, *weights])])
+    for ours, keras_result in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, keras_result, rtol=1e-4, atol=1e-5)
 
 
 def test_observe_equals_stepping_one_by_one(rssm, sequence):

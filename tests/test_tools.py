@@ -220,6 +220,21 @@ def test_unit_normal_agrees_with_tfp():
             rtol=1e-4)
 
 
+def test_unit_normal_has_the_gradients_of_tfp():
+    mean, value = (tf.constant(random(4, 2, 3, seed=seed)) for seed in (0, 1))
+    for event in (0, 1, 2):
+        gradients = []
+        for make in (tools.UnitNormal, lambda mean, event: tfd.Independent(
+                tfd.Normal(mean, 1.0), event)):
+            with tf.GradientTape() as tape:
+                tape.watch([mean, value])
+                log_prob = make(mean, event).log_prob(value)
+                loss = tf.reduce_sum(log_prob * random(*log_prob.shape, seed=2))
+            gradients.append(tape.gradient(loss, [mean, value]))
+        for ours, theirs in zip(*gradients, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def optimizer(values, clip=100.0, scale_loss=False):
     variable = keras.Variable(np.array(values, np.float32))
     return variable, tools.Optimizer('model', [variable], 0.1, clip, scale_loss)
