@@ -105,12 +105,18 @@ class SubPixelConv2DTranspose(keras.layers.Conv2DTranspose):
     the four phases of every 2x2 block and a `depth_to_space`.
 
     Where there are as few channels as in an image, TensorFlow's CPU kernel takes twice
-    as long; its gradients are fast and stay.
+    as long; its gradients are fast and stay. The bias is added in float32, as in no
+    layer of Keras': its gradient, a sum over all pixels, would overflow in float16.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, autocast=False, **kwargs)
 
     def call(self, inputs):
         if _keras_is_faster(self):
-            return super().call(inputs)
+            outputs = keras.ops.conv_transpose(
+                inputs, tf.cast(self.kernel, inputs.dtype), self.strides, 'valid')
+            return self.activation(tf.cast(outputs, tf.float32) + self.bias)
         return self.activation(_sub_pixel(
             inputs, *map(tf.convert_to_tensor, (self.kernel, self.bias))))
 

@@ -129,6 +129,16 @@ def test_rewritten_layers_equal_keras(fast, plain, settings, shape):
         np.testing.assert_allclose(ours, keras_result, rtol=1e-4, atol=1e-4)
 
 
+def test_gradient_of_the_image_bias_does_not_overflow_in_float16():
+    """As the loss scale makes it: larger than float16's largest number, 65,504."""
+    keras.config.set_dtype_policy('mixed_float16')
+    decoder = models.Decoder(10, depth=2)
+    with tf.GradientTape() as tape:
+        loss = 100 * tf.reduce_sum(decoder(tf.zeros((5, 10))))
+    gradient = tape.gradient(loss, decoder.trainable_weights)[-1]
+    np.testing.assert_allclose(gradient, [100 * 5 * 64 * 64] * 3, rtol=1e-3)
+
+
 def test_gru_cell_equals_keras():
     cells = [cls(4, reset_after=True, bias_initializer='normal')
              for cls in (fast.GRUCell, keras.layers.GRUCell)]

@@ -106,8 +106,6 @@ def compare(*flags, updates=2, change=None, scale=None, graph=False):
     one, two, other = numbers(agents[0]), numbers(agents[1]), numbers(agents[1], 1)
     return dict(
         weights=apart(one, two, 'weight'), adam=apart(one, two, 'adam'),
-        # Of all but two arrays.
-        most_adam=differences(one, two, 'adam')[-3],
         own=apart(one, two, 'own'), replicas=apart(two, other),
         moved=apart(one, before, 'weight'), last_moved=apart(other, middle, 'weight'),
         metrics=metrics, steps=[int(agent.gradient_step) for agent in agents],
