@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 import distribution
+import fast
 import models
 import planet
 import tools
@@ -103,7 +104,10 @@ class WorldModel(tf.Module):
 
     def image_loss(self, image, feature):
         """Mean negative log-likelihood of normalized images [B, L, 64, 64, 3]."""
-        return -tf.reduce_mean(self.decoder.dist(feature).log_prob(image))
+        return fast.mean_loss(
+            lambda feature, image: -self.decoder.dist(feature).log_prob(image),
+            self.decoder, tf.reshape(feature, (-1, feature.shape[-1])),
+            tf.reshape(image, (-1, *image.shape[2:])))
 
     def rewards(self, state, action, noise):
         """Predicted rewards [N, L] of an open loop; arguments as `RSSM.imagine`."""

@@ -164,3 +164,44 @@ class GRUCell(keras.layers.GRUCell):
         new = tf.tanh(parts[2] + reset * state_parts[2])
         state = new + update * (state - new)
         return state, state
+
+
+PART = 500
+
+
+def mean_loss(losses, layer, inputs, targets):
+    """The mean of a layer's losses over rows, of which a tape has the gradient already.
+
+    What many rows leave in memory for their gradient is most of what training needs, so
+    rows are differentiated `PART` at a time, one part after the other.
+
+    Args:
+      losses: function of `inputs` and `targets`, [N, ...] each, to losses [N].
+      layer: the only one that `losses` calls.
+      inputs, targets: of all rows; targets have no gradient.
+
+    Returns:
+      scalar.
+    """
+    rows = inputs.shape[0]
+    if rows <= PART or _keras_is_faster(layer):
+        return tf.reduce_mean(losses(inputs, targets))
+    weights = layer.trainable_weights
+    total, sums, of_inputs = tf.constant(0.0), [0.0] * len(weights), []
+    for start in range(0, rows, PART):
+        with tf.control_dependencies([total, *of_inputs[-1:]]):
+            some = inputs[start:start + PART]
+        with tf.GradientTape() as tape:
+            tape.watch(some)
+            loss = tf.reduce_sum(losses(some, targets[start:start + PART])) / rows
+        *gradients, of_some = tape.gradient(loss, [*weights, some])
+        total += loss
+        sums = [a + b for a, b in zip(sums, gradients, strict=True)]
+        of_inputs.append(of_some)
+
+    @tf.custom_gradient
+    def differentiated(*_):
+        return total, lambda upstream: [
+            upstream * gradient for gradient in (tf.concat(of_inputs, 0), *sums)]
+
+    return differentiated(inputs, *map(tf.convert_to_tensor, weights))

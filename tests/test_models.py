@@ -129,6 +129,34 @@ def test_rewritten_layers_equal_keras(fast, plain, settings, shape):
         np.testing.assert_allclose(ours, keras_result, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('policy', ['float32', 'mixed_float16'])
+def test_loss_in_parts_equals_the_plain_one(monkeypatch, policy):
+    """Rows that do not divide into equal parts, and a loss that is scaled."""
+    keras.config.set_dtype_policy(policy)
+    decoder = models.Decoder(10, depth=2)
+    feature, image = tf.constant(random(7, 10)), tf.constant(random(7, 64, 64, 3))
+    calls = []
+
+    def losses(feature, image):
+        calls.append(len(feature))
+        return -decoder.dist(feature).log_prob(image)
+
+    @tf.function
+    def loss_and_gradients():
+        with tf.GradientTape() as tape:
+            tape.watch(feature)
+            loss = 3 * fast.mean_loss(losses, decoder, 2 * feature, image)
+        return loss, *tape.gradient(loss, [feature, *decoder.trainable_weights])
+
+    plain = loss_and_gradients()
+    monkeypatch.setattr(fast, 'PART', 3)
+    parts = tf.function(loss_and_gradients.python_function)()
+    assert calls == [7, *([3, 3, 1] if policy == 'float32' else [7])]
+    for one, other in zip(parts, plain, strict=True):
+        scale = np.abs(other).max()
+        np.testing.assert_allclose(one / scale, other / scale, atol=1e-5)
+
+
 def test_gradient_of_the_image_bias_does_not_overflow_in_float16():
     """As the loss scale makes it: larger than float16's largest number, 65,504."""
     keras.config.set_dtype_policy('mixed_float16')

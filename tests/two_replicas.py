@@ -17,10 +17,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import configs  # noqa: E402
 import distribution  # noqa: E402
+import fast  # noqa: E402
 import tools  # noqa: E402
 from agent import Dreamer  # noqa: E402
 
 BATCH, LENGTH, ACTION = 4, 5, 2
+fast.PART = 7  # Of 20 rows, and of 10 on each device.
 FLAGS = ['--configs', 'debug', '--batch_size', str(BATCH), '--batch_length',
          str(LENGTH), '--precision', '32']
 
