@@ -1,10 +1,11 @@
-"""The loop's counting, with several environments."""
+"""The loop: what it counts, with several environments, and what it traces."""
 
 import collections
 import json
 
 import pytest
 
+import agent
 import configs
 import dreamer
 import episodes
@@ -94,3 +95,30 @@ def test_steps_of_episodes_that_were_open_at_a_save_count_once(tmp_path):
     run.lock._file.close()
     run = start(3)
     assert len(run.collector.started) == 3 and min(run.collector.started) > 0
+
+
+@pytest.mark.slow
+def test_nothing_is_traced_twice_in_a_whole_run(tmp_path, monkeypatch):
+    """With evaluations, videos, saves and episodes of different lengths."""
+    traced = collections.Counter()
+    for name in 'act', '_update':
+        plain = getattr(agent.Dreamer, name)
+
+        def count(self, *args, name=name, plain=plain):
+            traced[name] += 1
+            return plain(self, *args)
+
+        monkeypatch.setattr(agent.Dreamer, name, count)
+    config = configs.parse([
+        '--logdir', str(tmp_path), '--task', 'dummy_discrete', '--configs', 'debug',
+        '--steps', '400', '--train_every', '25', '--eval_every', '100', '--parallel',
+        'none', '--precision', '32', '--envs', '2'])
+    group = workers.make_workers(config.task, 3, dict(time_limit=50), 'none')
+    run = dreamer.Run(config, group[:2], group[2:])
+    run.loop()
+    run.logger.close()
+    assert run.gradient_step > 10
+    # One policy acts in training and one in evaluation.
+    assert traced == dict(act=2, _update=1)
+    assert run.agent.train.experimental_get_tracing_count() == 1
+    assert run.agent.openloop.experimental_get_tracing_count() == 1
