@@ -134,6 +134,8 @@ def test_resumed_replay_draws_as_the_one_that_went_on(tmp_path):
     resumed.set_state(state)
     for one in (replay, resumed):
         one.add(make_episode(5, 10))
+        # Both write the same file, each in its own thread.
+        one.flush()
     assert_equal(replay.sample(20), resumed.sample(20))
 
 
