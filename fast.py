@@ -1,6 +1,7 @@
-"""Keras' layers in forms that TensorFlow computes faster on a CPU.
+"""Keras' layers in forms that TensorFlow computes faster on a CPU, and a loss in a form
+that takes less memory.
 
-They have the weights of the layers that they derive from, and compute the same; tests
+The layers have the weights of those that they derive from, and compute the same; tests
 compare values and gradients. What each form gains is in `benchmarks/README.md`. Where
 Keras' own form is better, on a GPU and in half precision, they use it.
 """
@@ -173,7 +174,8 @@ def mean_loss(losses, layer, inputs, targets):
     """The mean of a layer's losses over rows, of which a tape has the gradient already.
 
     What many rows leave in memory for their gradient is most of what training needs, so
-    rows are differentiated `PART` at a time, one part after the other.
+    rows are differentiated `PART` at a time, one part after the other. Not in half
+    precision, where the gradient would miss the loss scale.
 
     Args:
       losses: function of `inputs` and `targets`, [N, ...] each, to losses [N].
@@ -187,9 +189,9 @@ def mean_loss(losses, layer, inputs, targets):
     if rows <= PART or _keras_is_faster(layer):
         return tf.reduce_mean(losses(inputs, targets))
     weights = layer.trainable_weights
-    total, sums, of_inputs = tf.constant(0.0), [0.0] * len(weights), []
+    total, sums, of_inputs = 0.0, [0.0] * len(weights), []
     for start in range(0, rows, PART):
-        with tf.control_dependencies([total, *of_inputs[-1:]]):
+        with tf.control_dependencies(of_inputs[-1:]):
             some = inputs[start:start + PART]
         with tf.GradientTape() as tape:
             tape.watch(some)

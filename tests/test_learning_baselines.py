@@ -2,7 +2,7 @@
 random policy's return to the best possible one."""
 
 import pytest
-from test_learning import CONTINUOUS, DISCRETE, train_either
+from test_learning import CONTINUOUS, DISCRETE, make_run, score
 
 # Telling an image from the others of a batch takes ln(their number) nats, and a state
 # need not know more: many images make it exact. Here that is where the point is; on
@@ -19,5 +19,6 @@ BASELINES = dict(
 @pytest.mark.slow
 @pytest.mark.parametrize('name', BASELINES)
 def test_baseline_learns(tmp_path, name):
-    _, result = train_either(tmp_path, BASELINES[name], (0, 1), 0.5, 30)
-    assert result >= 0.5
+    run = make_run(tmp_path, 0, BASELINES[name])
+    run.loop()
+    assert score(run, 30) >= 0.5
