@@ -21,7 +21,7 @@ test:
 	$(PYTHON) -m pytest tests
 
 lint: setup
-	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 
 soak: setup
 	$(PYTHON) tests/soak.py $(ARGS)

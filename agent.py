@@ -33,12 +33,21 @@ class WorldModel(tf.Module):
         self._config = config
         self.encoder = models.Encoder(config.cnn_depth, config.cnn_act)
         self.rssm = models.RSSM(
-            action_size, self.encoder.size, config.stoch_size, config.deter_size,
-            config.rssm_units, config.dense_act)
+            action_size,
+            self.encoder.size,
+            config.stoch_size,
+            config.deter_size,
+            config.rssm_units,
+            config.dense_act,
+        )
         size = self.rssm.feature_size
         self.reward = models.ScalarHead(
-            size, config.reward_layers, config.num_units, config.dense_act,
-            name='reward')
+            size,
+            config.reward_layers,
+            config.num_units,
+            config.dense_act,
+            name='reward',
+        )
         self.parts = [self.encoder, self.rssm, self.reward]
         reconstructs = config.representation == 'reconstruction'
         self.decoder = None
@@ -48,11 +57,13 @@ class WorldModel(tf.Module):
             self.parts.append(self.decoder)
         if config.representation == 'contrastive':
             self.state_model = models.GaussianHead(
-                self.encoder.size, 3, config.num_units, size, config.dense_act)
+                self.encoder.size, 3, config.num_units, size, config.dense_act
+            )
             self.parts.append(self.state_model)
         if config.pcont:
             self.pcont = models.ScalarHead(
-                size, 3, config.num_units, config.dense_act, 'binary', name='pcont')
+                size, 3, config.num_units, config.dense_act, 'binary', name='pcont'
+            )
             self.parts.append(self.pcont)
 
     @property
@@ -75,39 +86,51 @@ class WorldModel(tf.Module):
         config = self._config
         image = models.normalize_image(data['image'])
         embed = self.encoder(image)
-        post, prior = self.rssm.observe(
-            embed, data['action'], data['is_first'], noise)
+        post, prior = self.rssm.observe(embed, data['action'], data['is_first'], noise)
         feature = self.rssm.feature(post)
         reward = data['reward']
         if config.clip_rewards == 'tanh':
             reward = tf.tanh(reward)
         losses = dict(
-            reward_loss=-tf.reduce_mean(self.reward.dist(feature).log_prob(reward)))
+            reward_loss=-tf.reduce_mean(self.reward.dist(feature).log_prob(reward))
+        )
         if config.representation == 'reconstruction':
             losses['image_loss'] = self.image_loss(image, feature)
         elif config.representation == 'contrastive':
             pairs = distribution.whole_batch([feature, *self.state_model(embed)])
             losses['contrastive_loss'] = -tf.reduce_mean(
-                tools.contrastive(*pairs, config.contrastive_window))
+                tools.contrastive(*pairs, config.contrastive_window)
+            )
         total = sum(losses.values())
         if config.pcont:
-            losses['pcont_loss'] = -tf.reduce_mean(self.pcont.dist(feature).log_prob(
-                config.discount * data['discount']))
+            losses['pcont_loss'] = -tf.reduce_mean(
+                self.pcont.dist(feature).log_prob(config.discount * data['discount'])
+            )
             total += config.pcont_scale * losses['pcont_loss']
         kl = tools.gaussian_kl(post, prior)
         total += config.kl_scale * tools.free_nats(
-            kl, config.free_nats, config.free_nats_per_step)
-        return total, post, dict(
-            losses, model_loss=total, div=tf.reduce_mean(kl),
-            prior_ent=tf.reduce_mean(tools.gaussian_entropy(prior['std'])),
-            post_ent=tf.reduce_mean(tools.gaussian_entropy(post['std'])))
+            kl, config.free_nats, config.free_nats_per_step
+        )
+        return (
+            total,
+            post,
+            dict(
+                losses,
+                model_loss=total,
+                div=tf.reduce_mean(kl),
+                prior_ent=tf.reduce_mean(tools.gaussian_entropy(prior['std'])),
+                post_ent=tf.reduce_mean(tools.gaussian_entropy(post['std'])),
+            ),
+        )
 
     def image_loss(self, image, feature):
         """Mean negative log-likelihood of normalized images [B, L, 64, 64, 3]."""
         return fast.mean_loss(
             lambda feature, image: -self.decoder.dist(feature).log_prob(image),
-            self.decoder, tf.reshape(feature, (-1, feature.shape[-1])),
-            tf.reshape(image, (-1, *image.shape[2:])))
+            self.decoder,
+            tf.reshape(feature, (-1, feature.shape[-1])),
+            tf.reshape(image, (-1, *image.shape[2:])),
+        )
 
     def rewards(self, state, action, noise):
         """Predicted rewards [N, L] of an open loop; arguments as `RSSM.imagine`."""
@@ -127,11 +150,13 @@ class WorldModel(tf.Module):
           [B, L, 64, 64, 3] float32 in [0, 1]: reconstructions, then predictions.
         """
         post, _ = self.rssm.observe(
-            self.encoder(data['image'][:, :context]), data['action'][:, :context],
-            data['is_first'][:, :context], noise[:, :context])
+            self.encoder(data['image'][:, :context]),
+            data['action'][:, :context],
+            data['is_first'][:, :context],
+            noise[:, :context],
+        )
         last = {key: value[:, -1] for key, value in post.items()}
-        prior = self.rssm.imagine(
-            last, data['action'][:, context:], noise[:, context:])
+        prior = self.rssm.imagine(last, data['action'][:, context:], noise[:, context:])
         feature = tf.concat([self.rssm.feature(post), self.rssm.feature(prior)], 1)
         return tf.clip_by_value(self.decoder(feature) + 0.5, 0, 1)
 
@@ -149,12 +174,19 @@ class ActorCritic(tf.Module):
         super().__init__('behavior')
         self._config = config
         self.actor = models.Actor(
-            feature_size, action_size, config.num_units, config.actor_layers,
-            config.dense_act, config.action_dist, config.action_init_std)
+            feature_size,
+            action_size,
+            config.num_units,
+            config.actor_layers,
+            config.dense_act,
+            config.action_dist,
+            config.action_init_std,
+        )
         self.parts = dict(actor=self.actor)
         if config.method == 'dreamer':
             self.value = models.ScalarHead(
-                feature_size, 3, config.num_units, config.dense_act, name='value')
+                feature_size, 3, config.num_units, config.dense_act, name='value'
+            )
             self.parts['value'] = self.value
 
     def imagine(self, rssm, start, latent_noise, action_noise):
@@ -169,14 +201,17 @@ class ActorCritic(tf.Module):
           features [H, N, F], without the start's, and log-probabilities [H, N] of the
           actions.
         """
+
         def step(previous, noise):
             state, _ = previous
             # The actor learns through its action alone: not by changing, one step
             # earlier, what it will see.
             policy = self.actor.dist(tf.stop_gradient(rssm.feature(state)))
             action = policy.sample(noise[1])
-            return (rssm.imagine_step(state, action, noise[0]),
-                    tf.stop_gradient(policy.log_prob(action)))
+            return (
+                rssm.imagine_step(state, action, noise[0]),
+                tf.stop_gradient(policy.log_prob(action)),
+            )
 
         initial = (start, tf.zeros(tf.shape(start['stoch'])[:1]))
         states, log_prob = tf.scan(step, (latent_noise, action_noise), initial)
@@ -202,17 +237,20 @@ class ActorCritic(tf.Module):
         metrics = dict(action_ent=-tf.reduce_mean(log_prob))
         if self._config.method == 'no_value':
             weight = start_weight * tools.discount_weights(discount)
-            return dict(actor=-tf.reduce_mean(
-                tf.reduce_sum(weight * reward, 0))), metrics
+            return dict(
+                actor=-tf.reduce_mean(tf.reduce_sum(weight * reward, 0))
+            ), metrics
         value = self.value.dist(feature)
         returns = tools.lambda_return(
-            reward[:-1], value.mean()[1:], discount[:-1], self._config.disclam)
+            reward[:-1], value.mean()[1:], discount[:-1], self._config.disclam
+        )
         weight = start_weight * tools.discount_weights(discount[:-1])
         actor_loss = -tf.reduce_mean(weight * returns)
         # Only the value network's gradient of this is used: one forward pass serves.
         target = tf.stop_gradient(returns)
         value_loss = -tf.reduce_mean(
-            weight * tools.UnitNormal(value.mean()[:-1]).log_prob(target))
+            weight * tools.UnitNormal(value.mean()[:-1]).log_prob(target)
+        )
         return dict(actor=actor_loss, value=value_loss), metrics
 
 
@@ -233,7 +271,9 @@ class Dreamer(tf.Module):
         self._action_size = action_size
         keras.config.set_dtype_policy(
             {'16': 'mixed_float16', 'bfloat16': 'mixed_bfloat16', '32': 'float32'}[
-                config.precision])
+                config.precision
+            ]
+        )
         keras.utils.set_random_seed(config.seed)
         self.rng = tf.random.Generator.from_seed(config.seed)
         # Of its own: evaluating more or less often must not change the training.
@@ -247,8 +287,7 @@ class Dreamer(tf.Module):
         with strategy.scope() if strategy else contextlib.nullcontext():
             self._build(config, action_size)
         # No Python control flow depends on tensors: plain tracing is a third faster.
-        self.train = tf.function(
-            self._train, autograph=False, jit_compile=config.jit)
+        self.train = tf.function(self._train, autograph=False, jit_compile=config.jit)
 
     def _build(self, config, action_size):
         self.world = WorldModel(config, action_size)
@@ -256,21 +295,33 @@ class Dreamer(tf.Module):
         self.behavior = None
         if config.method != 'planet':
             self.behavior = ActorCritic(
-                config, self.world.rssm.feature_size, action_size)
-            trained.update({name: part.trainable_weights
-                            for name, part in self.behavior.parts.items()})
+                config, self.world.rssm.feature_size, action_size
+            )
+            trained.update(
+                {
+                    name: part.trainable_weights
+                    for name, part in self.behavior.parts.items()
+                }
+            )
         # To look at only: an optimiser of its own, so that its gradient has no part in
         # the norm by which the world model's is clipped.
         self.watches = bool(
-            self.world.decoder and config.representation != 'reconstruction')
+            self.world.decoder and config.representation != 'reconstruction'
+        )
         if self.watches:
             trained['decoder'] = self.world.decoder.trainable_weights
-        rates = dict(model=config.model_lr, actor=config.actor_lr,
-                     value=config.value_lr, decoder=config.model_lr)
+        rates = dict(
+            model=config.model_lr,
+            actor=config.actor_lr,
+            value=config.value_lr,
+            decoder=config.model_lr,
+        )
         self.optimizers = {
-            name: tools.Optimizer(name, variables, rates[name], config.grad_clip,
-                                  config.precision == '16')
-            for name, variables in trained.items()}
+            name: tools.Optimizer(
+                name, variables, rates[name], config.grad_clip, config.precision == '16'
+            )
+            for name, variables in trained.items()
+        }
 
     def noise(self, batch, length):
         """All standard normal noise of one update."""
@@ -279,7 +330,8 @@ class Dreamer(tf.Module):
         return dict(
             post=normal((batch, length, config.stoch_size)),
             latent=normal((config.horizon, rows, config.stoch_size)),
-            action=normal((config.horizon, rows, self._action_size)))
+            action=normal((config.horizon, rows, self._action_size)),
+        )
 
     def _train(self, data):
         """One update of world model, actor and value network from a replay batch
@@ -311,31 +363,39 @@ class Dreamer(tf.Module):
         feature = tf.stop_gradient(self.world.rssm.feature(post))
         optimizer = self.optimizers['decoder']
         with tf.GradientTape() as tape:
-            loss = self.world.image_loss(
-                models.normalize_image(data['image']), feature)
+            loss = self.world.image_loss(models.normalize_image(data['image']), feature)
             scaled = optimizer.scaled(loss)
         return dict(image_loss=loss, decoder_grad_norm=optimizer.apply(tape, scaled))
 
     def _update_behavior(self, data, post, noise):
         """Actor and value network, in the world model as it is now."""
-        start = {key: tf.reshape(state, (-1, state.shape[-1]))
-                 for key, state in post.items()}
+        start = {
+            key: tf.reshape(state, (-1, state.shape[-1])) for key, state in post.items()
+        }
         # A tape each: a loop that a persistent one recorded is slower to differentiate.
         with contextlib.ExitStack() as stack:
             tapes = {}
             for name, part in self.behavior.parts.items():
                 tapes[name] = stack.enter_context(
-                    tf.GradientTape(watch_accessed_variables=False))
+                    tf.GradientTape(watch_accessed_variables=False)
+                )
                 tapes[name].watch([weight.value for weight in part.trainable_weights])
             losses, metrics = self.behavior.losses(
-                self.world, start, tf.reshape(data['discount'], (-1,)),
-                noise['latent'], noise['action'])
-            scaled = {name: self.optimizers[name].scaled(loss)
-                      for name, loss in losses.items()}
+                self.world,
+                start,
+                tf.reshape(data['discount'], (-1,)),
+                noise['latent'],
+                noise['action'],
+            )
+            scaled = {
+                name: self.optimizers[name].scaled(loss)
+                for name, loss in losses.items()
+            }
         for name, loss in losses.items():
             metrics[f'{name}_loss'] = loss
             metrics[f'{name}_grad_norm'] = self.optimizers[name].apply(
-                tapes[name], scaled[name])
+                tapes[name], scaled[name]
+            )
         return metrics
 
     def policy(self, image, is_first, state, training):
@@ -359,16 +419,27 @@ class Dreamer(tf.Module):
         rng = self.rng if training else self.eval_rng
         belief, action = state
         latent = self.world.rssm.observe_step(
-            belief, action, embed, is_first, rng.normal(belief['stoch'].shape))
+            belief, action, embed, is_first, rng.normal(belief['stoch'].shape)
+        )
         if config.method == 'planet':
             action = self._plan(latent, rng)
         else:
             action = self._act(latent, rng, training and config.expl_action == 'sample')
-        amount = tools.linear_schedule(
-            config.expl_amount, config.expl_min, config.expl_decay,
-            self.gradient_step) if training else config.eval_noise
-        explore = (tools.epsilon_greedy if config.expl == 'epsilon_greedy'
-                   else tools.add_gaussian)
+        amount = (
+            tools.linear_schedule(
+                config.expl_amount,
+                config.expl_min,
+                config.expl_decay,
+                self.gradient_step,
+            )
+            if training
+            else config.eval_noise
+        )
+        explore = (
+            tools.epsilon_greedy
+            if config.expl == 'epsilon_greedy'
+            else tools.add_gaussian
+        )
         action = explore(action, amount, rng)
         return action, ({key: latent[key] for key in belief}, action)
 
@@ -385,18 +456,27 @@ class Dreamer(tf.Module):
         config, size = self._config, self._action_size
         envs = state['deter'].shape[0]
         rows, horizon = envs * config.plan_candidates, config.plan_horizon
-        start = {key: tf.repeat(value, config.plan_candidates, 0)
-                 for key, value in state.items()}
+        start = {
+            key: tf.repeat(value, config.plan_candidates, 0)
+            for key, value in state.items()
+        }
 
         def score(actions):
             rewards = self.world.rewards(
-                start, tf.reshape(actions, (rows, horizon, size)),
-                rng.normal((rows, horizon, config.stoch_size)))
+                start,
+                tf.reshape(actions, (rows, horizon, size)),
+                rng.normal((rows, horizon, config.stoch_size)),
+            )
             return tf.reshape(tf.reduce_sum(rewards, 1), (envs, -1))
 
         return planet.plan(
-            score, (envs, horizon, size), rng, config.plan_candidates,
-            config.plan_iterations, config.plan_elites)[:, 0]
+            score,
+            (envs, horizon, size),
+            rng,
+            config.plan_candidates,
+            config.plan_iterations,
+            config.plan_elites,
+        )[:, 0]
 
     def initial_state(self, envs):
         """The policy's state before the first step in `envs` environments."""
@@ -428,7 +508,8 @@ class Dreamer(tf.Module):
                 self.check_weights()
                 raise FloatingPointError(
                     f'the gradient of the {name} was not finite {limit} times in a '
-                    'row; try --precision 32 or a lower learning rate')
+                    'row; try --precision 32 or a lower learning rate'
+                )
 
     def fingerprint(self):
         """A checksum of the weights and of what Adam knows of them."""
@@ -442,12 +523,16 @@ class Dreamer(tf.Module):
         """Raise FloatingPointError if a network has weights that are not finite."""
         behavior = self.behavior.parts.values() if self.behavior else ()
         broken = [
-            part.name for part in (*self.world.parts, *behavior)
-            if not np.isfinite([float(tf.reduce_sum(weight))
-                                for weight in part.trainable_weights]).all()]
+            part.name
+            for part in (*self.world.parts, *behavior)
+            if not np.isfinite(
+                [float(tf.reduce_sum(weight)) for weight in part.trainable_weights]
+            ).all()
+        ]
         if broken:
             raise FloatingPointError(
-                f"the weights of the {' and '.join(broken)} are not finite")
+                f'the weights of the {" and ".join(broken)} are not finite'
+            )
 
 
 class Policy:
@@ -475,9 +560,10 @@ class Policy:
         # Traced once, and without a state to pass in and out.
         self._act = tf.function(
             lambda image, is_first: act(agent.world.encoder(image), is_first),
-            autograph=False).get_concrete_function(
-                tf.TensorSpec((envs, 64, 64, 3), tf.uint8),
-                tf.TensorSpec((envs,), tf.bool))
+            autograph=False,
+        ).get_concrete_function(
+            tf.TensorSpec((envs, 64, 64, 3), tf.uint8), tf.TensorSpec((envs,), tf.bool)
+        )
 
     def __call__(self, image, is_first):
         """[E, 64, 64, 3] uint8 and [E] bool, true where an episode starts, to actions

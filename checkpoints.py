@@ -50,10 +50,14 @@ class Lock:
             holder = self._file.read().strip() or 'another process'
             raise configs.ConfigError(
                 f'{folder} is in use by {holder}; stop that run or choose another '
-                '--logdir') from None
+                '--logdir'
+            ) from None
         except OSError as error:
-            print(f'dreamer: warning: {folder} cannot be locked ({error.strerror}); '
-                  'do not start a second run there', file=sys.stderr)
+            print(
+                f'dreamer: warning: {folder} cannot be locked ({error.strerror}); '
+                'do not start a second run there',
+                file=sys.stderr,
+            )
         self._file.truncate(0)
         self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         self._file.flush()
@@ -93,8 +97,10 @@ class Checkpoints:
             self.write(unfinished / 'ckpt', state)
             faults.reach('written')
             for suffix in DATA, INDEX:
-                episodes.rename(unfinished / f'ckpt{suffix}',
-                                self._folder / f'ckpt-{number}{suffix}')
+                episodes.rename(
+                    unfinished / f'ckpt{suffix}',
+                    self._folder / f'ckpt-{number}{suffix}',
+                )
                 faults.reach('checkpoint')
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -144,7 +150,8 @@ class Checkpoints:
         if damaged:
             raise configs.ConfigError(
                 f'no checkpoint in {self._folder} is whole ({damaged[0][1]}); move the '
-                'folder away to learn anew from the episodes')
+                'folder away to learn anew from the episodes'
+            )
         return {}
 
     def load(self, number):
@@ -160,7 +167,8 @@ class Checkpoints:
         except (ValueError, AssertionError, tf.errors.OpError) as error:
             raise configs.ConfigError(
                 f'{path} is of another network or version '
-                f'({str(error).splitlines()[0]})') from None
+                f'({str(error).splitlines()[0]})'
+            ) from None
         self.restored = number
 
     def _set_aside(self, number, reason, good):
@@ -168,9 +176,12 @@ class Checkpoints:
             path = self._folder / f'ckpt-{number}{suffix}'
             if path.exists():
                 path.replace(self._folder / f'damaged-{number}{suffix}')
-        print(f'dreamer: warning: the checkpoint {self._folder}/ckpt-{number} is '
-              f'damaged ({reason}); it is kept as damaged-{number}, and the run goes '
-              f'on from {good}', file=sys.stderr)
+        print(
+            f'dreamer: warning: the checkpoint {self._folder}/ckpt-{number} is '
+            f'damaged ({reason}); it is kept as damaged-{number}, and the run goes '
+            f'on from {good}',
+            file=sys.stderr,
+        )
 
     def _names(self):
         """Kind and number of all files."""
@@ -179,15 +190,21 @@ class Checkpoints:
 
     def numbers(self):
         """Numbers of the checkpoints, ascending."""
-        return sorted({number for kind, number in self._names()
-                       if kind == 'ckpt'
-                       and (self._folder / f'ckpt-{number}{INDEX}').exists()})
+        return sorted(
+            {
+                number
+                for kind, number in self._names()
+                if kind == 'ckpt' and (self._folder / f'ckpt-{number}{INDEX}').exists()
+            }
+        )
 
     def _announce(self):
         """Tell TensorFlow's own tools which checkpoints there are."""
         names = [f'"ckpt-{number}"' for number in self.numbers()]
-        lines = [f'model_checkpoint_path: {names[-1]}',
-                 *(f'all_model_checkpoint_paths: {name}' for name in names)]
+        lines = [
+            f'model_checkpoint_path: {names[-1]}',
+            *(f'all_model_checkpoint_paths: {name}' for name in names),
+        ]
         temporary = self._folder / 'checkpoint.tmp'
         temporary.write_text('\n'.join(lines) + '\n')
         temporary.replace(self._folder / 'checkpoint')
@@ -201,8 +218,10 @@ def read(path):
     """
     reader = tf.train.load_checkpoint(str(path))
     kinds = reader.get_variable_to_dtype_map()
-    claimed = sum(math.prod(shape) * kinds[name].size for name, shape in
-                  reader.get_variable_to_shape_map().items())
+    claimed = sum(
+        math.prod(shape) * kinds[name].size
+        for name, shape in reader.get_variable_to_shape_map().items()
+    )
     if claimed > os.path.getsize(f'{path}{DATA}'):
         raise ValueError(f'it claims {claimed} bytes of data')
     for name in kinds:

@@ -20,9 +20,15 @@ SCORES = pathlib.Path(__file__).resolve().parent / 'scores'
 
 # Columns of the tables in scores/, named METHOD_STEPS..., and their labels.
 BASELINES = {
-    'a3c_1e8_state': 'A3C, states', 'd4pg_1e8_pixels': 'D4PG', 'planet_5e6': 'PlaNet',
-    'dreamer_5e6': 'Dreamer, paper', 'dqn_2e8': 'DQN', 'c51_2e8': 'C51',
-    'rainbow_2e8': 'Rainbow', 'iqn_2e8': 'IQN', 'impala_1e9': 'IMPALA',
+    'a3c_1e8_state': 'A3C, states',
+    'd4pg_1e8_pixels': 'D4PG',
+    'planet_5e6': 'PlaNet',
+    'dreamer_5e6': 'Dreamer, paper',
+    'dqn_2e8': 'DQN',
+    'c51_2e8': 'C51',
+    'rainbow_2e8': 'Rainbow',
+    'iqn_2e8': 'IQN',
+    'impala_1e9': 'IMPALA',
 }
 
 # Resamples of the bootstrap; more than steadies an interval's second decimal.
@@ -122,7 +128,8 @@ class Published:
                     self.finals[task] = {x: float(row[x]) for x in row if row[x]}
             for row in _read_csv(folder / 'dmc_dreamer_curves.csv'):
                 points.setdefault(row.pop('task'), []).append(
-                    [float(x) for x in row.values()])
+                    [float(x) for x in row.values()]
+                )
         except (OSError, ValueError, KeyError) as error:
             raise ScoreError(f'unreadable tables in {folder}: {error}') from None
         self.curves = {task: np.array(rows).T for task, rows in points.items()}
@@ -137,8 +144,10 @@ class Published:
         if method == 'dreamer' and task in self.curves:
             steps, mean, std, _ = self.curves[task]
             if steps[0] <= step <= 2 * steps[-1] - steps[-2]:
-                return (float(np.interp(step, steps, mean)),
-                        float(np.interp(step, steps, std)))
+                return (
+                    float(np.interp(step, steps, mean)),
+                    float(np.interp(step, steps, std)),
+                )
         if method == 'planet' and step >= 4.9e6:
             return self.finals.get(task, {}).get('planet_5e6'), None
         return None, None
@@ -147,9 +156,12 @@ class Published:
         """Mean of each column over the tasks of `suite` that have it."""
         tables = [x for task, x in self.finals.items() if task.startswith(f'{suite}_')]
         columns = [c for c in BASELINES if any(c in table for table in tables)]
-        return {column: float(np.mean([
-            table[column] for table in tables if column in table]))
-            for column in columns}
+        return {
+            column: float(
+                np.mean([table[column] for table in tables if column in table])
+            )
+            for column in columns
+        }
 
 
 def _read_csv(path):
@@ -193,8 +205,11 @@ def read_points(path, key):
 
 def _is_number(value):
     # JSON's whole numbers have no bounds; ours are damage long before a float's end.
-    return (isinstance(value, (int, float)) and not isinstance(value, bool)
-            and abs(value) < 1e15)
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) < 1e15
+    )
 
 
 def name_run(folder, root):
@@ -212,8 +227,9 @@ def name_run(folder, root):
     if len(parts) == 3:
         return str(config.get('task', parts[0])), parts[1], parts[2]
     if 'task' not in config or 'seed' not in config:
-        raise ScoreError('it is not at task/method/seed and has no config.json with '
-                        'task and seed')
+        raise ScoreError(
+            'it is not at task/method/seed and has no config.json with task and seed'
+        )
     method = config.get('method', 'dreamer')
     representation = config.get('representation', 'reconstruction')
     if representation != 'reconstruction':
@@ -250,14 +266,16 @@ def find_runs(roots, key, tasks=None):
                 if tasks and name[0] not in tasks:
                     continue
                 if name in runs:
-                    raise ScoreError('same task, method and seed as '
-                                     f'{runs[name].folder}')
+                    raise ScoreError(
+                        f'same task, method and seed as {runs[name].folder}'
+                    )
                 runs[name] = load_run(folder, name, key, notes)
             except (ScoreError, OSError) as error:
                 notes.append(f'left out {folder}: {error}')
                 continue
             if len(folder.relative_to(root).parts) == 3 and (
-                    folder.parent.parent.name != name[0]):
+                folder.parent.parent.name != name[0]
+            ):
                 notes.append(f'{folder} counts as {name[0]}, by its config.json')
     return [runs[name] for name in sorted(runs)], notes
 
@@ -269,11 +287,14 @@ def load_run(folder, name, key, notes):
     """
     steps, values, counts = read_points(folder / 'metrics.jsonl', key)
     if counts['damaged']:
-        notes.append(f"skipped {counts['damaged']} damaged or unfinished line(s) in "
-                     f'{folder}')
+        notes.append(
+            f'skipped {counts["damaged"]} damaged or unfinished line(s) in {folder}'
+        )
     if counts['nonfinite']:
-        notes.append(f"skipped {counts['nonfinite']} value(s) of {key} that are not "
-                     f'finite numbers in {folder}')
+        notes.append(
+            f'skipped {counts["nonfinite"]} value(s) of {key} that are not '
+            f'finite numbers in {folder}'
+        )
     if not len(steps):
         raise ScoreError(f'it has no {key}')
     return Run(*name, folder, steps, values)
@@ -344,7 +365,8 @@ def make_rows(curves, widths, published, step=None, notes=None):
         if len(column) > curve.seeds[k] or (step is None and steps < last):
             notes.append(
                 f'{method} on {task}: scores are those of {curve.seeds[k]} of '
-                f'{len(column)} runs at {steps} steps; the longest has {last}')
+                f'{len(column)} runs at {steps} steps; the longest has {last}'
+            )
         mean, std = published.at(task, method, steps) if published else (None, None)
         rows.append(Row(task, method, steps, column[np.isfinite(column)], mean, std))
     return rows
@@ -362,13 +384,17 @@ def aggregate(rows):
     """
     result = []
     for method in sorted({row.method for row in rows}):
-        scores = [row.scores for row in rows
-                  if row.method == method and row.task.startswith('dmc_')]
+        scores = [
+            row.scores
+            for row in rows
+            if row.method == method and row.task.startswith('dmc_')
+        ]
         if len(scores) > 1 or scores and len(scores[0]) > 1:
             seeds = min(map(len, scores))
             iqm, mean = _estimates(np.stack([x[:seeds] for x in scores], 1) / 1000)
-            result.append(dict(method=method, tasks=len(scores), seeds=seeds, iqm=iqm,
-                               mean=mean))
+            result.append(
+                dict(method=method, tasks=len(scores), seeds=seeds, iqm=iqm, mean=mean)
+            )
     return result
 
 
@@ -389,7 +415,8 @@ def _estimates(scores):
         np.random.seed(0)
         try:
             ends = library.get_interval_estimates(
-                {'': scores}, statistics, reps=RESAMPLES)[1]['']
+                {'': scores}, statistics, reps=RESAMPLES
+            )[1]['']
         finally:
             np.random.set_state(state)
     return [(float(value), *ends[:, i]) for i, value in enumerate(statistics(scores))]

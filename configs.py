@@ -20,17 +20,31 @@ import faults
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs eval_envs parallel precision '
     'jit verbose worker_timeout replay_memory replay_capacity allow_config_change '
-    'lab_renderer lab_level_cache'.split())
+    'lab_renderer lab_level_cache'.split()
+)
 
 # Groups of flags in --help: each begins with this one, as in `Config`.
 GROUPS = dict(
-    logdir='run', envs='environments', representation='world model',
-    batch_size='training', discount='behaviour', plan_candidates='planning')
+    logdir='run',
+    envs='environments',
+    representation='world model',
+    batch_size='training',
+    discount='behaviour',
+    plan_candidates='planning',
+)
 
 # Passed on to the environments (wrappers.make).
 ENVIRONMENT_FLAGS = (
-    'action_repeat', 'time_limit', 'render_quality', 'same_game', 'lab_actions',
-    'lab_renderer', 'lab_holdout', 'lab_level_cache', 'gym_import')
+    'action_repeat',
+    'time_limit',
+    'render_quality',
+    'same_game',
+    'lab_actions',
+    'lab_renderer',
+    'lab_holdout',
+    'lab_level_cache',
+    'gym_import',
+)
 
 
 class ConfigError(ValueError):
@@ -38,8 +52,12 @@ class ConfigError(ValueError):
 
 
 def _flag(default, help, choices=None, minimum=None, maximum=None, above=None):
-    return dataclasses.field(default=default, metadata=dict(
-        help=help, choices=choices, minimum=minimum, maximum=maximum, above=above))
+    return dataclasses.field(
+        default=default,
+        metadata=dict(
+            help=help, choices=choices, minimum=minimum, maximum=maximum, above=above
+        ),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,142 +68,231 @@ class Config:
     # Run.
     logdir: str = _flag('./logs', 'folder of the run; the same command resumes it')
     task: str = _flag('dmc_walker_walk', 'SUITE_NAME, for example dmc_cartpole_balance')
-    method: str = _flag('dreamer', 'of choosing actions: an actor with a value '
-                        'network, an actor without one, or the PlaNet planner',
-                        ('dreamer', 'no_value', 'planet'))
-    seed: int = _flag(0, 'seed of networks, noise, replay and episodes', minimum=0,
-                      maximum=2 ** 32 - 1)
-    steps: int = _flag(5_000_000, 'length of the run, prefill included '
-                       '[environment steps; paper: 5e6]', minimum=1)
-    eval_every: int = _flag(10_000, 'between evaluations [environment steps]',
-                            minimum=1)
-    log_every: int = _flag(1_000, 'between lines of losses, after training phases '
-                           '[environment steps]', minimum=1)
-    save_every: int = _flag(10_000, 'between checkpoints [environment steps]',
-                            minimum=1)
-    precision: str = _flag('auto', 'of the networks: float16, float32 or bfloat16; '
-                           'auto is 16 on a GPU and 32 elsewhere; losses are always '
-                           'float32', ('auto', '16', '32', 'bfloat16'))
+    method: str = _flag(
+        'dreamer',
+        'of choosing actions: an actor with a value '
+        'network, an actor without one, or the PlaNet planner',
+        ('dreamer', 'no_value', 'planet'),
+    )
+    seed: int = _flag(
+        0, 'seed of networks, noise, replay and episodes', minimum=0, maximum=2**32 - 1
+    )
+    steps: int = _flag(
+        5_000_000,
+        'length of the run, prefill included [environment steps; paper: 5e6]',
+        minimum=1,
+    )
+    eval_every: int = _flag(
+        10_000, 'between evaluations [environment steps]', minimum=1
+    )
+    log_every: int = _flag(
+        1_000,
+        'between lines of losses, after training phases [environment steps]',
+        minimum=1,
+    )
+    save_every: int = _flag(
+        10_000, 'between checkpoints [environment steps]', minimum=1
+    )
+    precision: str = _flag(
+        'auto',
+        'of the networks: float16, float32 or bfloat16; '
+        'auto is 16 on a GPU and 32 elsewhere; losses are always '
+        'float32',
+        ('auto', '16', '32', 'bfloat16'),
+    )
     jit: bool = _flag(False, 'compile the training step with XLA')
     allow_config_change: bool = _flag(
-        False, 'resume a logdir that was started with other settings')
+        False, 'resume a logdir that was started with other settings'
+    )
     verbose: bool = _flag(False, "print TensorFlow's and the simulators' own messages")
 
     # Environments.
-    envs: int = _flag(1, 'environments that collect in parallel', minimum=1,
-                      maximum=1000)
-    eval_envs: int = _flag(1, 'environments that evaluate in parallel, one episode '
-                           'each', minimum=1, maximum=1000)
-    parallel: str = _flag('process', 'where simulators run; none is the main process, '
-                          'which is not safe with software rendering',
-                          ('process', 'none'))
-    worker_timeout: float = _flag(300.0, 'until a silent simulator counts as dead '
-                                  '[seconds]', above=0, maximum=1e6)
+    envs: int = _flag(
+        1, 'environments that collect in parallel', minimum=1, maximum=1000
+    )
+    eval_envs: int = _flag(
+        1,
+        'environments that evaluate in parallel, one episode each',
+        minimum=1,
+        maximum=1000,
+    )
+    parallel: str = _flag(
+        'process',
+        'where simulators run; none is the main process, '
+        'which is not safe with software rendering',
+        ('process', 'none'),
+    )
+    worker_timeout: float = _flag(
+        300.0, 'until a silent simulator counts as dead [seconds]', above=0, maximum=1e6
+    )
     action_repeat: int = _flag(2, 'simulator steps per action [paper: 2]', minimum=1)
     time_limit: int = _flag(1000, 'longest episode [environment steps]', minimum=1)
-    render_quality: str = _flag('standard', 'of MuJoCo; fast is without shadows and '
-                                'multisampling, 3 to 6 times quicker without a GPU',
-                                ('standard', 'fast'))
-    same_game: bool = _flag(False, 'Atari: a lost life ends the training episode, and '
-                            'the same game goes on [common practice]; off: a new game '
-                            '[both releases]')
-    lab_actions: str = _flag('', "DeepMind Lab: actions such as '0,0,0,1,0,0,0; "
-                             "-20,0,0,0,0,0,0' (look_lr, look_ud, strafe, move, fire, "
-                             'jump, crouch); empty is the nine of the release [TF1]')
+    render_quality: str = _flag(
+        'standard',
+        'of MuJoCo; fast is without shadows and '
+        'multisampling, 3 to 6 times quicker without a GPU',
+        ('standard', 'fast'),
+    )
+    same_game: bool = _flag(
+        False,
+        'Atari: a lost life ends the training episode, and '
+        'the same game goes on [common practice]; off: a new game '
+        '[both releases]',
+    )
+    lab_actions: str = _flag(
+        '',
+        "DeepMind Lab: actions such as '0,0,0,1,0,0,0; "
+        "-20,0,0,0,0,0,0' (look_lr, look_ud, strafe, move, fire, "
+        'jump, crouch); empty is the nine of the release [TF1]',
+    )
     lab_renderer: str = _flag('software', 'of DeepMind Lab', ('software', 'hardware'))
-    lab_holdout: bool = _flag(False, 'DeepMind Lab: evaluate on hold-out levels (the '
-                              'releases never did)')
-    lab_level_cache: str = _flag('', 'DeepMind Lab: folder for compiled levels, shared '
-                                 'by all environments; empty is none')
-    gym_import: str = _flag('', 'module that registers further Gymnasium environments '
-                            'when imported')
-    prefill: int = _flag(5000, 'steps of random actions before training '
-                         '[environment steps; paper: 5 episodes]', minimum=1)
-    eval_noise: float = _flag(0.0, 'std of Gaussian noise on evaluation actions, or '
-                              'their epsilon', minimum=0)
-    clip_rewards: str = _flag('none', 'bound rewards in training; logged returns stay '
-                              'raw', ('none', 'tanh'))
+    lab_holdout: bool = _flag(
+        False, 'DeepMind Lab: evaluate on hold-out levels (the releases never did)'
+    )
+    lab_level_cache: str = _flag(
+        '',
+        'DeepMind Lab: folder for compiled levels, shared '
+        'by all environments; empty is none',
+    )
+    gym_import: str = _flag(
+        '', 'module that registers further Gymnasium environments when imported'
+    )
+    prefill: int = _flag(
+        5000,
+        'steps of random actions before training '
+        '[environment steps; paper: 5 episodes]',
+        minimum=1,
+    )
+    eval_noise: float = _flag(
+        0.0, 'std of Gaussian noise on evaluation actions, or their epsilon', minimum=0
+    )
+    clip_rewards: str = _flag(
+        'none', 'bound rewards in training; logged returns stay raw', ('none', 'tanh')
+    )
 
     # World model.
     representation: str = _flag(
-        'reconstruction', 'what the world model learns from besides rewards: '
+        'reconstruction',
+        'what the world model learns from besides rewards: '
         'predicting images, telling them apart, or nothing [paper, section 4]',
-        ('reconstruction', 'contrastive', 'reward'))
+        ('reconstruction', 'contrastive', 'reward'),
+    )
     contrastive_window: int = _flag(
-        0, 'sequences whose images a state is contrasted with, its own among them; 0 '
+        0,
+        'sequences whose images a state is contrasted with, its own among them; 0 '
         'is the whole batch; memory is 4 * batch_size * batch_length^2 * window bytes, '
-        'several times over [TF1: 10]', minimum=0)
+        'several times over [TF1: 10]',
+        minimum=0,
+    )
     log_images: bool = _flag(
-        True, 'for contrastive and reward representations, train a decoder beside them '
-        'for the open-loop videos')
+        True,
+        'for contrastive and reward representations, train a decoder beside them '
+        'for the open-loop videos',
+    )
     deter_size: int = _flag(200, 'units of the deterministic (GRU) state', minimum=1)
     stoch_size: int = _flag(30, 'dimensions of the stochastic state', minimum=1)
-    num_units: int = _flag(400, 'units of hidden layers in the heads, the actor and '
-                           'the value network [paper: 300]', minimum=1)
-    rssm_units: int = _flag(200, 'units of hidden layers in the RSSM [paper: 300]',
-                            minimum=1)
-    reward_layers: int = _flag(2, 'hidden layers of the reward head [paper: 3]',
-                               minimum=1)
+    num_units: int = _flag(
+        400,
+        'units of hidden layers in the heads, the actor and '
+        'the value network [paper: 300]',
+        minimum=1,
+    )
+    rssm_units: int = _flag(
+        200, 'units of hidden layers in the RSSM [paper: 300]', minimum=1
+    )
+    reward_layers: int = _flag(
+        2, 'hidden layers of the reward head [paper: 3]', minimum=1
+    )
     actor_layers: int = _flag(4, 'hidden layers of the actor [paper: 3]', minimum=1)
-    dense_act: str = _flag('elu', 'activation of dense layers',
-                           ('elu', 'relu', 'silu', 'tanh'))
-    cnn_act: str = _flag('relu', 'activation of convolutions',
-                         ('elu', 'relu', 'silu', 'tanh'))
-    cnn_depth: int = _flag(32, 'channels of the first convolution; the others are '
-                           'multiples of it', minimum=1)
-    pcont: bool = _flag(False, 'predict the discount, for tasks with early '
-                        'termination')
+    dense_act: str = _flag(
+        'elu', 'activation of dense layers', ('elu', 'relu', 'silu', 'tanh')
+    )
+    cnn_act: str = _flag(
+        'relu', 'activation of convolutions', ('elu', 'relu', 'silu', 'tanh')
+    )
+    cnn_depth: int = _flag(
+        32,
+        'channels of the first convolution; the others are multiples of it',
+        minimum=1,
+    )
+    pcont: bool = _flag(False, 'predict the discount, for tasks with early termination')
     pcont_scale: float = _flag(10.0, 'weight of the discount loss', minimum=0)
     free_nats: float = _flag(3.0, 'KL below this costs nothing [nats]', minimum=0)
     free_nats_per_step: bool = _flag(
-        False, 'apply free nats to each step [paper], not to the batch mean [TF2]')
+        False, 'apply free nats to each step [paper], not to the batch mean [TF2]'
+    )
     kl_scale: float = _flag(1.0, 'weight of the KL (beta)', minimum=0)
 
     # Training.
     batch_size: int = _flag(50, 'sequences in a batch', minimum=1)
     batch_length: int = _flag(50, 'steps in a sequence [agent steps]', minimum=2)
-    train_every: int = _flag(1000, 'collected between training phases [environment '
-                             'steps]', minimum=1)
-    train_steps: int = _flag(100, 'updates in a training phase [gradient steps]',
-                             minimum=1)
+    train_every: int = _flag(
+        1000, 'collected between training phases [environment steps]', minimum=1
+    )
+    train_steps: int = _flag(
+        100, 'updates in a training phase [gradient steps]', minimum=1
+    )
     pretrain: int = _flag(100, 'updates after the prefill [gradient steps]', minimum=0)
     model_lr: float = _flag(6e-4, 'learning rate of the world model', above=0)
     value_lr: float = _flag(8e-5, 'learning rate of the value network', above=0)
     actor_lr: float = _flag(8e-5, 'learning rate of the actor', above=0)
     grad_clip: float = _flag(100.0, 'global gradient norm is clipped to this', above=0)
     dataset_balance: bool = _flag(
-        False, 'draw every row of an episode equally often; off: whole sequences, so '
-        'that the two ends of an episode are drawn less often')
-    replay_memory: float = _flag(0, 'episodes held in memory, others are read from '
-                                 'disk; 0 is a quarter of all memory [bytes]',
-                                 minimum=0)
-    replay_capacity: int = _flag(0, 'episodes kept on disk, the oldest are deleted; 0 '
-                                 'is all [environment steps]', minimum=0)
+        False,
+        'draw every row of an episode equally often; off: whole sequences, so '
+        'that the two ends of an episode are drawn less often',
+    )
+    replay_memory: float = _flag(
+        0,
+        'episodes held in memory, others are read from '
+        'disk; 0 is a quarter of all memory [bytes]',
+        minimum=0,
+    )
+    replay_capacity: int = _flag(
+        0,
+        'episodes kept on disk, the oldest are deleted; 0 is all [environment steps]',
+        minimum=0,
+    )
 
     # Behaviour.
     discount: float = _flag(0.99, 'gamma', minimum=0, maximum=1)
-    disclam: float = _flag(0.95, 'lambda of the lambda return', minimum=0,
-                           maximum=1)
+    disclam: float = _flag(0.95, 'lambda of the lambda return', minimum=0, maximum=1)
     horizon: int = _flag(15, 'imagined steps [agent steps]', minimum=2)
-    action_init_std: float = _flag(5.0, 'std of the actor before the tanh at the '
-                                   'start', above=0)
-    action_dist: str = _flag('auto', 'of the actor; auto follows the action space',
-                             ('auto', 'tanh_normal', 'onehot'))
-    expl: str = _flag('auto', 'exploration while collecting; auto is additive_gaussian '
-                      'for continuous actions and epsilon_greedy for discrete ones',
-                      ('auto', 'additive_gaussian', 'epsilon_greedy'))
-    expl_action: str = _flag('sample', 'what is explored around: a sample of the '
-                             'policy [TF2] or its mode [paper]', ('sample', 'mode'))
-    expl_amount: float = _flag(0.3, 'std of the Gaussian exploration noise, or epsilon',
-                               minimum=0)
-    expl_decay: float = _flag(0.0, 'gradient steps over which expl_amount falls '
-                              'linearly to expl_min, 0 is constant (the 2020 flag of '
-                              'this name was a half-life)', minimum=0)
+    action_init_std: float = _flag(
+        5.0, 'std of the actor before the tanh at the start', above=0
+    )
+    action_dist: str = _flag(
+        'auto',
+        'of the actor; auto follows the action space',
+        ('auto', 'tanh_normal', 'onehot'),
+    )
+    expl: str = _flag(
+        'auto',
+        'exploration while collecting; auto is additive_gaussian '
+        'for continuous actions and epsilon_greedy for discrete ones',
+        ('auto', 'additive_gaussian', 'epsilon_greedy'),
+    )
+    expl_action: str = _flag(
+        'sample',
+        'what is explored around: a sample of the policy [TF2] or its mode [paper]',
+        ('sample', 'mode'),
+    )
+    expl_amount: float = _flag(
+        0.3, 'std of the Gaussian exploration noise, or epsilon', minimum=0
+    )
+    expl_decay: float = _flag(
+        0.0,
+        'gradient steps over which expl_amount falls '
+        'linearly to expl_min, 0 is constant (the 2020 flag of '
+        'this name was a half-life)',
+        minimum=0,
+    )
     expl_min: float = _flag(0.0, 'exploration noise after the decay', minimum=0)
 
     # Planning (--method planet; PlaNet, appendix A).
-    plan_candidates: int = _flag(1000, 'action sequences tried in an iteration',
-                                 minimum=1)
+    plan_candidates: int = _flag(
+        1000, 'action sequences tried in an iteration', minimum=1
+    )
     plan_iterations: int = _flag(10, 'refits of the search distribution', minimum=1)
     plan_elites: int = _flag(100, 'best candidates that it is refitted to', minimum=1)
     plan_horizon: int = _flag(12, 'length of a plan [agent steps]', minimum=1)
@@ -193,9 +300,20 @@ class Config:
 
 # Discrete control with early termination: the paper's section 6 and appendix A.
 _DISCRETE = dict(
-    action_repeat=4, time_limit=108_000, prefill=10_000, train_every=2_000,
-    horizon=10, kl_scale=0.1, clip_rewards='tanh', pcont=True, dataset_balance=True,
-    expl_amount=0.4, expl_min=0.1, expl_decay=200_000.0, eval_noise=0.001)
+    action_repeat=4,
+    time_limit=108_000,
+    prefill=10_000,
+    train_every=2_000,
+    horizon=10,
+    kl_scale=0.1,
+    clip_rewards='tanh',
+    pcont=True,
+    dataset_balance=True,
+    expl_amount=0.4,
+    expl_min=0.1,
+    expl_decay=200_000.0,
+    eval_noise=0.001,
+)
 
 SUITES = {
     'dmc': {},
@@ -203,30 +321,68 @@ SUITES = {
     # The release's own command for DeepMind Lab has no discount head.
     'dmlab': dict(_DISCRETE, pcont=False),
     # Most environments bring a time limit of their own.
-    'gym': dict(
-        action_repeat=1, time_limit=108_000, pcont=True, dataset_balance=True),
+    'gym': dict(action_repeat=1, time_limit=108_000, pcont=True, dataset_balance=True),
     'dummy': dict(action_repeat=1, time_limit=50),
 }
 
 PRESETS = {
     'debug': dict(
-        steps=600, eval_every=200, log_every=100, save_every=200, prefill=100,
-        time_limit=100, train_every=100, train_steps=2, pretrain=2, batch_size=4,
-        batch_length=10, horizon=5, deter_size=16, stoch_size=4, num_units=16,
-        rssm_units=16, cnn_depth=4, plan_candidates=20, plan_iterations=2,
-        plan_elites=4, plan_horizon=3),
+        steps=600,
+        eval_every=200,
+        log_every=100,
+        save_every=200,
+        prefill=100,
+        time_limit=100,
+        train_every=100,
+        train_steps=2,
+        pretrain=2,
+        batch_size=4,
+        batch_length=10,
+        horizon=5,
+        deter_size=16,
+        stoch_size=4,
+        num_units=16,
+        rssm_units=16,
+        cnn_depth=4,
+        plan_candidates=20,
+        plan_iterations=2,
+        plan_elites=4,
+        plan_horizon=3,
+    ),
     'small': dict(
-        steps=100_000, eval_every=5_000, save_every=5_000, batch_size=12,
-        batch_length=16, horizon=10, cnn_depth=8, cnn_act='elu', num_units=128,
-        model_lr=1e-3, actor_lr=8e-5, value_lr=3e-4, free_nats=0.0, kl_scale=0.3,
+        steps=100_000,
+        eval_every=5_000,
+        save_every=5_000,
+        batch_size=12,
+        batch_length=16,
+        horizon=10,
+        cnn_depth=8,
+        cnn_act='elu',
+        num_units=128,
+        model_lr=1e-3,
+        actor_lr=8e-5,
+        value_lr=3e-4,
+        free_nats=0.0,
+        kl_scale=0.3,
         # A short memory of rewards and a narrow start: else the actor runs after the
         # errors of an untrained value network until its tanh is flat.
-        discount=0.95, action_init_std=1.0, render_quality='fast',
-        plan_candidates=100, plan_iterations=5, plan_elites=10, plan_horizon=10),
+        discount=0.95,
+        action_init_std=1.0,
+        render_quality='fast',
+        plan_candidates=100,
+        plan_iterations=5,
+        plan_elites=10,
+        plan_horizon=10,
+    ),
     'discrete': _DISCRETE,
     'paper': dict(
-        num_units=300, rssm_units=300, reward_layers=3, actor_layers=3,
-        expl_action='mode', free_nats_per_step=True),
+        num_units=300,
+        rssm_units=300,
+        reward_layers=3,
+        actor_layers=3,
+        expl_action='mode',
+        free_nats_per_step=True,
+    ),
 }
 
 
@@ -242,18 +398,25 @@ def parse(argv):
     values = dict(suite)
     for name in presets:
         if name not in PRESETS:
-            raise ConfigError(f"unknown preset '{name}' in --configs; possible: "
-                              f"{', '.join(PRESETS)}")
+            raise ConfigError(
+                f"unknown preset '{name}' in --configs; possible: {', '.join(PRESETS)}"
+            )
         values.update(PRESETS[name])
     values.update(args)
     config = check(Config(**values))
     if suite.get('pcont') and not config.pcont:
-        print(f'dreamer: warning: without --pcont the agent cannot know that '
-              f'{config.task} can end early', file=sys.stderr)
+        print(
+            f'dreamer: warning: without --pcont the agent cannot know that '
+            f'{config.task} can end early',
+            file=sys.stderr,
+        )
     crowd, cores = max(config.envs, config.eval_envs), os.cpu_count() or 1
     if crowd > 2 * cores:
-        print(f'dreamer: warning: {crowd} environments at once on {cores} cores will '
-              'wait for one another', file=sys.stderr)
+        print(
+            f'dreamer: warning: {crowd} environments at once on {cores} cores will '
+            'wait for one another',
+            file=sys.stderr,
+        )
     return config
 
 
@@ -262,26 +425,36 @@ def check(config):
     for field in dataclasses.fields(config):
         value, rule = getattr(config, field.name), field.metadata
         if rule['choices'] and value not in rule['choices']:
-            raise ConfigError(f"--{field.name} is '{value}'; possible: "
-                              f"{', '.join(rule['choices'])}")
+            raise ConfigError(
+                f"--{field.name} is '{value}'; possible: {', '.join(rule['choices'])}"
+            )
         if rule['minimum'] is not None and value < rule['minimum']:
-            raise ConfigError(f'--{field.name} is {value}; it must be at least '
-                              f"{rule['minimum']}")
+            raise ConfigError(
+                f'--{field.name} is {value}; it must be at least {rule["minimum"]}'
+            )
         if rule['maximum'] is not None and value > rule['maximum']:
-            raise ConfigError(f'--{field.name} is {value}; it must be at most '
-                              f"{rule['maximum']}")
+            raise ConfigError(
+                f'--{field.name} is {value}; it must be at most {rule["maximum"]}'
+            )
         if rule['above'] is not None and value <= rule['above']:
-            raise ConfigError(f'--{field.name} is {value}; it must be above '
-                              f"{rule['above']}")
+            raise ConfigError(
+                f'--{field.name} is {value}; it must be above {rule["above"]}'
+            )
     if config.plan_elites > config.plan_candidates:
-        raise ConfigError(f'--plan_elites {config.plan_elites} is above '
-                          f'--plan_candidates {config.plan_candidates}')
+        raise ConfigError(
+            f'--plan_elites {config.plan_elites} is above '
+            f'--plan_candidates {config.plan_candidates}'
+        )
     if config.prefill > config.steps:
-        raise ConfigError(f'--prefill {config.prefill} is above --steps '
-                          f'{config.steps}; nothing would be learned')
+        raise ConfigError(
+            f'--prefill {config.prefill} is above --steps '
+            f'{config.steps}; nothing would be learned'
+        )
     if config.expl_min > config.expl_amount:
-        raise ConfigError(f'--expl_min {config.expl_min} is above --expl_amount '
-                          f'{config.expl_amount}; the noise can only fall')
+        raise ConfigError(
+            f'--expl_min {config.expl_min} is above --expl_amount '
+            f'{config.expl_amount}; the noise can only fall'
+        )
     return config
 
 
@@ -296,14 +469,18 @@ def differences(config, path):
         return []
     old = _read_stored(path)
     new = dataclasses.asdict(config)
-    return [f'{name}: {old.get(name)} -> {value}' for name, value in new.items()
-            if name not in CHANGEABLE and old.get(name) != value]
+    return [
+        f'{name}: {old.get(name)} -> {value}'
+        for name, value in new.items()
+        if name not in CHANGEABLE and old.get(name) != value
+    ]
 
 
 def as_table(config):
     """The configuration as a Markdown table."""
-    rows = [f'| {name} | {value} |' for name, value in dataclasses.asdict(
-        config).items()]
+    rows = [
+        f'| {name} | {value} |' for name, value in dataclasses.asdict(config).items()
+    ]
     return '\n'.join(['| flag | value |', '|---|---|', *rows])
 
 
@@ -320,8 +497,10 @@ def read(path):
     unknown = set(stored) - names
     for keys, what in ((missing, 'has no'), (unknown, 'has settings unknown here:')):
         if keys:
-            raise ConfigError(f"{path} {what} {', '.join(sorted(keys))}; it is damaged "
-                              'or of another version of this program')
+            raise ConfigError(
+                f'{path} {what} {", ".join(sorted(keys))}; it is damaged '
+                'or of another version of this program'
+            )
     return check(Config(**stored))
 
 
@@ -331,24 +510,40 @@ def _read_stored(path):
         stored.items()
         return stored
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f'{path} is not a readable configuration ({error}); '
-                          'choose another --logdir or repair it') from None
+        raise ConfigError(
+            f'{path} is not a readable configuration ({error}); '
+            'choose another --logdir or repair it'
+        ) from None
 
 
 def write(config, path):
     """Store the configuration and the library versions, whole or not at all."""
+
     def version(name):
         try:
             return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             return None
 
-    names = ('tensorflow', 'keras', 'tensorflow-probability', 'numpy', 'gymnasium',
-             'dm_control', 'mujoco')
-    text = json.dumps({
-        'config': dataclasses.asdict(config),
-        'versions': {'python': sys.version.split()[0], **{
-            name: version(name) for name in names}}}, indent=2)
+    names = (
+        'tensorflow',
+        'keras',
+        'tensorflow-probability',
+        'numpy',
+        'gymnasium',
+        'dm_control',
+        'mujoco',
+    )
+    text = json.dumps(
+        {
+            'config': dataclasses.asdict(config),
+            'versions': {
+                'python': sys.version.split()[0],
+                **{name: version(name) for name in names},
+            },
+        },
+        indent=2,
+    )
     temporary = path.with_suffix('.tmp')
     faults.reach('config')
     with temporary.open('w') as file:
@@ -366,7 +561,6 @@ class Parser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-
     def __init__(self, prog):
         super().__init__(prog, max_help_position=28, width=88)
 
@@ -374,23 +568,32 @@ class _HelpFormatter(argparse.HelpFormatter):
 def _parser():
     """One argument per field; absent flags stay absent, so that presets show."""
     parser = Parser(
-        prog='dreamer.py', description='Dreamer: learning behaviors by latent '
-        'imagination.', formatter_class=_HelpFormatter, allow_abbrev=False,
-        argument_default=argparse.SUPPRESS)
+        prog='dreamer.py',
+        description='Dreamer: learning behaviors by latent imagination.',
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.add_argument(
-        '--configs', nargs='+', default=None, metavar='PRESET',
-        help=f"presets, applied left to right: {', '.join(PRESETS)}; the suite of "
-        'the task picks its own first')
+        '--configs',
+        nargs='+',
+        default=None,
+        metavar='PRESET',
+        help=f'presets, applied left to right: {", ".join(PRESETS)}; the suite of '
+        'the task picks its own first',
+    )
     for field in dataclasses.fields(Config):
         if field.name in GROUPS:
             group = parser.add_argument_group(GROUPS[field.name])
         choices = field.metadata['choices']
         text = field.metadata['help'].replace('%', '%%')
         group.add_argument(
-            f'--{field.name}', type=_reader(field),
-            **(dict(nargs='?', const=True) if field.type is bool else {}), metavar=(
-                '|'.join(choices) if choices else field.type.__name__.upper()),
-            help=f'{text} (default: {field.default})')
+            f'--{field.name}',
+            type=_reader(field),
+            **(dict(nargs='?', const=True) if field.type is bool else {}),
+            metavar=('|'.join(choices) if choices else field.type.__name__.upper()),
+            help=f'{text} (default: {field.default})',
+        )
     return parser
 
 
@@ -400,14 +603,17 @@ def _parse_known(parser, argv):
         word = unknown[0].split('=')[0]
         names = [f'--{field.name}' for field in dataclasses.fields(Config)]
         close = difflib.get_close_matches(word, names + ['--configs'], 3, 0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else 'possible:'
-        raise ConfigError(f"unknown argument '{unknown[0]}'; {hint} "
-                          f"(all flags: {' '.join(n[2:] for n in names)})")
+        hint = f'did you mean {" or ".join(close)}?' if close else 'possible:'
+        raise ConfigError(
+            f"unknown argument '{unknown[0]}'; {hint} "
+            f'(all flags: {" ".join(n[2:] for n in names)})'
+        )
     return args
 
 
 def _reader(field):
     """A function from a word of the command line to the type of `field`."""
+
     def read(text):
         try:
             if field.type is bool:
@@ -425,19 +631,24 @@ def _reader(field):
                 return value
             return text
         except (ValueError, KeyError, OverflowError):
-            kind = {bool: 'true or false', int: 'a whole number, such as 1000 or 1e3',
-                    float: 'a finite number'}[field.type]
-            raise argparse.ArgumentTypeError(
-                f"'{text}' is not {kind}") from None
+            kind = {
+                bool: 'true or false',
+                int: 'a whole number, such as 1000 or 1e3',
+                float: 'a finite number',
+            }[field.type]
+            raise argparse.ArgumentTypeError(f"'{text}' is not {kind}") from None
+
     return read
 
 
 def _suite(task):
     suite = task.split('_')[0]
     if suite not in SUITES or '_' not in task:
-        raise ConfigError(f"unknown task '{task}'; tasks are named SUITE_NAME with "
-                          f"suites: {', '.join(SUITES)} (for example "
-                          f'{Config.task}, dummy_continuous)')
+        raise ConfigError(
+            f"unknown task '{task}'; tasks are named SUITE_NAME with "
+            f'suites: {", ".join(SUITES)} (for example '
+            f'{Config.task}, dummy_continuous)'
+        )
     return suite
 
 

@@ -36,8 +36,7 @@ def make_strategy(config, devices=None, cluster=None):
     if devices is None:
         gpus = tf.config.list_physical_devices('GPU')
         devices = [f'GPU:{i}' for i in range(len(gpus))]
-    count, where, fewer = (
-        len(devices), 'GPUs', 'fewer GPUs (CUDA_VISIBLE_DEVICES=0)')
+    count, where, fewer = (len(devices), 'GPUs', 'fewer GPUs (CUDA_VISIBLE_DEVICES=0)')
     if cluster:
         count = len(cluster.hosts) * max(1, count)
         where, fewer = 'replicas of all workers', 'fewer workers in TF_CONFIG'
@@ -46,15 +45,21 @@ def make_strategy(config, devices=None, cluster=None):
     if config.batch_size % count:
         raise ValueError(
             f'--batch_size {config.batch_size} cannot be split among {count} {where}; '
-            f'possible: multiples of {count}, or {fewer}')
+            f'possible: multiples of {count}, or {fewer}'
+        )
     if config.jit:
-        raise ValueError(f'--jit compiles for one device and there are {count} '
-                         f'{where}; leave it out, or take {fewer}')
+        raise ValueError(
+            f'--jit compiles for one device and there are {count} '
+            f'{where}; leave it out, or take {fewer}'
+        )
     if not cluster:
         return tf.distribute.MirroredStrategy(devices)
     _resolve(cluster.hosts)
-    print(f'worker {cluster.rank} of {len(cluster.hosts)}, waiting for the others: '
-          f"{', '.join(cluster.hosts)}", flush=True)
+    print(
+        f'worker {cluster.rank} of {len(cluster.hosts)}, waiting for the others: '
+        f'{", ".join(cluster.hosts)}',
+        flush=True,
+    )
     # TensorFlow waits where Python's own handler is not heard.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
@@ -63,7 +68,8 @@ def make_strategy(config, devices=None, cluster=None):
         raise RuntimeError(
             f'worker {cluster.rank} at {cluster.hosts[cluster.rank]}, its address in '
             'TF_CONFIG, cannot join the others '
-            f'({str(error.message).splitlines()[0]})') from None
+            f'({str(error.message).splitlines()[0]})'
+        ) from None
     # It has put a handler there that waits for its own ways of saving.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return strategy
@@ -83,7 +89,8 @@ def _resolve(hosts):
                 if time.monotonic() >= deadline:
                     raise ValueError(
                         f'TF_CONFIG names {host}, and {name} has no address here '
-                        f"({getattr(error, 'strerror', None) or error})") from None
+                        f'({getattr(error, "strerror", None) or error})'
+                    ) from None
             print(f'waiting for an address of {name}', flush=True)
             time.sleep(5)
 
@@ -112,20 +119,23 @@ def run(strategy, update, data, noise):
 
     def part(context):
         def rows(x, pieces, axis=0):
-            return tf.split(x, pieces, axis)[
-                context.replica_id_in_sync_group % pieces]
+            return tf.split(x, pieces, axis)[context.replica_id_in_sync_group % pieces]
 
         count = context.num_replicas_in_sync
-        return ({key: rows(x, count // workers(strategy)) for key, x in data.items()},
-                {key: rows(x, count, NOISE_AXES[key]) for key, x in noise.items()})
+        return (
+            {key: rows(x, count // workers(strategy)) for key, x in data.items()},
+            {key: rows(x, count, NOISE_AXES[key]) for key, x in noise.items()},
+        )
 
     def step(parts):
         metrics = update(*parts)
         return dict(zip(metrics, mean(list(metrics.values())), strict=True))
 
     parts = strategy.experimental_distribute_values_from_function(part)
-    return {name: strategy.experimental_local_results(value)[0]
-            for name, value in strategy.run(step, (parts,)).items()}
+    return {
+        name: strategy.experimental_local_results(value)[0]
+        for name, value in strategy.run(step, (parts,)).items()
+    }
 
 
 def mean(values):
@@ -172,7 +182,8 @@ def apply(optimizer, gradients, variables):
 
     for gradient, variable in zip(gradients, variables, strict=True):
         tf.distribute.get_strategy().extended.update(
-            variable.value, update, (gradient,), group=False)
+            variable.value, update, (gradient,), group=False
+        )
     optimizer.iterations.assign_add(1)
 
 

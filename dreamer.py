@@ -42,22 +42,26 @@ def fit_to_actions(config, space):
     if discrete and config.method == 'planet':
         raise configs.ConfigError(
             f'--method planet plans continuous actions and those of {config.task} are '
-            'discrete; possible: dreamer, no_value')
+            'discrete; possible: dreamer, no_value'
+        )
     fitting = dict(
         action_dist='onehot' if discrete else 'tanh_normal',
-        expl='epsilon_greedy' if discrete else 'additive_gaussian')
+        expl='epsilon_greedy' if discrete else 'additive_gaussian',
+    )
     for name, value in fitting.items():
         asked = getattr(config, name)
         if asked not in ('auto', value):
             raise configs.ConfigError(
                 f'--{name} {asked} does not fit the '
-                f"{'discrete' if discrete else 'continuous'} actions of {config.task}; "
-                f'possible: auto, {value}')
+                f'{"discrete" if discrete else "continuous"} actions of {config.task}; '
+                f'possible: auto, {value}'
+            )
     for name in ('expl_amount', 'eval_noise') if discrete else ():
         if getattr(config, name) > 1:
             raise configs.ConfigError(
                 f'--{name} {getattr(config, name)} is too much: with the discrete '
-                f'actions of {config.task} a share of random ones; possible: 0 to 1')
+                f'actions of {config.task} a share of random ones; possible: 0 to 1'
+            )
     return dataclasses.replace(config, **fitting)
 
 
@@ -67,8 +71,14 @@ def make_envs(config, training, evaluation, devices):
     Raises ValueError or RuntimeError where the task cannot be made."""
     kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
     return workers.make_workers(
-        config.task, training + evaluation, kwargs, config.parallel, devices,
-        config.worker_timeout, evaluation)
+        config.task,
+        training + evaluation,
+        kwargs,
+        config.parallel,
+        devices,
+        config.worker_timeout,
+        evaluation,
+    )
 
 
 class Run:
@@ -86,30 +96,40 @@ class Run:
         self.config = config
         self.logdir = pathlib.Path(config.logdir)
         self.lock = checkpoints.Lock(self.logdir)
-        self.action_size, = envs[0].action_space.shape
+        (self.action_size,) = envs[0].action_space.shape
         self.team.meet(self.action_size, config.action_dist == 'onehot')
         self.agent = Dreamer(config, self.action_size, self.team.strategy)
         self.checkpoints = checkpoints.Checkpoints(
-            self.logdir / 'checkpoints', self.agent)
+            self.logdir / 'checkpoints', self.agent
+        )
         self.replay = replay.Replay(
-            self.logdir / 'episodes', length=config.batch_length, seed=config.seed,
-            balance=config.dataset_balance, memory=int(config.replay_memory) or None,
-            capacity=config.replay_capacity // config.action_repeat)
+            self.logdir / 'episodes',
+            length=config.batch_length,
+            seed=config.seed,
+            balance=config.dataset_balance,
+            memory=int(config.replay_memory) or None,
+            capacity=config.replay_capacity // config.action_repeat,
+        )
         if self.replay.action_size not in (None, self.action_size):
             raise configs.ConfigError(
                 f'the episodes in {self.logdir} have {self.replay.action_size} actions '
-                f'and {config.task} has {self.action_size}; choose another --logdir')
+                f'and {config.task} has {self.action_size}; choose another --logdir'
+            )
         self.progress = progress.Progress(config)
         in_turn = config.envs > 1 and config.parallel == 'process'
         self.collector = workers.Collector(envs, config.seed, 2 if in_turn else 1)
         self.eval_envs = eval_envs
-        self.policy = [Policy(self.agent, len(group), training=True)
-                       for group in self.collector.groups]
+        self.policy = [
+            Policy(self.agent, len(group), training=True)
+            for group in self.collector.groups
+        ]
         self.eval_policy = Policy(self.agent, len(eval_envs), training=False)
         self.random = np.random.default_rng(config.seed)
-        self.due = dict(log=tools.Every(config.log_every),
-                        eval=tools.Every(config.eval_every),
-                        save=tools.Every(config.save_every, 0))
+        self.due = dict(
+            log=tools.Every(config.log_every),
+            eval=tools.Every(config.eval_every),
+            save=tools.Every(config.save_every, 0),
+        )
         self.metrics = []
         self.dropped = 0
         self.stop = False
@@ -150,8 +170,7 @@ class Run:
             self.train()
             ended = self.step >= config.steps
             milestone = self.step if ended else self.phase_start
-            if not self.stop and (
-                    self.due['log'](milestone) or ended and self.metrics):
+            if not self.stop and (self.due['log'](milestone) or ended and self.metrics):
                 self.log()
             if not self.stop and self.due['eval'](milestone):
                 self.evaluate()
@@ -196,9 +215,11 @@ class Run:
         config = self.config
         due = config.pretrain + self.phases * config.train_steps - self.gradient_step
         self.progress.start(
-            'training' if self.phases else 'pretraining', max(0, due), 'updates')
+            'training' if self.phases else 'pretraining', max(0, due), 'updates'
+        )
         for batch in self.team.lead(
-                self.agent, self.replay, max(0, due), lambda: self.stop):
+            self.agent, self.replay, max(0, due), lambda: self.stop
+        ):
             self.metrics.append(self.agent.train(batch))
             faults.reach('update')
             self.progress.advance()
@@ -216,8 +237,10 @@ class Run:
         seed = np.random.SeedSequence((self.config.seed, 1, self.step))
         collector = workers.Collector(self.eval_envs, int(seed.generate_state(1)[0]))
         # Where episodes can end early, nobody knows how long they will be.
-        self.progress.start('evaluating', None if self.config.pcont else
-                            self.config.time_limit * len(self.eval_envs))
+        self.progress.start(
+            'evaluating',
+            None if self.config.pcont else self.config.time_limit * len(self.eval_envs),
+        )
         # Whatever breaks this off: it is done again on resume.
         done, self.due['eval'].last = self.due['eval'].last, None
         first = {}
@@ -254,15 +277,19 @@ class Run:
         """Means of the losses since the last call, and speeds."""
         now = (time.time(), self.step, self.gradient_step)
         seconds, steps, updates = (
-            new - old for new, old in zip(now, self.log_start, strict=True))
+            new - old for new, old in zip(now, self.log_start, strict=True)
+        )
         values = {}
         for key in self.metrics[0] if self.metrics else ():
             # Steps that were skipped are counted below; their norms are infinite.
             numbers = np.array([float(metrics[key]) for metrics in self.metrics])
             finite = numbers[np.isfinite(numbers)]
             values[key] = finite.mean() if finite.size else np.nan
-        values.update(gradient_step=self.gradient_step, fps=steps / seconds,
-                      updates_per_s=updates / seconds)
+        values.update(
+            gradient_step=self.gradient_step,
+            fps=steps / seconds,
+            updates_per_s=updates / seconds,
+        )
         values['episodes_skipped'] = self.replay.skipped
         values['episodes_dropped'] = self.dropped + self.collector.dropped
         for name, optimizer in self.agent.optimizers.items():
@@ -277,9 +304,10 @@ class Run:
         the replay has."""
         score = float(np.mean([episode['reward'].sum() for episode in episodes]))
         length = float(np.mean([len(episode['reward']) - 1 for episode in episodes]))
-        self.logger.scalars(self.step, {
-            f'{mode}/return': score, f'{mode}/length': length,
-            'episodes': count})
+        self.logger.scalars(
+            self.step,
+            {f'{mode}/return': score, f'{mode}/length': length, 'episodes': count},
+        )
         if mode == 'train':
             self.progress.episode(score)
         else:
@@ -300,15 +328,22 @@ class Run:
         # What is counted must be there when the run goes on.
         self.replay.flush()
         unfinished = self.collector.unfinished
-        self.checkpoints.save(dict(
-            metrics_size=self.logger.sync(), newest_episode=self.replay.newest,
-            replay=self.replay.get_state(), random=self.random.bit_generator.state,
-            started=self.collector.to_start,
-            due={name: every.last for name, every in self.due.items()},
-            metrics=[{key: float(value) for key, value in metrics.items()}
-                     for metrics in self.metrics],
-            dropped=self.dropped + self.collector.dropped + len(unfinished),
-            unfinished=[[*key, steps] for key, steps in unfinished.items()]))
+        self.checkpoints.save(
+            dict(
+                metrics_size=self.logger.sync(),
+                newest_episode=self.replay.newest,
+                replay=self.replay.get_state(),
+                random=self.random.bit_generator.state,
+                started=self.collector.to_start,
+                due={name: every.last for name, every in self.due.items()},
+                metrics=[
+                    {key: float(value) for key, value in metrics.items()}
+                    for metrics in self.metrics
+                ],
+                dropped=self.dropped + self.collector.dropped + len(unfinished),
+                unfinished=[[*key, steps] for key, steps in unfinished.items()],
+            )
+        )
 
     def restore(self):
         """Go on from the newest checkpoint, if there is one, with the metrics as they
@@ -320,13 +355,14 @@ class Run:
             print(f'resumed at step {self.step}', flush=True)
             self.replay.set_state(state['replay'])
             self.random.bit_generator.state = state['random']
-            self.collector.started[:len(state['started'])] = state['started']
+            self.collector.started[: len(state['started'])] = state['started']
             for name, last in state['due'].items():
                 self.due[name].last = last
             self.metrics = state['metrics']
             self.dropped = state['dropped']
-        counted = {(env, index): steps
-                   for env, index, steps in state.get('unfinished', ())}
+        counted = {
+            (env, index): steps for env, index, steps in state.get('unfinished', ())
+        }
         for found in self.replay.newer(state.get('newest_episode', '')):
             self.adopt(*found, counted)
 
@@ -377,13 +413,17 @@ def set_up(argv):
         changes = configs.differences(config, logdir / 'config.json')
         if changes and not config.allow_config_change:
             raise configs.ConfigError(
-                f"{logdir} belongs to another configuration ({'; '.join(changes)}); "
-                'choose another --logdir or add --allow_config_change true')
+                f'{logdir} belongs to another configuration ({"; ".join(changes)}); '
+                'choose another --logdir or add --allow_config_change true'
+            )
         tools.keep_freed_memory()
         config, devices = tools.set_up_devices(config)
         team = machines.connect(config)
-        envs = [] if team.rank else make_envs(
-            config, config.envs, config.eval_envs, devices)
+        envs = (
+            []
+            if team.rank
+            else make_envs(config, config.envs, config.eval_envs, devices)
+        )
     except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error)
     return config, team, envs
@@ -398,7 +438,7 @@ def main(argv=None):
     try:
         try:
             with team.connected():
-                run = Run(config, envs[:config.envs], envs[config.envs:], team)
+                run = Run(config, envs[: config.envs], envs[config.envs :], team)
             configs.write(config, run.logdir / 'config.json')
         except (configs.ConfigError, OSError) as error:
             configs.fail(error)
@@ -406,8 +446,13 @@ def main(argv=None):
         with run.progress, team.connected():
             run.loop()
         run.logger.close()
-    except (workers.WorkerError, machines.Lost, machines.Apart, FloatingPointError,
-            OSError) as error:
+    except (
+        workers.WorkerError,
+        machines.Lost,
+        machines.Apart,
+        FloatingPointError,
+        OSError,
+    ) as error:
         saved = run.rescue(error) if run else ''
         print(f'dreamer: stopped: {error}{saved}', file=sys.stderr)
         return 1

@@ -26,7 +26,8 @@ NAME = re.compile(r'\d{8}T\d{6}-\w+-(?P<rows>\d+)\.npz')
 # Own files say further: how many were before, and what `Entry.origin` returns.
 OWN = re.compile(
     r'\d{8}T\d{6}-(?P<order>[0-9a-f]{8})e(?P<env>\d+)i(?P<index>\d+)s(?P<steps>\d+)'
-    r'-\d+\.npz')
+    r'-\d+\.npz'
+)
 # Far above the longest Atari episode (27,000 steps, 0.33 GB). A header that claims
 # more is refused before its data is read.
 MAX_BYTES = 2**30
@@ -78,8 +79,11 @@ def check_headers(headers):
     if rows[0] < 2:
         raise ValueError(f'{rows[0]} rows hold no step')
     # As they are, or as float32, whichever takes more.
-    size = sum(math.prod(shape) * (1 if key == 'image' else max(4, dtype.itemsize))
-               for key, (shape, dtype) in headers.items() if key in KEYS)
+    size = sum(
+        math.prod(shape) * (1 if key == 'image' else max(4, dtype.itemsize))
+        for key, (shape, dtype) in headers.items()
+        if key in KEYS
+    )
     if size > MAX_BYTES:
         raise ValueError(f'{rows[0]} rows need {size} bytes, more than {MAX_BYTES}')
     return rows[0], actions[0]
@@ -94,7 +98,8 @@ def decode(episode):
     with np.errstate(over='ignore'):
         decoded = {
             key: np.array(episode[key], np.uint8 if key == 'image' else np.float32)
-            for key in KEYS}
+            for key in KEYS
+        }
     for key in KEYS[1:]:
         if not np.isfinite(decoded[key]).all():
             raise ValueError(f'{key} has values that are not finite')
@@ -144,7 +149,8 @@ def inspect(path):
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         headers = {
-            key: read_header(archive, key) for key in KEYS if f'{key}.npy' in names}
+            key: read_header(archive, key) for key in KEYS if f'{key}.npy' in names
+        }
     rows, actions = check_headers(headers)
     name = NAME.fullmatch(path.name)
     if not name:

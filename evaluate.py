@@ -46,20 +46,36 @@ CONTEXT, DREAM = 5, 50
 def parse(argv):
     """The command line; raises ConfigError with one line on anything impossible."""
     parser = configs.Parser(
-        prog='evaluate.py', description=__doc__.splitlines()[0], allow_abbrev=False)
+        prog='evaluate.py', description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument('--logdir', required=True, help='folder of the run')
     parser.add_argument('--episodes', type=_count, default=10, help='(default: 10)')
-    parser.add_argument('--video', type=_video, metavar='FILE', help='where to write '
-                        'the first episode, a .gif or .mp4 file')
-    parser.add_argument('--dream', type=_video, metavar='FILE', help='where to write '
-                        f'parts of the first episode of {CONTEXT} steps or more beside '
-                        f'predictions of them from {CONTEXT} images and the actions, a '
-                        '.gif or .mp4 file')
-    parser.add_argument('--seed', type=int, default=0,
-                        help='of the episodes (default: 0)')
-    parser.add_argument('--verbose', nargs='?', const='true', default='false',
-                        choices=('true', 'false'),
-                        help="print TensorFlow's and the simulators' own messages")
+    parser.add_argument(
+        '--video',
+        type=_video,
+        metavar='FILE',
+        help='where to write the first episode, a .gif or .mp4 file',
+    )
+    parser.add_argument(
+        '--dream',
+        type=_video,
+        metavar='FILE',
+        help='where to write '
+        f'parts of the first episode of {CONTEXT} steps or more beside '
+        f'predictions of them from {CONTEXT} images and the actions, a '
+        '.gif or .mp4 file',
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='of the episodes (default: 0)'
+    )
+    parser.add_argument(
+        '--verbose',
+        nargs='?',
+        const='true',
+        default='false',
+        choices=('true', 'false'),
+        help="print TensorFlow's and the simulators' own messages",
+    )
     args = parser.parse_args(argv)
     if args.seed < 0:
         raise configs.ConfigError(f'--seed is {args.seed}; it must be at least 0')
@@ -80,7 +96,8 @@ def _video(text):
     path = pathlib.Path(text)
     if path.suffix not in VIDEOS:
         raise argparse.ArgumentTypeError(
-            f"'{text}' does not end in {' or '.join(VIDEOS)}")
+            f"'{text}' does not end in {' or '.join(VIDEOS)}"
+        )
     if path.exists():
         raise argparse.ArgumentTypeError(f'{text} exists; choose another name')
     if not path.parent.is_dir():
@@ -107,8 +124,10 @@ def load_newest(agent, folder):
             print(f'evaluate: cannot be used: {error}', file=sys.stderr)
     if error:
         raise configs.ConfigError(f'no checkpoint in {folder} can be used ({error})')
-    raise configs.ConfigError(f'there is no checkpoint in {folder}; the run saves one '
-                              'every --save_every steps, and when it ends')
+    raise configs.ConfigError(
+        f'there is no checkpoint in {folder}; the run saves one '
+        'every --save_every steps, and when it ends'
+    )
 
 
 def make_collector(env, seed):
@@ -133,15 +152,23 @@ def dream(agent, episode, sequences=3):
     rows = len(episode['reward'])
     length = min(rows, DREAM)
     starts = sorted({*np.linspace(0, rows - length, sequences).astype(int).tolist()})
-    data = {key: np.stack([episode[key][start:start + length] for start in starts])
-            for key in ('image', 'action', 'reward')}
+    data = {
+        key: np.stack([episode[key][start : start + length] for start in starts])
+        for key in ('image', 'action', 'reward')
+    }
     data['is_first'] = np.zeros((len(starts), length), bool)
     data['is_first'][:, 0] = True
     video = agent.openloop(data).numpy()
     video = video.reshape(length, 3, 64, len(starts), 64, 3)
     video = video.transpose(0, 3, 2, 1, 4, 5).reshape(length, -1, 3 * 64, 3)
-    return np.stack([label(frame, ('real', 'model, seen' if t < CONTEXT else 'imagined',
-                                   'error')) for t, frame in enumerate(enlarge(video))])
+    return np.stack(
+        [
+            label(
+                frame, ('real', 'model, seen' if t < CONTEXT else 'imagined', 'error')
+            )
+            for t, frame in enumerate(enlarge(video))
+        ]
+    )
 
 
 def enlarge(frames, factor=2):
@@ -166,8 +193,14 @@ def write_video(path, frames, fps):
         if path.suffix == '.gif':
             temporary.write_bytes(logger.encode_gif(frames, fps))
         else:
-            imageio.v3.imwrite(temporary, frames, plugin='FFMPEG', fps=fps,
-                               codec='libx264', macro_block_size=2)
+            imageio.v3.imwrite(
+                temporary,
+                frames,
+                plugin='FFMPEG',
+                fps=fps,
+                codec='libx264',
+                macro_block_size=2,
+            )
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -178,11 +211,14 @@ def evaluate(agent, env, args):
     """Play, print, write the videos; returns returns and lengths [agent steps]."""
     scores, lengths = [], []
     for number, episode in zip(
-            range(args.episodes), episodes(agent, env, args.seed), strict=False):
+        range(args.episodes), episodes(agent, env, args.seed), strict=False
+    ):
         scores.append(float(episode['reward'].sum()))
         lengths.append(len(episode['reward']) - 1)
-        print(f'episode {number + 1}: return {scores[-1]:.1f}, length {lengths[-1]}',
-              flush=True)
+        print(
+            f'episode {number + 1}: return {scores[-1]:.1f}, length {lengths[-1]}',
+            flush=True,
+        )
         if not number and args.video:
             write_video(args.video, enlarge(episode['image'][:LONGEST_VIDEO], 4), 20)
         if args.dream and not args.dream.exists() and lengths[-1] >= CONTEXT:
@@ -198,20 +234,24 @@ def main(argv=None):
         config = configs.read(logdir / 'config.json')
         # The run may have had a GPU that this machine lacks, or the other way round.
         config, devices = tools.set_up_devices(
-            dataclasses.replace(config, precision='auto'))
-        env, = dreamer.make_envs(config, 0, 1, devices)
+            dataclasses.replace(config, precision='auto')
+        )
+        (env,) = dreamer.make_envs(config, 0, 1, devices)
     except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error, 'evaluate')
     try:
         config = dreamer.fit_to_actions(config, env.action_space)
         agent = Dreamer(config, *env.action_space.shape)
         if args.dream and not agent.world.decoder:
-            raise configs.ConfigError('--dream needs a decoder, and the run was '
-                                      'started with --log_images false')
+            raise configs.ConfigError(
+                '--dream needs a decoder, and the run was '
+                'started with --log_images false'
+            )
         checkpoint = load_newest(agent, logdir / 'checkpoints')
         step = int(agent.env_step)
-        print(f'{config.task}: {checkpoint.name} of {logdir}, step {step:,}',
-              flush=True)
+        print(
+            f'{config.task}: {checkpoint.name} of {logdir}, step {step:,}', flush=True
+        )
         scores, lengths = evaluate(agent, env, args)
     except (ValueError, OSError) as error:
         configs.fail(error, 'evaluate')
@@ -222,13 +262,28 @@ def main(argv=None):
         env.close()
     mean, std = float(np.mean(scores)), float(np.std(scores))
     print(f'mean {mean:.1f}, standard deviation {std:.1f}, {len(scores)} episodes')
-    print(json.dumps(dict(
-        task=config.task, logdir=str(logdir), checkpoint=checkpoint.name, step=step,
-        gradient_step=int(agent.gradient_step), seed=args.seed, mean=mean, std=std,
-        returns=scores, lengths=lengths)))
+    print(
+        json.dumps(
+            dict(
+                task=config.task,
+                logdir=str(logdir),
+                checkpoint=checkpoint.name,
+                step=step,
+                gradient_step=int(agent.gradient_step),
+                seed=args.seed,
+                mean=mean,
+                std=std,
+                returns=scores,
+                lengths=lengths,
+            )
+        )
+    )
     if args.dream and not args.dream.exists():
-        configs.fail(f'--dream needs an episode of {CONTEXT} steps; the longest has '
-                     f'{max(lengths)}', 'evaluate')
+        configs.fail(
+            f'--dream needs an episode of {CONTEXT} steps; the longest has '
+            f'{max(lengths)}',
+            'evaluate',
+        )
     return 0
 
 

@@ -12,7 +12,8 @@ import tensorflow as tf
 
 def _keras_is_faster(layer):
     return layer.compute_dtype != 'float32' or bool(
-        tf.config.list_physical_devices('GPU'))
+        tf.config.list_physical_devices('GPU')
+    )
 
 
 class Conv2D(keras.layers.Conv2D):
@@ -54,21 +55,29 @@ class WinogradConv2D(keras.layers.Conv2D):
         return self.activation(outputs + self.bias)
 
     def _patches(self, inputs):
-        patches = tf.stack([tf.stack([inputs[:, i:i + 4, j:j + 4] for j in (0, 2)], 1)
-                            for i in (0, 2)], 1)
+        patches = tf.stack(
+            [
+                tf.stack([inputs[:, i : i + 4, j : j + 4] for j in (0, 2)], 1)
+                for i in (0, 2)
+            ],
+            1,
+        )
         kernel = tf.reshape(self.kernel, (-1, self.filters))
         outputs = tf.matmul(tf.reshape(patches, (-1, kernel.shape[0])), kernel)
         return tf.reshape(outputs, (-1, 2, 2, self.filters))
 
     def _winograd(self, inputs):
         pixels = self._both_axes(
-            lambda d: (d[0] - d[1], d[1], d[2] - d[1]), self._blocks(inputs, 3))
+            lambda d: (d[0] - d[1], d[1], d[2] - d[1]), self._blocks(inputs, 3)
+        )
         kernel = self._both_axes(
             lambda g: (g[0], g[0] + g[1], g[1]),
-            self._blocks(tf.transpose(self.kernel, (3, 0, 1, 2)), 2))
-        products = [[tf.matmul(a, b, transpose_b=True)
-                     for a, b in zip(*rows, strict=True)]
-                    for rows in zip(pixels, kernel, strict=True)]
+            self._blocks(tf.transpose(self.kernel, (3, 0, 1, 2)), 2),
+        )
+        products = [
+            [tf.matmul(a, b, transpose_b=True) for a, b in zip(*rows, strict=True)]
+            for rows in zip(pixels, kernel, strict=True)
+        ]
         outputs = self._both_axes(lambda m: (m[0] + m[1], m[1] + m[2]), products)
         return tf.stack([tf.stack(row, 1) for row in outputs], 1)
 
@@ -116,10 +125,12 @@ class SubPixelConv2DTranspose(keras.layers.Conv2DTranspose):
     def call(self, inputs):
         if _keras_is_faster(self):
             outputs = keras.ops.conv_transpose(
-                inputs, tf.cast(self.kernel, inputs.dtype), self.strides, 'valid')
+                inputs, tf.cast(self.kernel, inputs.dtype), self.strides, 'valid'
+            )
             return self.activation(tf.cast(outputs, tf.float32) + self.bias)
-        return self.activation(_sub_pixel(
-            inputs, *map(tf.convert_to_tensor, (self.kernel, self.bias))))
+        return self.activation(
+            _sub_pixel(inputs, *map(tf.convert_to_tensor, (self.kernel, self.bias)))
+        )
 
 
 @tf.custom_gradient
@@ -128,8 +139,9 @@ def _sub_pixel(inputs, kernel, bias):
     half, (channels, deep) = kernel.shape[0] // 2, kernel.shape[2:]
     # Pixel 2i + p is the sum over a of kernel[2a + p] inputs[i - a].
     phases = tf.reshape(kernel, (half, 2, half, 2, channels, deep))[::-1, :, ::-1]
-    phases = tf.reshape(tf.transpose(phases, (0, 2, 5, 1, 3, 4)),
-                        (half, half, deep, 4 * channels))
+    phases = tf.reshape(
+        tf.transpose(phases, (0, 2, 5, 1, 3, 4)), (half, half, deep, 4 * channels)
+    )
     margin = [half - 1] * 2
     padded = tf.pad(inputs, [[0, 0], margin, margin, [0, 0]])
     outputs = tf.nn.conv2d(padded, phases, 1, 'VALID') + tf.tile(bias, [4])
@@ -138,13 +150,19 @@ def _sub_pixel(inputs, kernel, bias):
     def gradient(upstream):
         # Sums over long rows are faster than over three channels.
         columns = tf.reduce_sum(
-            tf.reshape(upstream, (-1, outputs.shape[2] * channels)), 0)
+            tf.reshape(upstream, (-1, outputs.shape[2] * channels)), 0
+        )
         return (
             tf.nn.conv2d(upstream, kernel, 2, 'VALID'),
             tf.raw_ops.Conv2DBackpropFilter(
-                input=upstream, filter_sizes=kernel.shape, out_backprop=inputs,
-                strides=[1, 2, 2, 1], padding='VALID'),
-            tf.reduce_sum(tf.reshape(columns, (-1, channels)), 0))
+                input=upstream,
+                filter_sizes=kernel.shape,
+                out_backprop=inputs,
+                strides=[1, 2, 2, 1],
+                padding='VALID',
+            ),
+            tf.reduce_sum(tf.reshape(columns, (-1, channels)), 0),
+        )
 
     return outputs, gradient
 
@@ -159,9 +177,12 @@ class GRUCell(keras.layers.GRUCell):
         bias, state_bias = tf.unstack(tf.convert_to_tensor(self.bias))
         parts = tf.split(tf.matmul(inputs, self.kernel) + bias, 3, -1)
         state_parts = tf.split(
-            tf.matmul(state, self.recurrent_kernel) + state_bias, 3, -1)
-        update, reset = (tf.sigmoid(part + state_part) for part, state_part in zip(
-            parts[:2], state_parts[:2], strict=True))
+            tf.matmul(state, self.recurrent_kernel) + state_bias, 3, -1
+        )
+        update, reset = (
+            tf.sigmoid(part + state_part)
+            for part, state_part in zip(parts[:2], state_parts[:2], strict=True)
+        )
         new = tf.tanh(parts[2] + reset * state_parts[2])
         state = new + update * (state - new)
         return state, state
@@ -192,10 +213,10 @@ def mean_loss(losses, layer, inputs, targets):
     total, sums, of_inputs = 0.0, [0.0] * len(weights), []
     for start in range(0, rows, PART):
         with tf.control_dependencies(of_inputs[-1:]):
-            some = inputs[start:start + PART]
+            some = inputs[start : start + PART]
         with tf.GradientTape() as tape:
             tape.watch(some)
-            loss = tf.reduce_sum(losses(some, targets[start:start + PART])) / rows
+            loss = tf.reduce_sum(losses(some, targets[start : start + PART])) / rows
         *gradients, of_some = tape.gradient(loss, [*weights, some])
         total += loss
         sums = [a + b for a, b in zip(sums, gradients, strict=True)]
@@ -204,6 +225,7 @@ def mean_loss(losses, layer, inputs, targets):
     @tf.custom_gradient
     def differentiated(*_):
         return total, lambda upstream: [
-            upstream * gradient for gradient in (tf.concat(of_inputs, 0), *sums)]
+            upstream * gradient for gradient in (tf.concat(of_inputs, 0), *sums)
+        ]
 
     return differentiated(inputs, *map(tf.convert_to_tensor, weights))

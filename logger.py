@@ -16,13 +16,19 @@ import tools
 # Groups of TensorBoard's scalars by the first word of a metric; others are the world
 # model's losses. Names with a group of their own, such as test/return, keep it.
 GROUPS = dict(
-    actor='actor', action='actor', value='value', fps='time', updates='time',
-    gradient='time', episodes='replay')
+    actor='actor',
+    action='actor',
+    value='value',
+    fps='time',
+    updates='time',
+    gradient='time',
+    episodes='replay',
+)
 
 
 def tag(key):
     """The name in TensorBoard of the metric `key`, with its group."""
-    return key if '/' in key else f"{GROUPS.get(key.split('_')[0], 'model')}/{key}"
+    return key if '/' in key else f'{GROUPS.get(key.split("_")[0], "model")}/{key}'
 
 
 class Logger:
@@ -72,8 +78,10 @@ class Logger:
 
         Numbers that JSON cannot express, NaN and infinities, become null.
         """
-        values = {key: float(value) if math.isfinite(value) else None
-                  for key, value in values.items()}
+        values = {
+            key: float(value) if math.isfinite(value) else None
+            for key, value in values.items()
+        }
         with self._metrics.open('a') as file:
             file.write(json.dumps({'step': int(step), **values}) + '\n')
         faults.reach('metrics')
@@ -98,12 +106,13 @@ class Logger:
         faults.reach('video')
         (folder / f'{name}-{int(step):09d}.gif').write_bytes(data)
         height, width = frames.shape[1:3]
-        metadata = tf.compat.v1.SummaryMetadata(
-            plugin_data={'plugin_name': 'images'})
+        metadata = tf.compat.v1.SummaryMetadata(plugin_data={'plugin_name': 'images'})
         with tools.disk_errors(self._logdir), self._writer.as_default(step=int(step)):
             tf.summary.write(
-                f'videos/{name}', tf.constant([str(width), str(height), data]),
-                metadata=metadata)
+                f'videos/{name}',
+                tf.constant([str(width), str(height), data]),
+                metadata=metadata,
+            )
             self._writer.flush()
 
     def close(self):
@@ -116,9 +125,17 @@ def encode_gif(frames, fps):
     """`frames` [T, H, W, 3] uint8 as the bytes of a looping GIF."""
     # Median cut, which is Pillow's own choice, gives rare colours to their neighbours
     # (yellow shows as pink), and takes ten times as long for files twice as large.
-    images = [Image.fromarray(frame).quantize(method=Image.Quantize.FASTOCTREE)
-              for frame in np.asarray(frames)]
+    images = [
+        Image.fromarray(frame).quantize(method=Image.Quantize.FASTOCTREE)
+        for frame in np.asarray(frames)
+    ]
     buffer = io.BytesIO()
-    images[0].save(buffer, 'gif', save_all=True, append_images=images[1:],
-                   duration=1000 / fps, loop=0)
+    images[0].save(
+        buffer,
+        'gif',
+        save_all=True,
+        append_images=images[1:],
+        duration=1000 / fps,
+        loop=0,
+    )
     return buffer.getvalue()

@@ -30,8 +30,10 @@ import replay
 import tools
 from agent import Dreamer
 
-EXAMPLE = ('{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
-           '"task": {"type": "worker", "index": 0}}')
+EXAMPLE = (
+    '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
+    '"task": {"type": "worker", "index": 0}}'
+)
 SHARE = '--logdir must be one folder that all machines share'
 
 
@@ -82,17 +84,19 @@ def read_cluster(text):
 def _problem(jobs, hosts, kind, index):
     """What is wrong with a cluster, in words; None if nothing is."""
     if not set(jobs) <= {'chief', 'worker'}:
-        return f"has the jobs {', '.join(jobs)}; possible: worker, chief"
+        return f'has the jobs {", ".join(jobs)}; possible: worker, chief'
     if len(jobs.get('chief', [])) > 1:
         return 'has more than one chief'
     if kind not in jobs:
-        return f"has a task of type {kind!r}; its jobs: {', '.join(jobs)}"
+        return f'has a task of type {kind!r}; its jobs: {", ".join(jobs)}'
     if type(index) is not int or not 0 <= index < len(jobs[kind]):
-        return (f'has the index {index!r} and its {kind}s count from 0 to '
-                f'{len(jobs[kind]) - 1}')
+        return (
+            f'has the index {index!r} and its {kind}s count from 0 to '
+            f'{len(jobs[kind]) - 1}'
+        )
     for host in hosts:
         match = isinstance(host, str) and re.fullmatch(r'\S+:(\d{1,5})', host)
-        if not match or not 0 < int(match[1]) < 2 ** 16:
+        if not match or not 0 < int(match[1]) < 2**16:
             return f'has the address {host!r}, which is not HOST:PORT'
         if hosts.count(host) > 1:
             return f'names {host} twice'
@@ -123,8 +127,11 @@ class Team:
         self.stopped = False
         self._hosts = cluster.hosts if cluster else ('',)
         self.batch_size = config.batch_size // len(self._hosts)
-        self._settings = {name: value for name, value in vars(config).items()
-                          if name not in configs.CHANGEABLE - {'precision'}}
+        self._settings = {
+            name: value
+            for name, value in vars(config).items()
+            if name not in configs.CHANGEABLE - {'precision'}
+        }
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._gather_rows = tf.function(self._gather_row, autograph=False)
 
@@ -139,8 +146,9 @@ class Team:
         with self.connected():
             # In a thread, because signals are not heard inside of TensorFlow.
             rows = self._pool.submit(
-                self._gather_rows, tf.constant([numbers], tf.int64)).result()
-        return rows.numpy()[::len(rows) // len(self._hosts)]
+                self._gather_rows, tf.constant([numbers], tf.int64)
+            ).result()
+        return rows.numpy()[:: len(rows) // len(self._hosts)]
 
     def _gather_row(self, row):
         def gather(row):
@@ -148,7 +156,8 @@ class Team:
             return tf.distribute.get_replica_context().all_gather(tf.identity(row), 0)
 
         return self.strategy.experimental_local_results(
-            self.strategy.run(gather, (row,)))[0]
+            self.strategy.run(gather, (row,))
+        )[0]
 
     @contextlib.contextmanager
     def connected(self):
@@ -158,10 +167,14 @@ class Team:
         except tf.errors.OpError as error:
             if len(self._hosts) == 1 or 'ollective' not in str(error):
                 raise
-            others = [f'{rank} ({host})' for rank, host in enumerate(self._hosts)
-                      if rank != self.rank]
-            raise Lost(f"worker {' or '.join(others)} has ended or cannot be "
-                       'reached') from None
+            others = [
+                f'{rank} ({host})'
+                for rank, host in enumerate(self._hosts)
+                if rank != self.rank
+            ]
+            raise Lost(
+                f'worker {" or ".join(others)} has ended or cannot be reached'
+            ) from None
 
     def meet(self, action_size=0, discrete=False):
         """Check that all were started alike, before any agent is made.
@@ -175,7 +188,8 @@ class Team:
             if theirs != rows[0][0]:
                 raise configs.ConfigError(
                     f'worker {rank} has other settings than worker 0; give all the '
-                    'same flags and the same precision')
+                    'same flags and the same precision'
+                )
         return int(rows[0][1]), bool(rows[0][2])
 
     def start_alike(self, agent, saved):
@@ -199,8 +213,10 @@ class Team:
         sums = self.gather(agent.fingerprint())[:, 0]
         for rank, fingerprint in enumerate(sums):
             if fingerprint != sums[0]:
-                raise Apart(f"worker {rank}'s weights are not those of worker 0 any "
-                            'more; the same commands go on from the last checkpoint')
+                raise Apart(
+                    f"worker {rank}'s weights are not those of worker 0 any "
+                    'more; the same commands go on from the last checkpoint'
+                )
 
     def lead(self, agent, episodes, updates, stop):
         """Worker 0: begin a phase of so many updates; see `batches`."""
@@ -217,8 +233,10 @@ class Team:
                 if asked.any():
                     self.stopped = True
                     if not asked[self.rank]:
-                        print(f'stopping: worker {asked.argmax()} was asked to',
-                              file=sys.stderr)
+                        print(
+                            f'stopping: worker {asked.argmax()} was asked to',
+                            file=sys.stderr,
+                        )
                     break
                 yield next(stream)
         if updates:
@@ -275,15 +293,18 @@ def follow(config, team):
     """
     action_size, discrete = team.meet()
     config = dataclasses.replace(
-        config, action_dist='onehot' if discrete else 'tanh_normal')
+        config, action_dist='onehot' if discrete else 'tanh_normal'
+    )
     logdir = pathlib.Path(config.logdir)
     with team.connected():
         agent = Dreamer(config, action_size, team.strategy)
-        team.start_alike(
-            agent, checkpoints.Checkpoints(logdir / 'checkpoints', agent))
+        team.start_alike(agent, checkpoints.Checkpoints(logdir / 'checkpoints', agent))
     episodes = replay.Replay(
-        logdir / 'episodes', length=config.batch_length, balance=config.dataset_balance,
-        memory=int(config.replay_memory) or None)
+        logdir / 'episodes',
+        length=config.batch_length,
+        balance=config.dataset_balance,
+        memory=int(config.replay_memory) or None,
+    )
     stopping = threading.Event()
     tools.heed_signals(stopping.set, 'worker 0 saves')
     while True:
@@ -293,8 +314,11 @@ def follow(config, team):
         agent.rng.state.assign(noise)
         wait_for(episodes, newest, logdir)
         # By the update: a run that was resumed draws what it would have drawn.
-        episodes.set_state(np.random.default_rng(
-            (config.seed, team.rank, int(agent.gradient_step))).bit_generator.state)
+        episodes.set_state(
+            np.random.default_rng(
+                (config.seed, team.rank, int(agent.gradient_step))
+            ).bit_generator.state
+        )
         with team.connected():
             for batch in team.batches(agent, episodes, int(updates), stopping.is_set):
                 agent.train(batch)

@@ -37,10 +37,11 @@ class Encoder(keras.layers.Layer):
             fast.Conv2D(depth, **settings),
             fast.Conv2D(2 * depth, **settings),
             fast.Conv2D(4 * depth, **settings),
-            fast.WinogradConv2D(8 * depth, **settings)]
+            fast.WinogradConv2D(8 * depth, **settings),
+        ]
         for conv, size, channels in zip(
-                self._convs, (64, 31, 14, 6), (3, depth, 2 * depth, 4 * depth),
-                strict=True):
+            self._convs, (64, 31, 14, 6), (3, depth, 2 * depth, 4 * depth), strict=True
+        ):
             conv.build((None, size, size, channels))
         self.size = 2 * 2 * 8 * depth
         self.built = True
@@ -74,10 +75,14 @@ class Decoder(keras.layers.Layer):
             fast.ProjectConv2DTranspose(4 * depth, 5, 2, activation=act),
             keras.layers.Conv2DTranspose(2 * depth, 5, 2, activation=act),
             keras.layers.Conv2DTranspose(depth, 6, 2, activation=act),
-            fast.SubPixelConv2DTranspose(3, 6, 2)]
+            fast.SubPixelConv2DTranspose(3, 6, 2),
+        ]
         for conv, size, channels in zip(
-                self._convs, (1, 5, 13, 30), (32 * depth, 4 * depth, 2 * depth, depth),
-                strict=True):
+            self._convs,
+            (1, 5, 13, 30),
+            (32 * depth, 4 * depth, 2 * depth, depth),
+            strict=True,
+        ):
             conv.build((None, size, size, channels))
         self.built = True
 
@@ -170,8 +175,16 @@ class Actor(Dense):
     MIN_STD = 1e-4
     MEAN_SCALE = 5.0
 
-    def __init__(self, inputs, action_size, units=400, layers=4, act='elu',
-                 kind='tanh_normal', init_std=5.0):
+    def __init__(
+        self,
+        inputs,
+        action_size,
+        units=400,
+        layers=4,
+        act='elu',
+        kind='tanh_normal',
+        init_std=5.0,
+    ):
         outputs = action_size if kind == 'onehot' else 2 * action_size
         super().__init__(inputs, layers, units, outputs, act, name='actor')
         self._kind = kind
@@ -205,8 +218,9 @@ class RSSM(keras.layers.Layer):
 
     MIN_STD = 0.1
 
-    def __init__(self, action_size, embed_size, stoch=30, deter=200, units=200,
-                 act='elu'):
+    def __init__(
+        self, action_size, embed_size, stoch=30, deter=200, units=200, act='elu'
+    ):
         super().__init__(name='rssm')
         self.stoch_size, self.deter_size = stoch, deter
         self.feature_size = stoch + deter
@@ -217,17 +231,22 @@ class RSSM(keras.layers.Layer):
         self._post_hidden = keras.layers.Dense(units, act)
         self._post_stats = keras.layers.Dense(2 * stoch)
         for layer, size in (
-                (self._input, stoch + action_size), (self._cell, units),
-                (self._prior_hidden, deter), (self._prior_stats, units),
-                (self._post_hidden, deter + embed_size), (self._post_stats, units)):
+            (self._input, stoch + action_size),
+            (self._cell, units),
+            (self._prior_hidden, deter),
+            (self._prior_stats, units),
+            (self._post_hidden, deter + embed_size),
+            (self._post_stats, units),
+        ):
             layer.build((None, size))
         self.built = True
 
     def initial(self, batch):
         """The zero state of `batch` rows."""
         stoch = tf.zeros((batch, self.stoch_size))
-        return dict(mean=stoch, std=stoch, stoch=stoch,
-                    deter=tf.zeros((batch, self.deter_size)))
+        return dict(
+            mean=stoch, std=stoch, stoch=stoch, deter=tf.zeros((batch, self.deter_size))
+        )
 
     @staticmethod
     def feature(state):
@@ -268,8 +287,11 @@ class RSSM(keras.layers.Layer):
         """
         is_first = tf.cast(is_first, tf.float32)
         inputs = [_swap(x) for x in (action, embed, is_first, noise)]
-        post = tf.scan(lambda state, step: self.observe_step(state, *step), inputs,
-                       self.initial(tf.shape(embed)[0]))
+        post = tf.scan(
+            lambda state, step: self.observe_step(state, *step),
+            inputs,
+            self.initial(tf.shape(embed)[0]),
+        )
         post = {key: _swap(value) for key, value in post.items()}
         # The prior shares the recurrent state and feeds nothing: all steps at once.
         return post, self._prior(post['deter'], noise)
@@ -277,8 +299,11 @@ class RSSM(keras.layers.Layer):
     def imagine(self, state, action, noise):
         """Priors of an open loop from `state` [B, ...] under `action` [B, L, A] and
         `noise` [B, L, S]: states [B, L, ...]."""
-        prior = tf.scan(lambda state, step: self.imagine_step(state, *step),
-                        [_swap(action), _swap(noise)], state)
+        prior = tf.scan(
+            lambda state, step: self.imagine_step(state, *step),
+            [_swap(action), _swap(noise)],
+            state,
+        )
         return {key: _swap(value) for key, value in prior.items()}
 
     def _recur(self, stoch, deter, action):
@@ -286,8 +311,7 @@ class RSSM(keras.layers.Layer):
         return tf.cast(self._cell(x, deter)[0], tf.float32)
 
     def _prior(self, deter, noise):
-        return self._state(
-            self._prior_stats(self._prior_hidden(deter)), deter, noise)
+        return self._state(self._prior_stats(self._prior_hidden(deter)), deter, noise)
 
     def _posterior(self, deter, embed, noise):
         hidden = self._post_hidden(tf.concat([deter, embed], -1))

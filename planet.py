@@ -32,8 +32,10 @@ def plan(score, shape, rng, candidates=1000, iterations=10, elites=100):
         return i + 1, *refit(actions, score(actions), elites)
 
     _, mean, _ = tf.while_loop(
-        lambda i, mean, std: i < iterations, iterate,
-        (0, tf.zeros(shape), tf.ones(shape)))
+        lambda i, mean, std: i < iterations,
+        iterate,
+        (0, tf.zeros(shape), tf.ones(shape)),
+    )
     return mean
 
 

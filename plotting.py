@@ -34,14 +34,33 @@ from comparison import BASELINES, ScoreError  # noqa: E402
 # palette, which stays apart for colour-blind readers; greys are for what only others
 # have run). Methods that are not here take the spare ones in alphabetical order.
 COLORS = {
-    'dreamer': '#0072B2', 'planet': '#009E73', 'no_value': '#E69F00',
-    'dreamer_contrastive': '#CC79A7', 'dreamer_reward': '#D55E00',
-    'd4pg': '#333333', 'a3c': '#999999', 'dqn': '#BBBBBB', 'c51': '#888888',
-    'rainbow': '#555555', 'iqn': '#222222', 'impala': '#333333',
+    'dreamer': '#0072B2',
+    'planet': '#009E73',
+    'no_value': '#E69F00',
+    'dreamer_contrastive': '#CC79A7',
+    'dreamer_reward': '#D55E00',
+    'd4pg': '#333333',
+    'a3c': '#999999',
+    'dqn': '#BBBBBB',
+    'c51': '#888888',
+    'rainbow': '#555555',
+    'iqn': '#222222',
+    'impala': '#333333',
 }
 SPARE_COLORS = (
-    '#7F3C8D', '#8C564B', '#B5BD00', '#56B4E9', '#F0A3A3', '#4B4BC8', '#004D40',
-    '#E6007E', '#8CD17D', '#5D001E', '#B8A1F0', '#806000')
+    '#7F3C8D',
+    '#8C564B',
+    '#B5BD00',
+    '#56B4E9',
+    '#F0A3A3',
+    '#4B4BC8',
+    '#004D40',
+    '#E6007E',
+    '#8CD17D',
+    '#5D001E',
+    '#B8A1F0',
+    '#806000',
+)
 # Of final scores that are drawn as lines; alternating within each suite.
 LINE_STYLES = (':', '-.', (0, (5, 1)), (0, (1, 3)))
 
@@ -52,13 +71,19 @@ def method_colors(methods):
     """A colour for each of `methods`, the same in every figure."""
     spare = itertools.cycle(SPARE_COLORS)
     return COLORS | {
-        method: next(spare) for method in sorted(set(methods)) if method not in COLORS}
+        method: next(spare) for method in sorted(set(methods)) if method not in COLORS
+    }
 
 
 def task_title(task):
     """`dmc_walker_walk` as `Walker Walk`."""
-    return task.removeprefix('dmc_').removeprefix('atari_').removeprefix(
-        'dmlab_').replace('_', ' ').title()
+    return (
+        task.removeprefix('dmc_')
+        .removeprefix('atari_')
+        .removeprefix('dmlab_')
+        .replace('_', ' ')
+        .title()
+    )
 
 
 def make_grid(count, height, width=2.6, columns=5, **kwargs):
@@ -66,8 +91,9 @@ def make_grid(count, height, width=2.6, columns=5, **kwargs):
     columns = min(columns, count)
     lines = math.ceil(count / columns)
     # The legend needs room, also above a single panel.
-    figure = Figure((max(width * columns + 0.5, 6.5), height * lines + 1.2),
-                    layout='constrained')
+    figure = Figure(
+        (max(width * columns + 0.5, 6.5), height * lines + 1.2), layout='constrained'
+    )
     axes = figure.subplots(lines, columns, squeeze=False, **kwargs).flatten()
     for spare in axes[count:]:
         spare.set_axis_off()
@@ -85,14 +111,24 @@ def draw_curves(tasks, curves, published, colors, key='test/return', xmax=None):
         for method in sorted(m for t, m in curves if t == task):
             curve, color = curves[task, method], colors[method]
             marker = '.' if len(curve.steps) <= 25 else None
-            handles[f'{method}, own'], = ax.plot(
-                curve.steps, curve.mean, color=color, marker=marker, lw=1.8, zorder=3)
-            ax.fill_between(curve.steps, curve.mean - curve.std,
-                            curve.mean + curve.std, color=color, alpha=0.25, lw=0)
+            (handles[f'{method}, own'],) = ax.plot(
+                curve.steps, curve.mean, color=color, marker=marker, lw=1.8, zorder=3
+            )
+            ax.fill_between(
+                curve.steps,
+                curve.mean - curve.std,
+                curve.mean + curve.std,
+                color=color,
+                alpha=0.25,
+                lw=0,
+            )
         ax.set_title(task_title(task), fontsize=10)
         # Tasks of a suite share their axis: their lengths are to be compared.
-        ends = [curve.steps[-1] for (name, _), curve in curves.items()
-                if name.split('_')[0] == task.split('_')[0]]
+        ends = [
+            curve.steps[-1]
+            for (name, _), curve in curves.items()
+            if name.split('_')[0] == task.split('_')[0]
+        ]
         ax.set_xlim(0, (xmax or max(ends, default=5e6) or 1) * 1.02)
         if task.startswith('dmc_') and key.endswith('return'):
             ax.set_ylim(-20, 1040)
@@ -109,19 +145,23 @@ def _draw_published(ax, task, published, colors, handles):
     if task in published.curves:
         steps, mean, std, _ = published.curves[task]
         color = colors['dreamer']
-        handles['Dreamer, released curves'], = ax.plot(
-            steps, mean, color=color, ls='--', lw=1.2)
+        (handles['Dreamer, released curves'],) = ax.plot(
+            steps, mean, color=color, ls='--', lw=1.2
+        )
         ax.fill_between(steps, mean - std, mean + std, color=color, alpha=0.1, lw=0)
     for column, value in published.finals.get(task, {}).items():
         if column != 'dreamer_5e6':
             handles[baseline_label(column)] = ax.axhline(
-                value, color=colors[column.split('_')[0]], lw=1,
-                ls=LINE_STYLES[list(BASELINES).index(column) % 4])
+                value,
+                color=colors[column.split('_')[0]],
+                lw=1,
+                ls=LINE_STYLES[list(BASELINES).index(column) % 4],
+            )
 
 
 def baseline_label(column):
     """`planet_5e6` as `PlaNet (5e6)`: the score is of that many steps."""
-    return f"{BASELINES[column]} ({column.split('_')[1]})"
+    return f'{BASELINES[column]} ({column.split("_")[1]})'
 
 
 def _plain(ax):
@@ -135,26 +175,48 @@ def _legend(figure, handles):
         handles = dict(sorted(handles.items(), key=lambda x: not x[0].endswith('own')))
         columns = max(1, int(figure.get_figwidth() // 2))
         # Below the panels it would lie on the label of the axis.
-        figure.legend(handles.values(), handles.keys(), loc='outside upper center',
-                      ncols=columns, fontsize=8, frameon=False)
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc='outside upper center',
+            ncols=columns,
+            fontsize=8,
+            frameon=False,
+        )
 
 
 def draw_finals(tasks, rows, published, colors):
     """Final scores: a panel for each of `tasks`, a bar for each method. Published ones
     are pale and hatched, and measured at the steps that their labels say."""
     bars = {task: _bars(task, rows, published) for task in tasks}
-    order = [f'{method}, own' for method in sorted({row.method for row in rows})] + [
-        'Dreamer, same steps'] + [baseline_label(column) for column in BASELINES]
+    order = (
+        [f'{method}, own' for method in sorted({row.method for row in rows})]
+        + ['Dreamer, same steps']
+        + [baseline_label(column) for column in BASELINES]
+    )
     labels = [x for x in order if any(x in shown for shown in bars.values())]
     figure, panels = make_grid(len(tasks), 0.5 + 0.19 * len(labels), sharey=True)
     for ax, task in zip(panels, tasks):
         for label, (method, mean, std, own) in bars[task].items():
             y = labels.index(label)
             style = {} if own else dict(alpha=0.4, hatch='////', ec='white')
-            ax.barh(y, mean, color=colors[method], lw=0, xerr=std,
-                    error_kw=dict(lw=1, ecolor='#222222'), **style)
-            ax.annotate(format_score(mean), (max(mean + (std or 0), 0), y), (3, 0),
-                        textcoords='offset points', va='center', fontsize=7)
+            ax.barh(
+                y,
+                mean,
+                color=colors[method],
+                lw=0,
+                xerr=std,
+                error_kw=dict(lw=1, ecolor='#222222'),
+                **style,
+            )
+            ax.annotate(
+                format_score(mean),
+                (max(mean + (std or 0), 0), y),
+                (3, 0),
+                textcoords='offset points',
+                va='center',
+                fontsize=7,
+            )
         ax.set_title(task_title(task), fontsize=10)
         ax.set_yticks(range(len(labels)), labels)
         ax.set_ylim(len(labels) - 0.4, -0.6)
@@ -164,10 +226,14 @@ def draw_finals(tasks, rows, published, colors):
         ax.xaxis.set_major_locator(MaxNLocator(3))
         ax.grid(False)
     figure.supxlabel('score', fontsize=10)
-    _legend(figure, {
-        'own runs': Patch(fc='#666666'),
-        'published': Patch(fc='#666666', alpha=0.4, hatch='////', ec='white'),
-        'spread over seeds': Line2D([], [], color='#222222', lw=1)})
+    _legend(
+        figure,
+        {
+            'own runs': Patch(fc='#666666'),
+            'published': Patch(fc='#666666', alpha=0.4, hatch='////', ec='white'),
+            'spread over seeds': Line2D([], [], color='#222222', lw=1),
+        },
+    )
     return figure
 
 
@@ -178,7 +244,11 @@ def _bars(task, rows, published):
         bars[f'{row.method}, own'] = row.method, row.score, row.std, True
         if row.published is not None and row.method == 'dreamer':
             bars['Dreamer, same steps'] = (
-                'dreamer', row.published, row.published_std, False)
+                'dreamer',
+                row.published,
+                row.published_std,
+                False,
+            )
     for column, value in (published.finals.get(task, {}) if published else {}).items():
         bars[baseline_label(column)] = column.split('_')[0], value, None, False
     return bars
@@ -212,15 +282,25 @@ def scores_markdown(rows, tasks, published, aggregates, key, widths):
     parts = [
         '# Scores\n',
         f'Own: `{key}`, averaged in the bin around the given environment steps (bins '
-        f"of {bins or '-'}) and then over seeds, ± population standard deviation. "
+        f'of {bins or "-"}) and then over seeds, ± population standard deviation. '
         'Published: the released Dreamer curves at the same steps (PlaNet: the '
         "paper's final score). Difference: (own - published) / published spread.\n",
         _markdown(
             'task method seeds steps own published difference'.split(),
-            [[row.task, row.method, len(row.scores), f'{row.steps:,}',
-              _spread(row.score, row.std), _spread(row.published, row.published_std),
-              '-' if row.difference is None else f'{row.difference:+.1f}']
-             for row in rows])]
+            [
+                [
+                    row.task,
+                    row.method,
+                    len(row.scores),
+                    f'{row.steps:,}',
+                    _spread(row.score, row.std),
+                    _spread(row.published, row.published_std),
+                    '-' if row.difference is None else f'{row.difference:+.1f}',
+                ]
+                for row in rows
+            ],
+        ),
+    ]
     if published:
         parts += _finals_markdown(tasks, published)
     if aggregates:
@@ -230,26 +310,42 @@ def scores_markdown(rows, tasks, published, aggregates, key, widths):
             'over runs, stratified by task.\n',
             _markdown(
                 ['method', 'tasks', 'seeds', 'interquartile mean', 'mean'],
-                [[x['method'], x['tasks'], x['seeds'], _interval(*x['iqm']),
-                  _interval(*x['mean'])] for x in aggregates])]
+                [
+                    [
+                        x['method'],
+                        x['tasks'],
+                        x['seeds'],
+                        _interval(*x['iqm']),
+                        _interval(*x['mean']),
+                    ]
+                    for x in aggregates
+                ],
+            ),
+        ]
     return '\n'.join(parts)
 
 
 def _finals_markdown(tasks, published):
-    tables = {task: published.finals[task] for task in tasks
-              if task in published.finals}
+    tables = {
+        task: published.finals[task] for task in tasks if task in published.finals
+    }
     columns = [x for x in BASELINES if any(x in table for table in tables.values())]
     if not columns:
         return []
-    lines = [[task, *(format_score(table.get(x)) for x in columns)]
-             for task, table in tables.items()]
+    lines = [
+        [task, *(format_score(table.get(x)) for x in columns)]
+        for task, table in tables.items()
+    ]
     if any(task.startswith('dmc_') for task in tables):
         means = published.means()
-        lines.append(['mean of all dmc tasks',
-                      *(format_score(means.get(x), 2) for x in columns)])
-    return ['## Published final scores\n',
-            'After the steps in brackets; comparable with own scores after as many.\n',
-            _markdown(['task', *map(baseline_label, columns)], lines)]
+        lines.append(
+            ['mean of all dmc tasks', *(format_score(means.get(x), 2) for x in columns)]
+        )
+    return [
+        '## Published final scores\n',
+        'After the steps in brackets; comparable with own scores after as many.\n',
+        _markdown(['task', *map(baseline_label, columns)], lines),
+    ]
 
 
 def _interval(value, low, high):
@@ -261,13 +357,30 @@ def scores_csv(rows):
     """The table of own scores as CSV; an empty cell is a number that there is not."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['task', 'method', 'seeds', 'steps', 'score', 'score_std',
-                     'published', 'published_std', 'difference'])
+    writer.writerow(
+        [
+            'task',
+            'method',
+            'seeds',
+            'steps',
+            'score',
+            'score_std',
+            'published',
+            'published_std',
+            'difference',
+        ]
+    )
     for row in rows:
-        numbers = (row.score, row.std, row.published, row.published_std,
-                   row.difference)
-        writer.writerow([row.task, row.method, len(row.scores), row.steps, *(
-            '' if x is None else f'{x:.4f}' for x in numbers)])
+        numbers = (row.score, row.std, row.published, row.published_std, row.difference)
+        writer.writerow(
+            [
+                row.task,
+                row.method,
+                len(row.scores),
+                row.steps,
+                *('' if x is None else f'{x:.4f}' for x in numbers),
+            ]
+        )
     return file.getvalue()
 
 
@@ -303,7 +416,6 @@ def render(figure):
 
 
 class _Parser(argparse.ArgumentParser):
-
     def error(self, message):
         raise ScoreError(message)
 
@@ -321,26 +433,58 @@ def _steps(text):
 
 def parse(argv=None):
     """The command line's words as a namespace; ScoreError on bad ones."""
-    parser = _Parser(prog='plotting.py', allow_abbrev=False,
-                     description='Draw local runs beside the published results.')
-    parser.add_argument('--logdir', nargs='+', required=True, type=pathlib.Path,
-                        metavar='DIR', help='trees of task/method/seed/metrics.jsonl, '
-                        'or folders of runs, which their config.json names')
-    parser.add_argument('--out', type=pathlib.Path, metavar='DIR',
-                        help='where figures and tables go (default: plots in the first '
-                        'logdir)')
-    parser.add_argument('--tasks', nargs='+', metavar='NAME', help='only these, in '
-                        'this order; paper: the 20 of the paper, runs or none '
-                        '(default: all that have runs)')
-    parser.add_argument('--key', default='test/return',
-                        help='metric (default: test/return); published results are '
-                        'drawn beside returns only')
-    parser.add_argument('--bin', type=_steps, metavar='STEPS', help='width of bins '
-                        '[environment steps] (default: by the length of runs)')
-    parser.add_argument('--steps', type=_steps, help='score runs at so many '
-                        'environment steps (default: the last that most have)')
-    parser.add_argument('--xmax', type=_steps, metavar='STEPS', help='end of the '
-                        'horizontal axis (default: of the longest run)')
+    parser = _Parser(
+        prog='plotting.py',
+        allow_abbrev=False,
+        description='Draw local runs beside the published results.',
+    )
+    parser.add_argument(
+        '--logdir',
+        nargs='+',
+        required=True,
+        type=pathlib.Path,
+        metavar='DIR',
+        help='trees of task/method/seed/metrics.jsonl, '
+        'or folders of runs, which their config.json names',
+    )
+    parser.add_argument(
+        '--out',
+        type=pathlib.Path,
+        metavar='DIR',
+        help='where figures and tables go (default: plots in the first logdir)',
+    )
+    parser.add_argument(
+        '--tasks',
+        nargs='+',
+        metavar='NAME',
+        help='only these, in '
+        'this order; paper: the 20 of the paper, runs or none '
+        '(default: all that have runs)',
+    )
+    parser.add_argument(
+        '--key',
+        default='test/return',
+        help='metric (default: test/return); published results are '
+        'drawn beside returns only',
+    )
+    parser.add_argument(
+        '--bin',
+        type=_steps,
+        metavar='STEPS',
+        help='width of bins [environment steps] (default: by the length of runs)',
+    )
+    parser.add_argument(
+        '--steps',
+        type=_steps,
+        help='score runs at so many '
+        'environment steps (default: the last that most have)',
+    )
+    parser.add_argument(
+        '--xmax',
+        type=_steps,
+        metavar='STEPS',
+        help='end of the horizontal axis (default: of the longest run)',
+    )
     args = parser.parse_args(argv)
     for folder in args.logdir:
         if not folder.is_dir():
@@ -360,8 +504,10 @@ def make_files(args, published):
     runs, notes = comparison.find_runs(args.logdir, args.key, paper or args.tasks)
     if not runs and not paper:
         hint = f'; {len(notes)} left out or skipped, first: {notes[0]}' if notes else ''
-        raise ScoreError(f'no {args.key} in any metrics.jsonl under '
-                         f"{', '.join(map(str, args.logdir))}{hint}")
+        raise ScoreError(
+            f'no {args.key} in any metrics.jsonl under '
+            f'{", ".join(map(str, args.logdir))}{hint}'
+        )
     if not args.key.endswith('return'):
         published = None
     own = {run.task for run in runs}
@@ -369,10 +515,12 @@ def make_files(args, published):
     notes += _missing(tasks, own, published)
     widths = {
         task: args.bin or comparison.bin_width([x for x in runs if x.task == task])
-        for task in own}
+        for task in own
+    }
     curves = {
         name: comparison.make_curve(list(group), widths[name[0]])
-        for name, group in itertools.groupby(runs, lambda x: (x.task, x.method))}
+        for name, group in itertools.groupby(runs, lambda x: (x.task, x.method))
+    }
     rows = comparison.make_rows(curves, widths, published, args.steps, notes)
     try:
         aggregates = comparison.aggregate(rows) if published else []
@@ -380,22 +528,29 @@ def make_files(args, published):
         aggregates = []
         notes.append(f'left out the aggregates: rliable does not import ({error})')
     colors = method_colors(run.method for run in runs)
-    files = {'scores.csv': scores_csv(rows).encode(), 'scores.md': scores_markdown(
-        rows, tasks, published, aggregates, args.key, widths).encode()}
+    files = {
+        'scores.csv': scores_csv(rows).encode(),
+        'scores.md': scores_markdown(
+            rows, tasks, published, aggregates, args.key, widths
+        ).encode(),
+    }
     for name, figure in (
-            ('curves', draw_curves(tasks, curves, published, colors, args.key,
-                                   args.xmax)),
-            ('final', draw_finals(tasks, rows, published, colors))):
+        ('curves', draw_curves(tasks, curves, published, colors, args.key, args.xmax)),
+        ('final', draw_finals(tasks, rows, published, colors)),
+    ):
         files |= {f'{name}.{kind}': data for kind, data in render(figure).items()}
     notes.append(f'read {len(runs)} run(s) of {len(own)} task(s)')
     return files, notes
 
 
 def _missing(tasks, own, published):
-    names = {'runs of': [x for x in tasks if x not in own],
-             'published results for': [
-                 x for x in tasks if published and x not in published.finals]}
-    return [f"no {what} {', '.join(tasks)}" for what, tasks in names.items() if tasks]
+    names = {
+        'runs of': [x for x in tasks if x not in own],
+        'published results for': [
+            x for x in tasks if published and x not in published.finals
+        ],
+    }
+    return [f'no {what} {", ".join(tasks)}' for what, tasks in names.items() if tasks]
 
 
 def main(argv=None):
@@ -409,7 +564,7 @@ def main(argv=None):
         return 2
     for note in notes:
         print(note)
-    print(f"wrote {', '.join(files)} to {args.out}")
+    print(f'wrote {", ".join(files)} to {args.out}')
     return 0
 
 

@@ -69,8 +69,11 @@ class Progress:
                 rich.progress.TextColumn('{task.description:<11}'),
                 rich.progress.BarColumn(20),
                 rich.progress.TextColumn('{task.fields[text]}'),
-                console=self._console, transient=True, refresh_per_second=2,
-                redirect_stderr=sys.stderr.isatty())
+                console=self._console,
+                transient=True,
+                refresh_per_second=2,
+                redirect_stderr=sys.stderr.isatty(),
+            )
             self._run_bar = self._bars.add_task('run', total=config.steps, text='')
             self._phase_bar = self._bars.add_task('', text='', visible=False)
         self._paces = collections.defaultdict(Pace)
@@ -107,8 +110,13 @@ class Progress:
         self._paces[name].phases += 1
         if self._bars:
             text = f'0/{total:,} {unit}' if total else ''
-            self._bars.reset(self._phase_bar, description=name, total=total,
-                             text=text, visible=total != 0)
+            self._bars.reset(
+                self._phase_bar,
+                description=name,
+                total=total,
+                text=text,
+                visible=total != 0,
+            )
         elif name in ONCE and total:
             self.line(f'{name}: {total:,} {unit}')
 
@@ -127,8 +135,10 @@ class Progress:
             if self._name in COLLECTING:
                 self._bars.advance(self._run_bar, amount)
         elif now - self._printed > self._silence or (
-                self._name == 'prefill' and self._done < self._total
-                and before // every < self._done // every):
+            self._name == 'prefill'
+            and self._done < self._total
+            and before // every < self._done // every
+        ):
             self.line(f'{self._name}: {self._state()}')
 
     def finish(self):
@@ -161,8 +171,10 @@ class Progress:
         """The line of an evaluation: raw return, length [agent steps], and the best."""
         if self._best is None or score > self._best[1]:
             self._best = step, score
-        self.line(f'step {step:,}: evaluation return {score:.1f}, length {length:.0f}, '
-                  f'best so far {self._best[1]:.1f} (step {self._best[0]:,})')
+        self.line(
+            f'step {step:,}: evaluation return {score:.1f}, length {length:.0f}, '
+            f'best so far {self._best[1]:.1f} (step {self._best[0]:,})'
+        )
 
     def log(self, step, updates, values):
         """The line of a log interval, from the values that are logged."""
@@ -170,19 +182,27 @@ class Progress:
         parts = []
         if self._returns:
             parts.append(f'train return {sum(self._returns) / len(self._returns):.1f}')
-        parts += [f'{name} {values[name]:.4g}' for name in (
-            'model_loss', 'actor_loss', 'value_loss') if name in values]
-        parts += [f"{values['fps']:.3g} steps/s",
-                  f"{values['updates_per_s']:.3g} updates/s"]
+        parts += [
+            f'{name} {values[name]:.4g}'
+            for name in ('model_loss', 'actor_loss', 'value_loss')
+            if name in values
+        ]
+        parts += [
+            f'{values["fps"]:.3g} steps/s',
+            f'{values["updates_per_s"]:.3g} updates/s',
+        ]
         left = self.remaining(step, updates)
         if left is not None:
             parts.append(f'{duration(left)} left')
         done = f'{step:,}/{total:,} ({step / total:.0%})'
-        self.line(f"step {done}: {', '.join(parts)}")
+        self.line(f'step {done}: {", ".join(parts)}')
         self._returns = []
         if self._bars:
-            self._bars.update(self._run_bar, completed=step,
-                              text=f'{done} steps' + (f', {parts[-1]}' if left else ''))
+            self._bars.update(
+                self._run_bar,
+                completed=step,
+                text=f'{done} steps' + (f', {parts[-1]}' if left else ''),
+            )
 
     def remaining(self, step, updates):
         """Seconds until the run's end by the rates measured so far, None before there
@@ -194,12 +214,14 @@ class Progress:
             return None
         steps = max(0, config.steps - step)
         due = config.pretrain + config.train_steps * (
-            max(0, config.steps - config.prefill) // config.train_every)
+            max(0, config.steps - config.prefill) // config.train_every
+        )
         seconds = steps / collect + max(0, due - updates) / train
         evaluations = paces['evaluating']
         if evaluations.phases:
-            seconds += (steps // config.eval_every
-                        * evaluations.seconds / evaluations.phases)
+            seconds += (
+                steps // config.eval_every * evaluations.seconds / evaluations.phases
+            )
         return seconds
 
     @property
@@ -214,8 +236,10 @@ class Progress:
             return
         self._advised = True
         frames = self._paces['prefill'].rate or self._paces['collecting'].rate
-        for text in (advise_time(self._config, seconds, gpu_names()), advise_rendering(
-                self._config, frames / self._config.action_repeat)):
+        for text in (
+            advise_time(self._config, seconds, gpu_names()),
+            advise_rendering(self._config, frames / self._config.action_repeat),
+        ):
             if text:
                 self.line(f'advice: {text}')
 
@@ -229,19 +253,26 @@ class Progress:
         gpus = gpu_names()
         device = ', '.join(gpus) or f'CPU, {cpu_cores()} cores'
         precision = {'16': 'float16', '32': 'float32'}.get(
-            config.precision, config.precision)
-        parameters = ', '.join(f'{name} {optimizer.parameters:,}'
-                               for name, optimizer in agent.optimizers.items())
+            config.precision, config.precision
+        )
+        parameters = ', '.join(
+            f'{name} {optimizer.parameters:,}'
+            for name, optimizer in agent.optimizers.items()
+        )
         rows = [
             ('task', f'{config.task}, seed {config.seed}'),
             ('method', f'{config.method}, {config.representation}'),
             ('device', f'{device}; {precision}'),
             ('rendering', rendering(config)),
             ('parameters', parameters),
-            ('steps', f'{max(0, config.steps - step):,} to go, {step:,} of '
-                      f'{config.steps:,} done'),
+            (
+                'steps',
+                f'{max(0, config.steps - step):,} to go, {step:,} of '
+                f'{config.steps:,} done',
+            ),
             ('replay', replay_size(config, action_size)),
-            ('logs', f'{config.logdir} (tensorboard --logdir {config.logdir})')]
+            ('logs', f'{config.logdir} (tensorboard --logdir {config.logdir})'),
+        ]
         for name, text in rows:
             if text:
                 self.line(f'{name:<11} {text}')
@@ -263,7 +294,8 @@ def best_evaluation(config):
     """Step and return of the best evaluation in the logdir; None without any."""
     try:
         steps, scores, _ = comparison.read_points(
-            pathlib.Path(config.logdir) / 'metrics.jsonl', 'test/return')
+            pathlib.Path(config.logdir) / 'metrics.jsonl', 'test/return'
+        )
     except OSError:
         return None
     best = scores.argmax() if len(scores) else None
@@ -272,8 +304,10 @@ def best_evaluation(config):
 
 def gpu_names():
     """Names of the GPUs that TensorFlow sees."""
-    return [tf.config.experimental.get_device_details(gpu).get('device_name', gpu.name)
-            for gpu in tf.config.list_physical_devices('GPU')]
+    return [
+        tf.config.experimental.get_device_details(gpu).get('device_name', gpu.name)
+        for gpu in tf.config.list_physical_devices('GPU')
+    ]
 
 
 def cpu_cores():
@@ -310,7 +344,7 @@ def replay_size(config, action_size):
 def size(count):
     """Bytes for people."""
     unit = 1e9 if count >= 1e9 else 1e6
-    return f"{count / unit:.3g} {'GB' if unit == 1e9 else 'MB'}"
+    return f'{count / unit:.3g} {"GB" if unit == 1e9 else "MB"}'
 
 
 def advise_disk(config, action_size, step):
@@ -318,22 +352,28 @@ def advise_disk(config, action_size, step):
     needed = replay_bytes(config, action_size, max(0, config.steps - step))
     free = shutil.disk_usage(config.logdir).free
     if needed > free:
-        return (f'the episodes to come take {size(needed)}, and {size(free)} are free '
-                f'where {config.logdir} is; lower --steps or choose another --logdir')
+        return (
+            f'the episodes to come take {size(needed)}, and {size(free)} are free '
+            f'where {config.logdir} is; lower --steps or choose another --logdir'
+        )
     return None
 
 
 def advise_time(config, seconds, gpus):
     """What a run of networks larger than the small preset's will take without a GPU."""
     small = configs.PRESETS['small']
-    larger = any(getattr(config, name) > small[name] for name in (
-        'batch_size', 'batch_length', 'cnn_depth', 'num_units', 'horizon'))
+    larger = any(
+        getattr(config, name) > small[name]
+        for name in ('batch_size', 'batch_length', 'cnn_depth', 'num_units', 'horizon')
+    )
     if gpus or not larger or seconds < 3600:
         return None
-    return (f'without a GPU the rest of this run will take about {seconds / 3600:.1f} '
-            'hours, by the updates and steps measured so far; --configs small has '
-            f"networks for a CPU and a run of {small['steps']:,} steps (in a new "
-            '--logdir)')
+    return (
+        f'without a GPU the rest of this run will take about {seconds / 3600:.1f} '
+        'hours, by the updates and steps measured so far; --configs small has '
+        f'networks for a CPU and a run of {small["steps"]:,} steps (in a new '
+        '--logdir)'
+    )
 
 
 def advise_rendering(config, frames):
@@ -344,8 +384,10 @@ def advise_rendering(config, frames):
     advice = f'{frames:.0f} frames a second with the renderer {renderer}'
     faster = []
     if config.render_quality != 'fast':
-        faster.append('--render_quality fast is 3 to 6 times as fast, without shadows '
-                      '(in a new --logdir)')
+        faster.append(
+            '--render_quality fast is 3 to 6 times as fast, without shadows '
+            '(in a new --logdir)'
+        )
     if any(name in renderer.lower() for name in SOFTWARE):
         faster.append('a GPU with its EGL driver is faster still')
-    return f"{advice}; {'; '.join(faster)}" if faster else None
+    return f'{advice}; {"; ".join(faster)}' if faster else None

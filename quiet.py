@@ -13,9 +13,12 @@ import sys
 import tempfile
 
 SETTINGS = dict(
-    TF_CPP_MIN_LOG_LEVEL='3', EGL_LOG_LEVEL='fatal', PYGAME_HIDE_SUPPORT_PROMPT='1',
+    TF_CPP_MIN_LOG_LEVEL='3',
+    EGL_LOG_LEVEL='fatal',
+    PYGAME_HIDE_SUPPORT_PROMPT='1',
     # Without any, the library behind pygame complains.
-    XDG_RUNTIME_DIR=tempfile.gettempdir())
+    XDG_RUNTIME_DIR=tempfile.gettempdir(),
+)
 
 
 def asked_for_chatter(words):

@@ -45,8 +45,9 @@ class Replay:
 
     PENDING = 4
 
-    def __init__(self, directory, *, length, seed=0, balance=False, memory=None,
-                 capacity=None):
+    def __init__(
+        self, directory, *, length, seed=0, balance=False, memory=None, capacity=None
+    ):
         if length < 1:
             raise ValueError(f'A sequence needs at least 1 row, not {length}.')
         self.skipped = 0
@@ -118,12 +119,14 @@ class Replay:
         rows, actions = episodes.check_headers(headers)
         if self._entries and actions != self._entries[0].actions:
             raise ValueError(
-                f'action has {actions} values, those before {self._entries[0].actions}')
+                f'action has {actions} values, those before {self._entries[0].actions}'
+            )
         episode = episodes.decode(episode)
         # Not its parents: a run's folder that is gone must not come back half empty.
         self._directory.mkdir(exist_ok=True)
         entry = episodes.Entry(
-            self._directory / self._name(rows, origin), rows, actions)
+            self._directory / self._name(rows, origin), rows, actions
+        )
         self._entries.append(entry)
         self.newest = entry.path.name
         self._count += 1
@@ -164,8 +167,10 @@ class Replay:
             self._entries.remove(entry)
             self._forget(entry)
         self._entries += self._scan(
-            path for path in paths
-            if episodes.NAME.fullmatch(path.name) and path.name > self.newest)
+            path
+            for path in paths
+            if episodes.NAME.fullmatch(path.name) and path.name > self.newest
+        )
 
     def sample(self, batch):
         """Draws a batch of sequences.
@@ -191,12 +196,16 @@ class Replay:
           OSError: An episode could not be written.
         """
         self._await_writes(self.PENDING)
-        shapes = dict(zip(
-            episodes.KEYS, (episodes.IMAGE, (self.action_size or 0,), (), ())))
+        shapes = dict(
+            zip(episodes.KEYS, (episodes.IMAGE, (self.action_size or 0,), (), ()))
+        )
         data = {
-            key: np.empty((batch, self._length, *shape),
-                          np.uint8 if key == 'image' else np.float32)
-            for key, shape in shapes.items()}
+            key: np.empty(
+                (batch, self._length, *shape),
+                np.uint8 if key == 'image' else np.float32,
+            )
+            for key, shape in shapes.items()
+        }
         data['is_first'] = np.zeros((batch, self._length), bool)
         for row in range(batch):
             self._fill({key: array[row] for key, array in data.items()})
@@ -228,12 +237,14 @@ class Replay:
         while filled < self._length:
             if not self._entries:
                 raise FileNotFoundError(
-                    errno.ENOENT, 'no episode can be drawn from', str(self._directory))
+                    errno.ENOENT, 'no episode can be drawn from', str(self._directory)
+                )
             entry = self._entries[self._rng.integers(len(self._entries))]
             start = 0 if filled else self._start(entry.rows)
             count = min(self._length - filled, entry.rows - start)
-            target = {key: sequence[key][filled:filled + count]
-                      for key in episodes.KEYS}
+            target = {
+                key: sequence[key][filled : filled + count] for key in episodes.KEYS
+            }
             try:
                 self._read(entry, start, target)
             except MemoryError:
@@ -262,13 +273,14 @@ class Replay:
             self._stored[entry.path] = now, episodes.find_arrays(entry.path)
             self._remember(entry, episode)
         for key, array in target.items():
-            array[...] = episode[key][start:start + len(array)]
+            array[...] = episode[key][start : start + len(array)]
 
     def _await_writes(self, pending):
         """Waits until no more than `pending` writes are unfinished, and raises what
         those that have ended met; again at every call, for nothing is lost silently."""
         while self._writing and (
-                len(self._writing) > pending or self._writing[0].done()):
+            len(self._writing) > pending or self._writing[0].done()
+        ):
             self._writing[0].result()
             self._writing.popleft()
 
@@ -307,7 +319,8 @@ class Replay:
         for entry in entries:
             if entry.actions != usual:
                 self._skip(
-                    entry.path, f'action has {entry.actions} values, others {usual}')
+                    entry.path, f'action has {entry.actions} values, others {usual}'
+                )
         return [entry for entry in entries if entry.actions == usual]
 
     def _skip(self, path, reason):
@@ -323,7 +336,7 @@ class Replay:
         first 8 digits of the id count on.
         """
         now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S')
-        time = max(now, self.newest[:len(now)])
+        time = max(now, self.newest[: len(now)])
         env, index, steps = map(int, origin)
         return f'{time}-{self._count:08x}e{env}i{index}s{steps}-{rows}.npz'
 

@@ -129,18 +129,22 @@ def expand_tasks(words):
         else:
             raise SweepError(
                 f"unknown task or group '{word}'; groups: {', '.join(GROUPS)}; tasks "
-                f"are named SUITE_NAME with suites: {', '.join(configs.SUITES)}")
+                f'are named SUITE_NAME with suites: {", ".join(configs.SUITES)}'
+            )
     return list(dict.fromkeys(tasks))
 
 
 def method_flags(name):
     """Flags for `METHOD` or `METHOD_REPRESENTATION`, as plotting.py names them."""
     for method, representation in itertools.product(
-            HOURS, ('reconstruction', 'contrastive', 'reward')):
+        HOURS, ('reconstruction', 'contrastive', 'reward')
+    ):
         if name in (method, f'{method}_{representation}'):
             return ['--method', method, '--representation', representation]
-    raise SweepError(f"unknown method '{name}'; possible: {', '.join(HOURS)}, each "
-                     'also with _contrastive or _reward')
+    raise SweepError(
+        f"unknown method '{name}'; possible: {', '.join(HOURS)}, each "
+        'also with _contrastive or _reward'
+    )
 
 
 def make_jobs(args, extra):
@@ -160,18 +164,27 @@ def make_jobs(args, extra):
     tasks, methods = expand_tasks(args.tasks), list(dict.fromkeys(args.methods))
     for seed, task, method in itertools.product(range(args.seeds), tasks, methods):
         # A Gymnasium name may hold a slash; folders are task/method/seed.
-        name = f"{task.replace('/', '-')}/{method}/{seed}"
+        name = f'{task.replace("/", "-")}/{method}/{seed}'
         logdir = args.root.resolve() / name
-        flags = ['--logdir', str(logdir), '--task', task, *method_flags(method),
-                 '--seed', str(seed), *extra]
+        flags = [
+            '--logdir',
+            str(logdir),
+            '--task',
+            task,
+            *method_flags(method),
+            '--seed',
+            str(seed),
+            *extra,
+        ]
         # Warnings are the run's own to give.
         with contextlib.redirect_stderr(io.StringIO()):
             config = configs.parse(flags)
         changes = configs.differences(config, logdir / 'config.json')
         if changes and not config.allow_config_change:
             raise SweepError(
-                f"{logdir} belongs to another configuration ({'; '.join(changes)}); "
-                'choose another --root or add -- --allow_config_change true')
+                f'{logdir} belongs to another configuration ({"; ".join(changes)}); '
+                'choose another --root or add -- --allow_config_change true'
+            )
         output = args.root.resolve() / 'output' / (name.replace('/', '.') + '.txt')
         jobs.append(Job(name, config, [sys.executable, str(DREAMER), *flags], output))
         if jobs[-1].finished:
@@ -181,15 +194,27 @@ def make_jobs(args, extra):
 
 def describe(jobs, rows=True):
     """The plan as lines of text, each run's first if `rows`."""
-    lines = [f'{job.name}: {job.state}, {job.step:,} of {job.config.steps:,} steps, '
-             f'{job.hours:.1f} GPU hours left' for job in jobs] if rows else []
+    lines = (
+        [
+            f'{job.name}: {job.state}, {job.step:,} of {job.config.steps:,} steps, '
+            f'{job.hours:.1f} GPU hours left'
+            for job in jobs
+        ]
+        if rows
+        else []
+    )
     left = [job for job in jobs if job.state != 'finished']
     steps = sum(job.config.steps - job.step for job in left)
-    return [*lines, (
-        f'{len(jobs)} runs, {len(jobs) - len(left)} finished; {steps:,} environment '
-        f'steps left: about {sum(job.hours for job in left):,.1f} GPU hours'),
+    return [
+        *lines,
+        (
+            f'{len(jobs)} runs, {len(jobs) - len(left)} finished; {steps:,} '
+            'environment steps left: about '
+            f'{sum(job.hours for job in left):,.1f} GPU hours'
+        ),
         'The estimate is for the settings and the GPU of the paper, which reports for '
-        '1e6 environment steps on a V100 3 hours (Dreamer) and 11 hours (PlaNet).']
+        '1e6 environment steps on a V100 3 hours (Dreamer) and 11 hours (PlaNet).',
+    ]
 
 
 # One run, in a Ray worker.
@@ -218,9 +243,14 @@ def run_job(command, output, threads):
             file.flush()
             # In a session of its own, where a terminal's Ctrl-C does not reach it.
             process = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=file,
-                stderr=subprocess.STDOUT, start_new_session=True,
-                preexec_fn=workers.die_with_parent)
+                command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=workers.die_with_parent,
+            )
         # Ray interrupts Python code, not a system call that waits.
         while process.poll() is None:
             time.sleep(0.2)
@@ -247,10 +277,13 @@ def connect(args):
     try:
         import ray
     except ImportError:
-        raise SweepError('Ray is not installed; install it with: pip install -r '
-                         'requirements-sweep.txt') from None
-    where = dict(num_cpus=os.cpu_count(), object_store_memory=100 << 20,
-                 include_dashboard=False)
+        raise SweepError(
+            'Ray is not installed; install it with: pip install -r '
+            'requirements-sweep.txt'
+        ) from None
+    where = dict(
+        num_cpus=os.cpu_count(), object_store_memory=100 << 20, include_dashboard=False
+    )
     if args.address:
         _check_address(args.address)
         where = dict(address=args.address)
@@ -258,8 +291,10 @@ def connect(args):
         ray.init(log_to_driver=False, logging_level='ERROR', **where)
     except (OSError, RuntimeError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
-        raise SweepError(f"Ray does not start{' at' * bool(args.address)} "
-                         f"{args.address or 'here'}: {line}") from None
+        raise SweepError(
+            f'Ray does not start{" at" * bool(args.address)} '
+            f'{args.address or "here"}: {line}'
+        ) from None
     try:
         _share(ray, args)
     except SweepError:
@@ -273,11 +308,14 @@ def _share(ray, args):
     nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
     if args.gpus_per_run is None:
         args.gpus_per_run = float(any(node.get('GPU') for node in nodes))
-    asked = (f'--cpus_per_run {args.cpus_per_run:g} and --gpus_per_run '
-             f'{args.gpus_per_run:g}')
+    asked = (
+        f'--cpus_per_run {args.cpus_per_run:g} and --gpus_per_run {args.gpus_per_run:g}'
+    )
     if not args.cpus_per_run and not args.gpus_per_run:
-        raise SweepError(f'{asked} would start all runs at the same time; one of them '
-                         'must be above 0')
+        raise SweepError(
+            f'{asked} would start all runs at the same time; one of them '
+            'must be above 0'
+        )
     try:
         make_task(ray, args)
     except ValueError as error:
@@ -285,9 +323,11 @@ def _share(ray, args):
     args.replay_memory = share_memory(nodes, args)
     if not args.replay_memory:
         cpus, gpus = (
-            max(node.get(kind, 0) for node in nodes) for kind in ('CPU', 'GPU'))
+            max(node.get(kind, 0) for node in nodes) for kind in ('CPU', 'GPU')
+        )
         raise SweepError(
-            f'no machine has {asked}; the largest have {cpus:g} CPUs and {gpus:g} GPUs')
+            f'no machine has {asked}; the largest have {cpus:g} CPUs and {gpus:g} GPUs'
+        )
 
 
 def share_memory(nodes, args):
@@ -301,8 +341,10 @@ def share_memory(nodes, args):
     shares = []
     for node in nodes:
         wanted = dict(CPU=args.cpus_per_run, GPU=args.gpus_per_run)
-        runs = min((node.get(kind, 0) // amount for kind, amount in wanted.items()
-                    if amount), default=1)
+        runs = min(
+            (node.get(kind, 0) // amount for kind, amount in wanted.items() if amount),
+            default=1,
+        )
         if runs:
             shares.append(int(node['memory'] / 2 / runs))
     return min(shares, default=0)
@@ -321,14 +363,17 @@ def _check_address(address):
             if connection.recv(9)[3:4] != b'\4':
                 raise OSError('it is not Ray')
     except (OSError, OverflowError) as error:
-        raise SweepError(f'nothing answers at --address {address} ({error}); is the '
-                         'cluster running (ray start --head)?') from None
+        raise SweepError(
+            f'nothing answers at --address {address} ({error}); is the '
+            'cluster running (ray start --head)?'
+        ) from None
 
 
 def make_task(ray, args):
     """`run_job` as a task of Ray's, with what a run needs."""
-    return ray.remote(num_cpus=args.cpus_per_run, num_gpus=args.gpus_per_run,
-                      max_retries=0)(run_job)
+    return ray.remote(
+        num_cpus=args.cpus_per_run, num_gpus=args.gpus_per_run, max_retries=0
+    )(run_job)
 
 
 class Sweep:
@@ -371,10 +416,15 @@ class Sweep:
         job.state, job.attempts = 'waiting', job.attempts + 1
         self._sizes[job.name] = _size(job.output)
         # First, so that a flag of the user's has the last word.
-        command = [*job.command[:2], '--replay_memory', str(self._args.replay_memory),
-                   *job.command[2:]]
+        command = [
+            *job.command[:2],
+            '--replay_memory',
+            str(self._args.replay_memory),
+            *job.command[2:],
+        ]
         reference = self._submit_to_ray(
-            command, str(job.output), max(1, int(self._args.cpus_per_run)))
+            command, str(job.output), max(1, int(self._args.cpus_per_run))
+        )
         self._pending[reference] = job
 
     def _settle(self, job, reference):
@@ -407,8 +457,10 @@ class Sweep:
     def _request_stop(self, number, frame):
         self._stop = True
         signal.signal(number, signal.SIG_DFL)
-        print('sweep: stopping: the runs save first, again to quit at once',
-              file=sys.stderr)
+        print(
+            'sweep: stopping: the runs save first, again to quit at once',
+            file=sys.stderr,
+        )
 
 
 def _size(path):
@@ -437,6 +489,7 @@ def _progress(job):
 def live_table(jobs):
     """The runs that are under way or in trouble, as a table for a terminal."""
     from rich.table import Table
+
     table = Table(*'run state steps return attempts note'.split(), title=counts(jobs))
     for job in jobs:
         if job.state in ('running', 'failed') or job.note:
@@ -457,9 +510,12 @@ class Lines:
             key = job.state, job.attempts
             if self._last.get(job.name) != key or report and job.state == 'running':
                 steps, score, attempts, note = _progress(job)
-                print(f'{now} {job.name}: {job.state}, {steps} steps, return '
-                      f'{score or "-"}, attempt {attempts}'
-                      f'{", " * bool(note)}{note}', flush=True)
+                print(
+                    f'{now} {job.name}: {job.state}, {steps} steps, return '
+                    f'{score or "-"}, attempt {attempts}'
+                    f'{", " * bool(note)}{note}',
+                    flush=True,
+                )
             self._last[job.name] = key
         if report:
             print(f'{now} {counts(jobs)}', flush=True)
@@ -473,6 +529,7 @@ def run_all(ray, jobs, args):
         sweep.work(Lines())
         return
     from rich.live import Live
+
     with Live(live_table(jobs), auto_refresh=False) as live:
         sweep.work(lambda jobs: live.update(live_table(jobs), refresh=True))
 
@@ -481,7 +538,6 @@ def run_all(ray, jobs, args):
 
 
 class _Parser(argparse.ArgumentParser):
-
     def error(self, message):
         raise SweepError(message)
 
@@ -495,36 +551,81 @@ def _number(kind, minimum):
         if not minimum <= value < math.inf:
             raise argparse.ArgumentTypeError(
                 f"'{text}' is not a {'whole ' * (kind is int)}number of at least "
-                f'{minimum}')
+                f'{minimum}'
+            )
         return value
+
     return read
 
 
 def parse(argv):
     """The command line's words before `--`; raises SweepError on bad ones."""
     parser = _Parser(
-        prog='sweep.py', allow_abbrev=False, description='Many runs on Ray. Words '
-        'after -- go to dreamer.py.')
-    parser.add_argument('--tasks', nargs='+', required=True, metavar='NAME',
-                        help=f"tasks, or groups of them: {', '.join(GROUPS)}")
-    parser.add_argument('--methods', nargs='+', default=['dreamer'], metavar='NAME',
-                        help=f"{', '.join(HOURS)}, each also with _contrastive or "
-                        '_reward (default: dreamer)')
-    parser.add_argument('--seeds', type=_number(int, 1), default=1, metavar='N',
-                        help='runs with the seeds 0 to N - 1 (default: 1)')
-    parser.add_argument('--root', type=pathlib.Path, required=True, metavar='DIR',
-                        help='holds task/method/seed, as plotting.py reads it')
-    parser.add_argument('--address', metavar='HOST:PORT', help='of a running Ray '
-                        'cluster, or auto (default: Ray is started on this machine)')
-    parser.add_argument('--gpus_per_run', type=_number(float, 0), metavar='X',
-                        help='may be a fraction, so that runs share a GPU (default: 1 '
-                        'where there are GPUs)')
-    parser.add_argument('--cpus_per_run', type=_number(float, 0), default=1.0,
-                        metavar='X', help='cores (default: 1)')
-    parser.add_argument('--retries', type=_number(int, 0), default=3, metavar='N',
-                        help='how often a failed run is started again (default: 3)')
-    parser.add_argument('--dry_run', action='store_true',
-                        help='print the plan and an estimate of GPU hours, no more')
+        prog='sweep.py',
+        allow_abbrev=False,
+        description='Many runs on Ray. Words after -- go to dreamer.py.',
+    )
+    parser.add_argument(
+        '--tasks',
+        nargs='+',
+        required=True,
+        metavar='NAME',
+        help=f'tasks, or groups of them: {", ".join(GROUPS)}',
+    )
+    parser.add_argument(
+        '--methods',
+        nargs='+',
+        default=['dreamer'],
+        metavar='NAME',
+        help=f'{", ".join(HOURS)}, each also with _contrastive or '
+        '_reward (default: dreamer)',
+    )
+    parser.add_argument(
+        '--seeds',
+        type=_number(int, 1),
+        default=1,
+        metavar='N',
+        help='runs with the seeds 0 to N - 1 (default: 1)',
+    )
+    parser.add_argument(
+        '--root',
+        type=pathlib.Path,
+        required=True,
+        metavar='DIR',
+        help='holds task/method/seed, as plotting.py reads it',
+    )
+    parser.add_argument(
+        '--address',
+        metavar='HOST:PORT',
+        help='of a running Ray '
+        'cluster, or auto (default: Ray is started on this machine)',
+    )
+    parser.add_argument(
+        '--gpus_per_run',
+        type=_number(float, 0),
+        metavar='X',
+        help='may be a fraction, so that runs share a GPU (default: 1 '
+        'where there are GPUs)',
+    )
+    parser.add_argument(
+        '--cpus_per_run',
+        type=_number(float, 0),
+        default=1.0,
+        metavar='X',
+        help='cores (default: 1)',
+    )
+    parser.add_argument(
+        '--retries',
+        type=_number(int, 0),
+        default=3,
+        metavar='N',
+        help='how often a failed run is started again (default: 3)',
+    )
+    parser.add_argument(
+        '--dry_run',
+        action='store_true',
+        help='print the plan and an estimate of GPU hours, no more',
+    )
     args = parser.parse_args(argv)
     if args.root.exists() and not args.root.is_dir():
         raise SweepError(f'--root {args.root} is not a folder')
@@ -538,7 +639,7 @@ def main(argv=None):
     end = argv.index('--') if '--' in argv else len(argv)
     try:
         args = parse(argv[:end])
-        jobs = make_jobs(args, argv[end + 1:])
+        jobs = make_jobs(args, argv[end + 1 :])
         if args.dry_run:
             print('\n'.join(describe(jobs)))
             return 0

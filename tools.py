@@ -43,7 +43,8 @@ def lambda_return(reward, next_value, discount, lambda_):
     targets = []
     for t in reversed(range(reward.shape[0])):
         target = reward[t] + discount[t] * (
-            (1 - lambda_) * next_value[t] + lambda_ * target)
+            (1 - lambda_) * next_value[t] + lambda_ * target
+        )
         targets.append(target)
     return tf.stack(targets[::-1])
 
@@ -78,7 +79,8 @@ def gaussian_kl(post, prior):
     ratio = post['std'] / prior['std']
     shift = (post['mean'] - prior['mean']) / prior['std']
     return tf.reduce_sum(
-        0.5 * (tf.square(ratio) + tf.square(shift) - 1) - tf.math.log(ratio), -1)
+        0.5 * (tf.square(ratio) + tf.square(shift) - 1) - tf.math.log(ratio), -1
+    )
 
 
 def gaussian_entropy(std):
@@ -101,7 +103,7 @@ def free_nats(kl, amount, per_step=False):
     """
     if per_step:
         return tf.reduce_mean(tf.maximum(kl, amount))
-    mean, = distribution.mean([tf.reduce_mean(kl)])
+    (mean,) = distribution.mean([tf.reduce_mean(kl)])
     return tf.maximum(mean, amount)
 
 
@@ -126,7 +128,8 @@ def contrastive(feature, mean, std, window=0):
     if window >= batch:
         # One group holds all: [1, B*L, F].
         feature, mean, std = (
-            tf.reshape(x, (1, -1, size)) for x in (feature, mean, std))
+            tf.reshape(x, (1, -1, size)) for x in (feature, mean, std)
+        )
         window = 1
 
     def densities(mean, std):
@@ -137,8 +140,9 @@ def contrastive(feature, mean, std, window=0):
         own = tf.reduce_sum(tf.square(mean) * precision + 2 * tf.math.log(std), -1)
         return -0.5 * (pairs + own[:, None])
 
-    pairs = [densities(tf.roll(mean, -i, 0), tf.roll(std, -i, 0))
-             for i in range(window)]
+    pairs = [
+        densities(tf.roll(mean, -i, 0), tf.roll(std, -i, 0)) for i in range(window)
+    ]
     matched = tf.linalg.diag_part(pairs[0])
     result = matched - tf.reduce_logsumexp(tf.concat(pairs, -1), -1)
     return tf.reshape(result, (batch, length))
@@ -170,7 +174,7 @@ class ClippedTanh(tfp.bijectors.Tanh):
     """tanh whose inverse is finite at -1 and 1, where float32 actions do arrive."""
 
     def _inverse(self, y):
-        limit = 1 - 2.0 ** -24  # the largest float32 below 1
+        limit = 1 - 2.0**-24  # the largest float32 below 1
         return super()._inverse(tf.clip_by_value(y, -limit, limit))
 
 
@@ -302,10 +306,11 @@ class Optimizer(tf.Module):
         self._adam = keras.optimizers.Adam(learning_rate)
         self._adam.build(variables)
         # Unused without scaling, but a run may go on in float16.
-        self.loss_scale = tf.Variable(2.0 ** 15, trainable=False)
+        self.loss_scale = tf.Variable(2.0**15, trainable=False)
         # Of 64 bits: TensorFlow keeps int32 variables on the host, out of XLA's reach.
         self.good_steps, self.skipped, self.skipped_in_a_row = (
-            tf.Variable(0, trainable=False, dtype=tf.int64) for _ in range(3))
+            tf.Variable(0, trainable=False, dtype=tf.int64) for _ in range(3)
+        )
 
     @property
     def parameters(self):
@@ -325,7 +330,8 @@ class Optimizer(tf.Module):
         """Differentiate and take one step; returns the norm before clipping."""
         # The loss too: a maximum has a finite gradient where it hides a NaN.
         *gradients, loss = distribution.mean(
-            [*tape.gradient(scaled_loss, self._variables), scaled_loss])
+            [*tape.gradient(scaled_loss, self._variables), scaled_loss]
+        )
         if self._scale_loss:
             gradients = [gradient / self.loss_scale for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
@@ -351,8 +357,9 @@ class Optimizer(tf.Module):
             good = (self.good_steps + 1) * (1 - bad)
             grow = good >= self.GROW_AFTER
             self.good_steps.assign(tf.where(grow, tf.zeros_like(good), good))
-            self.loss_scale.assign(self.loss_scale * tf.where(
-                finite, tf.where(grow, 2.0, 1.0), 0.5))
+            self.loss_scale.assign(
+                self.loss_scale * tf.where(finite, tf.where(grow, 2.0, 1.0), 0.5)
+            )
 
 
 class Every:
@@ -401,8 +408,11 @@ def heed_signals(stop, what):
                 os._exit(128 + number)
             asked = True
             stop()
-            print(f'stopping: {what} first, again to quit at once', file=sys.stderr,
-                  flush=True)
+            print(
+                f'stopping: {what} first, again to quit at once',
+                file=sys.stderr,
+                flush=True,
+            )
 
     threading.Thread(target=listen, args=(theirs,), daemon=True).start()
 

@@ -84,7 +84,8 @@ class Worker:
         """Waits until the environment is made. Closes the worker if that fails."""
         try:
             self.observation_space, self.action_space = self._receive(
-                max(self._timeout, STARTUP))
+                max(self._timeout, STARTUP)
+            )
         except BaseException:
             self.close()
             raise
@@ -340,7 +341,8 @@ class Collector:
         self._failure = None
         self._turn = 0
         self.groups = [
-            part.tolist() for part in np.array_split(np.arange(len(envs)), groups)]
+            part.tolist() for part in np.array_split(np.arange(len(envs)), groups)
+        ]
         self.started = [0] * len(envs)
         self.dropped = 0
 
@@ -348,8 +350,11 @@ class Collector:
     def unfinished(self):
         """Episodes of which a step was seen, but not their end: simulator steps so far
         by (environment, episode index)."""
-        return {(i, self.started[i] - 1): self._steps[i]
-                for i, rows in enumerate(self._episodes) if len(rows or ()) > 1}
+        return {
+            (i, self.started[i] - 1): self._steps[i]
+            for i, rows in enumerate(self._episodes)
+            if len(rows or ()) > 1
+        }
 
     @property
     def to_start(self):
@@ -378,8 +383,9 @@ class Collector:
         """
         if self._failure:
             raise self._failure
-        self._start(self.groups[self._turn],
-                    policy if callable(policy) else policy[self._turn])
+        self._start(
+            self.groups[self._turn], policy if callable(policy) else policy[self._turn]
+        )
         self._turn = (self._turn + 1) % len(self.groups)
         return self._finish(self.groups[self._turn])
 
@@ -411,9 +417,12 @@ class Collector:
         for i in finished:
             rows, self._episodes[i] = self._episodes[i], None
             origin = np.array([i, self.started[i] - 1, self._steps[i]])
-            ended.append(dict(
-                {key: np.stack([row[key] for row in rows]) for key in rows[0]},
-                origin=origin))
+            ended.append(
+                dict(
+                    {key: np.stack([row[key] for row in rows]) for key in rows[0]},
+                    origin=origin,
+                )
+            )
             self._failures[i] = 0
         return steps, ended
 
@@ -424,9 +433,14 @@ class Collector:
         self._steps[i] += info['simulator_steps']
         if not np.isfinite(reward):
             raise WorkerError(f'The environment gave the reward {reward}.')
-        self._episodes[i].append(dict(
-            image=observation['image'], action=action, reward=np.float32(reward),
-            discount=np.float32(not terminated)))
+        self._episodes[i].append(
+            dict(
+                image=observation['image'],
+                action=action,
+                reward=np.float32(reward),
+                discount=np.float32(not terminated),
+            )
+        )
         return terminated or truncated
 
     def _reset(self, indices):
@@ -443,10 +457,14 @@ class Collector:
 
     def _begin(self, i):
         observation, _ = self._envs[i].result()
-        self._episodes[i].append(dict(
-            image=observation['image'],
-            action=np.zeros(self._envs[i].action_space.shape, np.float32),
-            reward=np.float32(0), discount=np.float32(1)))
+        self._episodes[i].append(
+            dict(
+                image=observation['image'],
+                action=np.zeros(self._envs[i].action_space.shape, np.float32),
+                reward=np.float32(0),
+                discount=np.float32(1),
+            )
+        )
 
     def _guard(self, i, call, *args):
         """Returns what `call` does; if the environment fails, drops its episode and
@@ -461,9 +479,14 @@ class Collector:
             if count >= self.FAILURES:
                 raise WorkerError(
                     f'Environment {i} failed {count} times in a row; the last time:\n'
-                    f'{error}') from None
-            print(f'dreamer: warning: environment {i} failed and is restarted ({count} '
-                  f'in a row): {error}', file=sys.stderr, flush=True)
+                    f'{error}'
+                ) from None
+            print(
+                f'dreamer: warning: environment {i} failed and is restarted ({count} '
+                f'in a row): {error}',
+                file=sys.stderr,
+                flush=True,
+            )
             # A restart that fails is the next failure.
             self._guard(i, self._restart, i)
 

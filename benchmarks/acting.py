@@ -54,8 +54,12 @@ def bare_elsewhere(task, steps):
     """`bare` in a process of its own."""
     env = {**os.environ, 'MUJOCO_GL': wrappers.choose_renderer()}
     output = subprocess.run(
-        [sys.executable, __file__, '--bare', task, '--steps', str(steps)], env=env,
-        stdout=subprocess.PIPE, text=True, check=True).stdout
+        [sys.executable, __file__, '--bare', task, '--steps', str(steps)],
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
     return float(output)
 
 
@@ -92,13 +96,17 @@ def measure(steps, repeats):
             atari_1_per_s=collected(pong, 1, 10 * steps),
             atari_2_per_s=collected(pong, 2, 10 * steps),
             round_trip_ms=1000 / collected('dummy_continuous', 1, 10 * steps)
-            - 1000 / bare('dummy_continuous', 10 * steps))
-        one.update(worker_share=one['worker_per_s'] / one['bare_per_s'],
-                   atari_gain=one['atari_2_per_s'] / one['atari_1_per_s'])
+            - 1000 / bare('dummy_continuous', 10 * steps),
+        )
+        one.update(
+            worker_share=one['worker_per_s'] / one['bare_per_s'],
+            atari_gain=one['atari_2_per_s'] / one['atari_1_per_s'],
+        )
         figures.append(one)
         print(json.dumps(one), flush=True)
-    return {name: statistics.median(one[name] for one in figures)
-            for name in figures[0]}
+    return {
+        name: statistics.median(one[name] for one in figures) for name in figures[0]
+    }
 
 
 def main():

@@ -39,7 +39,7 @@ EPISODES, ROWS, BATCH, LENGTH, BATCHES = 100, 501, 50, 50, 100
 def resident():
     """Memory of this process that is in use, in MB."""
     status = pathlib.Path('/proc/self/status').read_text()
-    line, = (line for line in status.splitlines() if line.startswith('VmRSS'))
+    (line,) = (line for line in status.splitlines() if line.startswith('VmRSS'))
     return int(line.split()[1]) / 1000
 
 
@@ -52,8 +52,11 @@ def fill(folder):
     added, written = [], []
     for number in range(EPISODES):
         episode = {
-            'image': image + np.uint8(number), 'discount': np.ones(ROWS),
-            'action': rng.uniform(-1, 1, (ROWS, 6)), 'reward': rng.uniform(size=ROWS)}
+            'image': image + np.uint8(number),
+            'discount': np.ones(ROWS),
+            'action': rng.uniform(-1, 1, (ROWS, 6)),
+            'reward': rng.uniform(size=ROWS),
+        }
         start = time.perf_counter()
         writer.add(episode)
         added.append(time.perf_counter() - start)
@@ -76,7 +79,7 @@ def measure(folder):
     added, written = fill(folder)
     figures, costs = {}, {}
     # From disk first: what memory was used before would hide a growth.
-    for name, memory in ('disk_', EPISODES * ROWS * 1_228), ('', 2 ** 40):
+    for name, memory in ('disk_', EPISODES * ROWS * 1_228), ('', 2**40):
         reader = replay.Replay(folder, length=LENGTH, memory=memory)
         draw(reader)  # Every file is read as a whole once.
         middle = resident()
@@ -85,9 +88,11 @@ def measure(folder):
         if name:
             figures['grown_mb'] = resident() - middle
     return dict(
-        figures, disk_share=costs[''] / costs['disk_'],
+        figures,
+        disk_share=costs[''] / costs['disk_'],
         add_ms=1000 * statistics.median(added),
-        written_ms=1000 * statistics.median(written))
+        written_ms=1000 * statistics.median(written),
+    )
 
 
 def main():

@@ -24,10 +24,18 @@ import replay  # noqa: E402
 from benchmarks import data, run  # noqa: E402
 from configs import Config  # noqa: E402
 
-SIZES = dict(batch_size=(10, 25, 50, 75), batch_length=(10, 25, 50, 75),
-             horizon=(5, 15, 30), cnn_depth=(8, 16, 32, 48))
-NAMES = dict(batch_size='sequences in a batch', batch_length='steps in a sequence',
-             horizon='imagined steps', cnn_depth='channels of the first convolution')
+SIZES = dict(
+    batch_size=(10, 25, 50, 75),
+    batch_length=(10, 25, 50, 75),
+    horizon=(5, 15, 30),
+    cnn_depth=(8, 16, 32, 48),
+)
+NAMES = dict(
+    batch_size='sequences in a batch',
+    batch_length='steps in a sequence',
+    horizon='imagined steps',
+    cnn_depth='channels of the first convolution',
+)
 
 
 @functools.cache
@@ -40,10 +48,13 @@ def update(repeats, *flags):
 def memory(counts=(10, 40, 70, 100), limit=1e8):
     """MB that a replay adds, all in memory and bounded, by the MB on disk."""
     result = []
-    episode = dict(image=np.zeros((data.ROWS, 64, 64, 3), np.uint8),
-                   action=np.zeros((data.ROWS, 6)), reward=np.zeros(data.ROWS),
-                   discount=np.ones(data.ROWS))
-    for bound in 2 ** 40, limit:
+    episode = dict(
+        image=np.zeros((data.ROWS, 64, 64, 3), np.uint8),
+        action=np.zeros((data.ROWS, 6)),
+        reward=np.zeros(data.ROWS),
+        discount=np.ones(data.ROWS),
+    )
+    for bound in 2**40, limit:
         with tempfile.TemporaryDirectory() as folder:
             episodes = replay.Replay(folder, length=50, memory=bound)
             before = data.resident()
@@ -52,12 +63,17 @@ def memory(counts=(10, 40, 70, 100), limit=1e8):
                 if count in counts:
                     episodes.flush()
                     episodes.sample(50)
-                    disk = sum(path.stat().st_size
-                               for path in pathlib.Path(folder).iterdir())
+                    disk = sum(
+                        path.stat().st_size for path in pathlib.Path(folder).iterdir()
+                    )
                     result.append((disk / 1e6, data.resident() - before))
     half = len(counts)
-    return [(disk, every, bounded) for (disk, every), (_, bounded) in zip(
-        result[:half], result[half:], strict=True)]
+    return [
+        (disk, every, bounded)
+        for (disk, every), (_, bounded) in zip(
+            result[:half], result[half:], strict=True
+        )
+    ]
 
 
 def draw(figures, path):
@@ -79,8 +95,9 @@ def draw(figures, path):
     disk, every, bounded = zip(*figures['replay'], strict=True)
     axes[4].plot(disk, every, 's--', color='tab:orange', label='all in memory')
     axes[4].plot(disk, bounded, 's:', color='tab:red', label='--replay_memory 1e8')
-    axes[4].set(xlabel='replay on disk [MB]', ylabel='memory [MB]',
-                ylim=(0, 1.4 * max(every)))
+    axes[4].set(
+        xlabel='replay on disk [MB]', ylabel='memory [MB]', ylim=(0, 1.4 * max(every))
+    )
     axes[4].legend(loc='upper left')
     figure.savefig(path, dpi=100)
 
@@ -98,8 +115,11 @@ def main():
             # The paper's own sizes, which all have in common, are measured once.
             flags = () if size == getattr(Config, name) else (f'--{name}', str(size))
             figures[name].append((size, *update(args.repeats, *flags)))
-            print(f'{name} {size}: {figures[name][-1][1]:.2f} s, '
-                  f'{figures[name][-1][2]:.0f} MB', flush=True)
+            print(
+                f'{name} {size}: {figures[name][-1][1]:.2f} s, '
+                f'{figures[name][-1][2]:.0f} MB',
+                flush=True,
+            )
     figures['replay'] = memory()
     draw(figures, args.out)
     print(json.dumps(figures))

@@ -47,16 +47,18 @@ class Clock:
                 return function(*args, **kwargs)
             finally:
                 self.seconds[name] += time.perf_counter() - start
+
         return call
 
 
 def measure(logdir, steps, flags):
     """The figures of the last line."""
     config, team, envs = dreamer.set_up(
-        ['--logdir', str(logdir), *FLAGS, *START, *flags])
+        ['--logdir', str(logdir), *FLAGS, *START, *flags]
+    )
     clock = Clock()
     try:
-        run = dreamer.Run(config, envs[:config.envs], envs[config.envs:], team)
+        run = dreamer.Run(config, envs[: config.envs], envs[config.envs :], team)
         run.agent.train = clock.timed('update', run.agent.train)
         run.policy = [clock.timed('policy', policy) for policy in run.policy]
         run.eval_policy = clock.timed('eval_policy', run.eval_policy)
@@ -78,9 +80,11 @@ def measure(logdir, steps, flags):
             env.close()
     spent = clock.seconds
     figures = dict(
-        total_s=total, update_s=spent['update'] + spent['openloop'],
+        total_s=total,
+        update_s=spent['update'] + spent['openloop'],
         policy_s=spent['policy'] + spent['eval_policy'],
-        env_s=sum(value for name, value in spent.items() if name.startswith('env')))
+        env_s=sum(value for name, value in spent.items() if name.startswith('env')),
+    )
     figures['overhead'] = 1 - sum(list(figures.values())[1:]) / total
     return dict(figures, save_s=spent['save'])
 
@@ -88,7 +92,8 @@ def measure(logdir, steps, flags):
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], allow_abbrev=False)
+        description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument('--steps', type=int, default=6000, help='environment steps')
     args, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -21,14 +21,22 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 PARTS = dict(
     train_step=('train_step.py', '--repeats', '5'),
     plain=('train_step.py', '--repeats', '2', '--plain_allocator'),
-    data=('data.py',), acting=('acting.py', '--repeats', '1'), loop=('loop.py',))
+    data=('data.py',),
+    acting=('acting.py', '--repeats', '1'),
+    loop=('loop.py',),
+)
 
 # What is judged, its figure, the target, and the 2020 code on the same kind of machine.
 TARGETS = [
     ('update / floor of its arithmetic', 'train_step.ratio', '<=', 1.25, '6.0'),
     ('policy call, 1 environment [ms]', 'train_step.policy_ms', '<=', 1.0, '2.0'),
-    ('policy call, 16 environments [ms]', 'train_step.policy_16_ms', '<=',
-     'train_step.policy_16_bound_ms', '10.7 (encoder)'),
+    (
+        'policy call, 16 environments [ms]',
+        'train_step.policy_16_ms',
+        '<=',
+        'train_step.policy_16_bound_ms',
+        '10.7 (encoder)',
+    ),
     ('construction and tracing [s]', 'train_step.build_s', '<=', 10, 'over 20'),
     ('peak memory [MB]', 'train_step.peak_rss_mb', '<=', 4000, '4900'),
     ('the same, plain allocator [MB]', 'plain.peak_rss_mb', '<=', 3000, ''),
@@ -44,8 +52,11 @@ TARGETS = [
 def last_line(script, *words):
     """The figures that a script of this folder ends with."""
     output = subprocess.run(
-        [sys.executable, FOLDER / script, *words], text=True, check=True,
-        stdout=subprocess.PIPE).stdout
+        [sys.executable, FOLDER / script, *words],
+        text=True,
+        check=True,
+        stdout=subprocess.PIPE,
+    ).stdout
     return json.loads(output.splitlines()[-1])
 
 
@@ -66,8 +77,15 @@ def table(figures):
         if name in figures:
             target = figures.get(target, target)
             met = {'<=': operator.le, '>=': operator.ge}[sign](figures[name], target)
-            rows.append((what, f'{figures[name]:.3g}', f'{sign} {target:.3g}',
-                         'met' if met else 'missed', before))
+            rows.append(
+                (
+                    what,
+                    f'{figures[name]:.3g}',
+                    f'{sign} {target:.3g}',
+                    'met' if met else 'missed',
+                    before,
+                )
+            )
     return ['| ' + ' | '.join(row) + ' |' for row in rows]
 
 

@@ -56,23 +56,32 @@ def multiply_adds(config, action_size):
     stoch, deter = config.stoch_size, config.deter_size
     feature = stoch + deter
     channels = (3, depth, 2 * depth, 4 * depth, 8 * depth)
-    convs = [size ** 2 * 4 ** 2 * channels[i] * channels[i + 1]
-             for i, size in enumerate((31, 14, 6, 2))]
+    convs = [
+        size**2 * 4**2 * channels[i] * channels[i + 1]
+        for i, size in enumerate((31, 14, 6, 2))
+    ]
     channels = (32 * depth, 4 * depth, 2 * depth, depth, 3)
     shapes = (1, 5), (5, 5), (13, 6), (30, 6)
-    transposed = [size ** 2 * kernel ** 2 * channels[i] * channels[i + 1]
-                  for i, (size, kernel) in enumerate(shapes)]
-    dynamics = (dense(stoch + action_size, hidden) + 3 * deter * (hidden + deter)
-                + dense(deter, hidden, 2 * stoch))
+    transposed = [
+        size**2 * kernel**2 * channels[i] * channels[i + 1]
+        for i, (size, kernel) in enumerate(shapes)
+    ]
+    dynamics = (
+        dense(stoch + action_size, hidden)
+        + 3 * deter * (hidden + deter)
+        + dense(deter, hidden, 2 * stoch)
+    )
     return dict(
-        first=convs[0], encoder=sum(convs),
+        first=convs[0],
+        encoder=sum(convs),
         decoder=dense(feature, 32 * depth) + sum(transposed),
         dynamics=dynamics,
         posterior=dense(deter + 32 * depth, hidden, 2 * stoch),
         reward=dense(feature, *config.reward_layers * [units], 1),
         pcont=dense(feature, units, units, units, 1) if config.pcont else 0,
         actor=dense(feature, *config.actor_layers * [units], 2 * action_size),
-        value=dense(feature, units, units, units, 1))
+        value=dense(feature, units, units, units, 1),
+    )
 
 
 def update_flops(config, action_size):
@@ -83,10 +92,14 @@ def update_flops(config, action_size):
     forward and both gradients of the value network for its own loss."""
     one = multiply_adds(config, action_size)
     rows = config.batch_size * config.batch_length
-    world = 3 * sum(one[name] for name in (
-        'encoder', 'decoder', 'dynamics', 'posterior', 'reward', 'pcont'))
-    imagined = 2 * sum(one[name] for name in (
-        'actor', 'dynamics', 'reward', 'pcont', 'value')) + 3 * one['value']
+    world = 3 * sum(
+        one[name]
+        for name in ('encoder', 'decoder', 'dynamics', 'posterior', 'reward', 'pcont')
+    )
+    imagined = (
+        2 * sum(one[name] for name in ('actor', 'dynamics', 'reward', 'pcont', 'value'))
+        + 3 * one['value']
+    )
     return 2 * rows * (world - one['first'] + config.horizon * imagined)
 
 
@@ -100,7 +113,9 @@ def random_batch(config, action_size):
         image=rng.integers(0, 256, (*shape, 64, 64, 3), np.uint8),
         action=rng.uniform(-1, 1, (*shape, action_size)).astype(np.float32),
         reward=rng.uniform(0, 1, shape).astype(np.float32),
-        discount=np.ones(shape, np.float32), is_first=is_first)
+        discount=np.ones(shape, np.float32),
+        is_first=is_first,
+    )
 
 
 def seconds(function):
@@ -116,7 +131,8 @@ def measure(config, action_size, repeats):
     agent = Dreamer(config, action_size)
     batch = random_batch(config, action_size)
     agent.train.get_concrete_function(
-        {key: tf.TensorSpec(x.shape, x.dtype) for key, x in batch.items()})
+        {key: tf.TensorSpec(x.shape, x.dtype) for key, x in batch.items()}
+    )
     build = time.perf_counter() - start
 
     def update():
@@ -134,19 +150,31 @@ def measure(config, action_size, repeats):
     updates, products = [], []
     for _ in range(repeats):
         updates.append(seconds(update))
-        products += [seconds(lambda: multiply().numpy()),
-                     seconds(lambda: array @ array)]
-        print(f'update {updates[-1]:.2f} s, '
-              f'{2 * 4096 ** 3 / min(products[-2:]) / 1e9:.0f} GFLOP/s', flush=True)
-    gflops = 2 * 4096 ** 3 / min(products) / 1e9
+        products += [
+            seconds(lambda: multiply().numpy()),
+            seconds(lambda: array @ array),
+        ]
+        print(
+            f'update {updates[-1]:.2f} s, '
+            f'{2 * 4096**3 / min(products[-2:]) / 1e9:.0f} GFLOP/s',
+            flush=True,
+        )
+    gflops = 2 * 4096**3 / min(products) / 1e9
     floor = update_flops(config, action_size) / gflops / 1e9
     update_s = statistics.median(updates)
     one, many = policy_ms(agent, 1), policy_ms(agent, 16)
     bound = one + 1.5 * 15 * policy_flops(config, action_size) / gflops / 1e6
     return dict(
-        update_s=update_s, gemm_gflops=gflops, floor_s=floor, ratio=update_s / floor,
-        policy_ms=one, policy_16_ms=many, policy_16_bound_ms=bound, build_s=build,
-        peak_rss_mb=peak)
+        update_s=update_s,
+        gemm_gflops=gflops,
+        floor_s=floor,
+        ratio=update_s / floor,
+        policy_ms=one,
+        policy_16_ms=many,
+        policy_16_bound_ms=bound,
+        build_s=build,
+        peak_rss_mb=peak,
+    )
 
 
 def policy_flops(config, action_size):
@@ -154,8 +182,9 @@ def policy_flops(config, action_size):
     one = multiply_adds(config, action_size)
     # Who observes needs no prior.
     prior = dense(config.deter_size, config.rssm_units, 2 * config.stoch_size)
-    return 2 * (one['encoder'] + one['dynamics'] - prior + one['posterior']
-                + one['actor'])
+    return 2 * (
+        one['encoder'] + one['dynamics'] - prior + one['posterior'] + one['actor']
+    )
 
 
 def policy_ms(agent, envs, calls=300):
@@ -175,7 +204,8 @@ def policy_ms(agent, envs, calls=300):
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], allow_abbrev=False)
+        description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument('--task_actions', type=int, default=6, help='action size')
     parser.add_argument('--repeats', type=int, default=5, help='timed updates')
     parser.add_argument('--plain_allocator', action='store_true')

@@ -17,16 +17,30 @@ import quiet
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A user's environment: without what this process has set for those that it starts.
-CLEAN = {name: value for name, value in os.environ.items()
-         if name not in (*quiet.SETTINGS, 'DREAMER_VERBOSE', 'NO_COLOR')}
+CLEAN = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in (*quiet.SETTINGS, 'DREAMER_VERBOSE', 'NO_COLOR')
+}
 
 
 def short_run(logdir):
     """The command of a short run, as a list."""
-    return [sys.executable, str(ROOT / 'dreamer.py'), '--logdir', str(logdir), '--task',
-            'dummy_continuous', '--configs', 'debug', '--time_limit', '60',
-            # Larger than the small preset's, so that there is something to advise.
-            '--horizon', '11']
+    return [
+        sys.executable,
+        str(ROOT / 'dreamer.py'),
+        '--logdir',
+        str(logdir),
+        '--task',
+        'dummy_continuous',
+        '--configs',
+        'debug',
+        '--time_limit',
+        '60',
+        # Larger than the small preset's, so that there is something to advise.
+        '--horizon',
+        '11',
+    ]
 
 
 @pytest.fixture(scope='session')
@@ -34,8 +48,13 @@ def finished(tmp_path_factory):
     """The folder of a finished run of 300 steps, not to be changed, and what it printed
     to stdout and stderr, which were no terminal."""
     logdir = tmp_path_factory.mktemp('finished') / 'run'
-    done = subprocess.run([*short_run(logdir), '--steps', '300'], env=CLEAN, text=True,
-                          capture_output=True, timeout=600)
+    done = subprocess.run(
+        [*short_run(logdir), '--steps', '300'],
+        env=CLEAN,
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     return logdir, done.stdout, done.stderr
 

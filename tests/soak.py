@@ -56,8 +56,10 @@ def main():
         running = rng.random() < 0.5
         seconds = kill_once(logdir, rng.uniform(0, 4 if running else 15), running)
         ledger.check()
-        print(f'kill {number} after {seconds:.1f} s: {len(ledger.seen)} episodes',
-              flush=True)
+        print(
+            f'kill {number} after {seconds:.1f} s: {len(ledger.seen)} episodes',
+            flush=True,
+        )
     steps = (len(ledger.seen) + 5) * LENGTH
     finish(start(logdir, steps=steps))
     ledger.check_run(steps)

@@ -29,11 +29,16 @@ def data():
     rng = np.random.default_rng(0)
     is_first = np.zeros((BATCH, LENGTH), bool)
     is_first[:, 0] = True
-    return {key: tf.constant(value) for key, value in dict(
-        image=rng.integers(0, 256, (BATCH, LENGTH, 64, 64, 3), np.uint8),
-        action=rng.uniform(-1, 1, (BATCH, LENGTH, ACTION)).astype(np.float32),
-        reward=rng.uniform(0, 1, (BATCH, LENGTH)).astype(np.float32),
-        discount=np.ones((BATCH, LENGTH), np.float32), is_first=is_first).items()}
+    return {
+        key: tf.constant(value)
+        for key, value in dict(
+            image=rng.integers(0, 256, (BATCH, LENGTH, 64, 64, 3), np.uint8),
+            action=rng.uniform(-1, 1, (BATCH, LENGTH, ACTION)).astype(np.float32),
+            reward=rng.uniform(0, 1, (BATCH, LENGTH)).astype(np.float32),
+            discount=np.ones((BATCH, LENGTH), np.float32),
+            is_first=is_first,
+        ).items()
+    }
 
 
 def behavior_losses(agent, data, **changes):
@@ -43,8 +48,12 @@ def behavior_losses(agent, data, **changes):
     start = {key: tf.reshape(x, (-1, x.shape[-1])) for key, x in post.items()}
     with tf.GradientTape(persistent=True) as tape:
         losses, _ = agent.behavior.losses(
-            agent.world, start, tf.ones(BATCH * LENGTH), noise['latent'],
-            noise['action'])
+            agent.world,
+            start,
+            tf.ones(BATCH * LENGTH),
+            noise['latent'],
+            noise['action'],
+        )
     return losses['actor'], losses['value'], tape
 
 
@@ -59,8 +68,10 @@ def fixed_noise(agent):
 
 
 def largest(gradients):
-    return max(0 if gradient is None else float(tf.reduce_max(tf.abs(gradient)))
-               for gradient in gradients)
+    return max(
+        0 if gradient is None else float(tf.reduce_max(tf.abs(gradient)))
+        for gradient in gradients
+    )
 
 
 def test_actor_loss_reaches_the_actor_through_dynamics_reward_and_value(agent, data):
@@ -74,10 +85,10 @@ def test_actor_loss_reaches_the_actor_through_dynamics_reward_and_value(agent, d
 def test_value_loss_reaches_the_value_network_and_not_its_targets(agent, data):
     """The targets' own path would run through actor and reward head."""
     _, value_loss, tape = behavior_losses(agent, data)
-    assert largest(
-        tape.gradient(value_loss, agent.behavior.value.trainable_weights)) > 0
-    assert largest(
-        tape.gradient(value_loss, agent.world.reward.trainable_weights)) == 0
+    assert (
+        largest(tape.gradient(value_loss, agent.behavior.value.trainable_weights)) > 0
+    )
+    assert largest(tape.gradient(value_loss, agent.world.reward.trainable_weights)) == 0
 
 
 def test_value_gradient_is_that_of_regression_on_fixed_targets(agent, data):
@@ -87,7 +98,8 @@ def test_value_gradient_is_that_of_regression_on_fixed_targets(agent, data):
     _, post, _ = agent.world.loss(data, noise['post'])
     start = {key: tf.reshape(x, (-1, x.shape[-1])) for key, x in post.items()}
     feature, _ = agent.behavior.imagine(
-        agent.world.rssm, start, noise['latent'], noise['action'])
+        agent.world.rssm, start, noise['latent'], noise['action']
+    )
     value = agent.behavior.value.dist(feature).mean().numpy()
     reward = agent.world.reward.dist(feature).mean().numpy()
     target = np.zeros_like(value)
@@ -99,7 +111,8 @@ def test_value_gradient_is_that_of_regression_on_fixed_targets(agent, data):
     actor_loss, value_loss, tape = behavior_losses(agent, data)
     bias = agent.behavior.value.trainable_weights[-1]
     np.testing.assert_allclose(
-        tape.gradient(value_loss, [bias])[0], [expected], rtol=1e-3)
+        tape.gradient(value_loss, [bias])[0], [expected], rtol=1e-3
+    )
     np.testing.assert_allclose(actor_loss, -(weight * target[:-1]).mean(), rtol=1e-4)
 
 
@@ -111,8 +124,11 @@ def test_actor_sees_stopped_features(agent, data):
     with tf.GradientTape() as tape:
         stoch = tf.Variable(start['stoch'])
         features, _ = agent.behavior.imagine(
-            agent.world.rssm, dict(start, stoch=stoch), noise['latent'][:, :BATCH],
-            noise['action'][:, :BATCH])
+            agent.world.rssm,
+            dict(start, stoch=stoch),
+            noise['latent'][:, :BATCH],
+            noise['action'][:, :BATCH],
+        )
         loss = tf.reduce_sum(features[-1])
     through_imagine = tape.gradient(loss, stoch)
     actions, state = [], {key: tf.identity(value) for key, value in start.items()}
@@ -120,13 +136,15 @@ def test_actor_sees_stopped_features(agent, data):
         policy = agent.behavior.actor.dist(agent.world.rssm.feature(state))
         actions.append(policy.sample(noise['action'][t][:BATCH]))
         state = agent.world.rssm.imagine_step(
-            state, actions[-1], noise['latent'][t][:BATCH])
+            state, actions[-1], noise['latent'][t][:BATCH]
+        )
     with tf.GradientTape() as tape:
         stoch = tf.Variable(start['stoch'])
         state = dict(start, stoch=stoch)
         for t, action in enumerate(actions):
             state = agent.world.rssm.imagine_step(
-                state, tf.constant(action), noise['latent'][t][:BATCH])
+                state, tf.constant(action), noise['latent'][t][:BATCH]
+            )
         loss = tf.reduce_sum(agent.world.rssm.feature(state))
     np.testing.assert_allclose(through_imagine, tape.gradient(loss, stoch), atol=1e-6)
 
@@ -147,15 +165,19 @@ def test_each_optimiser_changes_its_own_module_only(data):
     for frozen in ('model', 'actor', 'value'):
         # Without free nats: below them the prior has no gradient at all.
         agent = make_agent('--free_nats', '0')
-        parts = dict(model=agent.world.weights,
-                     actor=agent.behavior.actor.trainable_weights,
-                     value=agent.behavior.value.trainable_weights)
+        parts = dict(
+            model=agent.world.weights,
+            actor=agent.behavior.actor.trainable_weights,
+            value=agent.behavior.value.trainable_weights,
+        )
         agent.optimizers[frozen]._adam.learning_rate = 0.0
         before = {name: [w.numpy() for w in ws] for name, ws in parts.items()}
         update(agent, data)
         for name, weights in parts.items():
-            same = [np.array_equal(a, b.numpy())
-                    for a, b in zip(before[name], weights, strict=True)]
+            same = [
+                np.array_equal(a, b.numpy())
+                for a, b in zip(before[name], weights, strict=True)
+            ]
             assert all(same) if name == frozen else not any(same), name
 
 
@@ -177,8 +199,9 @@ def test_predicted_discounts_replace_gamma(data):
     np.testing.assert_allclose(agent.world.discounts(feature), np.full((4, 3), 0.5))
     agent.world.pcont.trainable_weights[-1].assign([2.0])
     for discount, label in (1.0, 0.99), (0.0, 0.0):
-        metrics = update(agent, dict(
-            data, discount=tf.fill(data['discount'].shape, discount)))
+        metrics = update(
+            agent, dict(data, discount=tf.fill(data['discount'].shape, discount))
+        )
         agent.world.pcont.trainable_weights[-1].assign([2.0])
         # Soft labels: cross-entropy of sigmoid(2) against 0.99 and 0.
         expected = np.log1p(np.exp(-2)) + 2 * (1 - label)
@@ -196,25 +219,29 @@ def test_tanh_bounds_rewards(agent, data):
         target.assign(source)
     noise = tf.zeros((BATCH, LENGTH, 4))
     squashed = dict(data, reward=tf.tanh(data['reward']))
-    np.testing.assert_allclose(bounded.world.loss(data, noise)[2]['reward_loss'],
-                               agent.world.loss(squashed, noise)[2]['reward_loss'])
+    np.testing.assert_allclose(
+        bounded.world.loss(data, noise)[2]['reward_loss'],
+        agent.world.loss(squashed, noise)[2]['reward_loss'],
+    )
 
 
 def test_free_nats_form_follows_the_flag(agent, data):
     noise = tf.zeros((BATCH, LENGTH, 4))
-    kl = tools.gaussian_kl(*agent.world.rssm.observe(
-        agent.world.encoder(data['image']), data['action'], data['is_first'],
-        noise)).numpy()
+    kl = tools.gaussian_kl(
+        *agent.world.rssm.observe(
+            agent.world.encoder(data['image']), data['action'], data['is_first'], noise
+        )
+    ).numpy()
     amount = float(np.median(kl))  # On either side of it, so that the forms differ.
     expected = max(amount, kl.mean()), np.maximum(amount, kl).mean()
     assert abs(expected[0] - expected[1]) > 1e-3
     for flag, nats in zip(('false', 'true'), expected, strict=True):
         # A large scale, to be seen beside an image loss of 11,800 in float32.
-        other = make_agent('--free_nats_per_step', flag, '--free_nats', amount,
-                           '--kl_scale', 1e4)
+        other = make_agent(
+            '--free_nats_per_step', flag, '--free_nats', amount, '--kl_scale', 1e4
+        )
         _, _, metrics = other.world.loss(data, noise)
-        term = (metrics['model_loss'] - metrics['image_loss']
-                - metrics['reward_loss'])
+        term = metrics['model_loss'] - metrics['image_loss'] - metrics['reward_loss']
         np.testing.assert_allclose(term / 1e4, nats, atol=1e-5)
 
 
@@ -270,7 +297,14 @@ def test_a_nan_planted_in_a_network_stops_by_that_networks_name(data):
     parts = [*agent.world.parts, agent.behavior.actor, agent.behavior.value]
     names = [part.name for part in parts]
     assert sorted(names) == [
-        'actor', 'decoder', 'encoder', 'pcont', 'reward', 'rssm', 'value']
+        'actor',
+        'decoder',
+        'encoder',
+        'pcont',
+        'reward',
+        'rssm',
+        'value',
+    ]
     agent.check_weights()
     for part in parts:
         weight = part.trainable_weights[-1]
@@ -290,8 +324,10 @@ def test_noise_differs_between_draws_and_repeats_under_a_seed(data):
         losses = [float(update(agent, data)['actor_loss']) for _ in range(3)]
         state = agent.initial_state(2)
         image, first = tf.zeros((2, 64, 64, 3), tf.uint8), tf.constant([True, True])
-        actions = [agent.policy(image, first, state, training=True)[0].numpy()
-                   for _ in range(2)]
+        actions = [
+            agent.policy(image, first, state, training=True)[0].numpy()
+            for _ in range(2)
+        ]
         assert not np.allclose(actions[0], actions[1])
         assert not np.allclose(actions[0][0], actions[0][1])
         runs.append(np.concatenate([losses, *[action.ravel() for action in actions]]))
@@ -310,8 +346,9 @@ def test_policy_modes_and_bounds(agent):
 
 
 def test_one_hot_agent_acts_and_learns_through_its_actions(data):
-    agent = make_agent('--action_dist', 'onehot', '--expl', 'epsilon_greedy',
-                       '--pcont', 'true')
+    agent = make_agent(
+        '--action_dist', 'onehot', '--expl', 'epsilon_greedy', '--pcont', 'true'
+    )
     data = dict(data, action=tf.one_hot(tf.zeros((BATCH, LENGTH), tf.int32), ACTION))
     actor_loss, _, tape = behavior_losses(agent, data)
     weights = agent.behavior.actor.trainable_weights
@@ -325,14 +362,31 @@ def test_one_hot_agent_acts_and_learns_through_its_actions(data):
 
 def test_epsilon_falls_with_gradient_steps_and_evaluation_has_its_own():
     image, first = tf.zeros((2000, 64, 64, 3), tf.uint8), tf.ones(2000, bool)
-    agent = make_agent('--action_dist', 'onehot', '--expl', 'epsilon_greedy',
-                       '--expl_action', 'mode', '--expl_amount', '0.8', '--expl_min',
-                       '0.2', '--expl_decay', '1000', '--eval_noise', '0.1')
+    agent = make_agent(
+        '--action_dist',
+        'onehot',
+        '--expl',
+        'epsilon_greedy',
+        '--expl_action',
+        'mode',
+        '--expl_amount',
+        '0.8',
+        '--expl_min',
+        '0.2',
+        '--expl_decay',
+        '1000',
+        '--eval_noise',
+        '0.1',
+    )
     *_, kernel, bias = agent.behavior.actor.trainable_weights
     kernel.assign(tf.zeros_like(kernel))
     bias.assign([0.0, 1.0])
     for step, training, epsilon in (
-            (0, True, 0.8), (500, True, 0.5), (5000, True, 0.2), (5000, False, 0.1)):
+        (0, True, 0.8),
+        (500, True, 0.5),
+        (5000, True, 0.2),
+        (5000, False, 0.1),
+    ):
         agent.gradient_step.assign(step)
         action, _ = agent.policy(image, first, agent.initial_state(2000), training)
         # Of two actions a random one is half of the time the best one.
@@ -340,15 +394,17 @@ def test_epsilon_falls_with_gradient_steps_and_evaluation_has_its_own():
 
 
 def test_policy_forgets_where_an_episode_starts(agent):
-    image = tf.constant(np.random.default_rng(0).integers(
-        0, 256, (2, 64, 64, 3), np.uint8))
+    image = tf.constant(
+        np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    )
     zero = agent.initial_state(2)
     _, dirty = agent.policy(image, tf.constant([False, False]), zero, training=True)
     agent.rng.reset_from_seed(3)
     _, (fresh, _) = agent.policy(image, tf.constant([True, True]), zero, training=True)
     agent.rng.reset_from_seed(3)
     _, (reset, _) = agent.policy(
-        image, tf.constant([True, False]), dirty, training=True)
+        image, tf.constant([True, False]), dirty, training=True
+    )
     np.testing.assert_allclose(reset['deter'][0], fresh['deter'][0], atol=1e-6)
     assert not np.allclose(reset['deter'][1], fresh['deter'][1], atol=1e-6)
 
@@ -378,8 +434,10 @@ def test_checkpoint_keeps_networks_optimisers_counters_and_noise(tmp_path, data)
     second = make_agent('--seed', '2', precision='16')
     tf.train.Checkpoint(agent=second).read(path).assert_existing_objects_matched()
     assert (second.gradient_step, second.env_step) == (2, 123)
-    ours, theirs = ([float(x) for _ in range(2) for x in update(agent, data).values()]
-                    for agent in (first, second))
+    ours, theirs = (
+        [float(x) for _ in range(2) for x in update(agent, data).values()]
+        for agent in (first, second)
+    )
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -389,7 +447,8 @@ def test_openloop_video(agent, data):
     assert video.dtype == np.uint8
     for row in range(BATCH):
         np.testing.assert_array_equal(
-            video[:, :64, row * 64:(row + 1) * 64], data['image'][row])
+            video[:, :64, row * 64 : (row + 1) * 64], data['image'][row]
+        )
 
 
 def test_openloop_ignores_later_images(agent, data):
@@ -405,8 +464,9 @@ def test_openloop_ignores_later_images(agent, data):
 def record(seed, count):
     """Episodes of a random policy with memory of its own calls."""
     rng = np.random.default_rng(seed)
-    envs = workers.make_workers('dummy_continuous', 2, dict(
-        action_repeat=2, time_limit=7), 'none')
+    envs = workers.make_workers(
+        'dummy_continuous', 2, dict(action_repeat=2, time_limit=7), 'none'
+    )
     collector = workers.Collector(envs, seed)
 
     def policy(image, is_first):
@@ -436,7 +496,8 @@ def test_recorded_time_index():
         assert not episode['action'][0].any() and episode['reward'][0] == 0
         for t in range(1, 5):
             observation, reward, terminated, truncated, _ = env.step(
-                episode['action'][t])
+                episode['action'][t]
+            )
             np.testing.assert_array_equal(observation['image'], episode['image'][t])
             assert reward == episode['reward'][t]
             assert truncated == (t == 4) and not terminated

@@ -87,6 +87,7 @@ def test_images_rewards_and_end_are_those_of_the_emulator(game):
 @pytest.mark.parametrize('frames', [1, 2, 3])
 def test_game_that_ends_within_a_repeat(frames):
     """Without a stale frame of an earlier step, also if it ends in the first frame."""
+
     class Ending:
         def __init__(self, env):
             self.ale, self.count = env._ale, 0
@@ -119,11 +120,14 @@ def test_game_that_ends_within_a_repeat(frames):
 def test_agrees_with_gymnasium(game):
     """All but the images of episodes that end within a repeat, where its are stale."""
     name = {'MsPacman': 'ms_pacman'}.get(game, game.lower())
-    theirs = gymnasium.make(
-        f'ALE/{game}-v5', frameskip=1, repeat_action_probability=0)
+    theirs = gymnasium.make(f'ALE/{game}-v5', frameskip=1, repeat_action_probability=0)
     theirs = AtariPreprocessing(
-        theirs, noop_max=0, screen_size=(160, 210), grayscale_obs=False,
-        terminal_on_life_loss=True)
+        theirs,
+        noop_max=0,
+        screen_size=(160, 210),
+        grayscale_obs=False,
+        terminal_on_life_loss=True,
+    )
     ours = plain(name, training=True)
     rng = np.random.default_rng(1)
     assert ours.action_space.n == theirs.action_space.n
@@ -245,7 +249,8 @@ def test_time_limit_truncates_and_counts_frames():
 def test_seeds():
     """An episode is a function of its seed, whatever was played before."""
     first, second = (
-        wrappers.make('atari_freeway', action_repeat=4, time_limit=200) for _ in 'ab')
+        wrappers.make('atari_freeway', action_repeat=4, time_limit=200) for _ in 'ab'
+    )
 
     def episode(env, seed):
         obs, _ = env.reset(seed=seed)

@@ -10,8 +10,16 @@ import tools
 from agent import Dreamer
 
 BATCH, LENGTH, ACTION = 3, 6, 2
-TINY = ['--configs', 'debug', '--batch_size', str(BATCH), '--batch_length', str(LENGTH),
-        '--precision', '32']
+TINY = [
+    '--configs',
+    'debug',
+    '--batch_size',
+    str(BATCH),
+    '--batch_length',
+    str(LENGTH),
+    '--precision',
+    '32',
+]
 
 
 def make_agent(*flags):
@@ -27,21 +35,29 @@ def data():
     rng = np.random.default_rng(0)
     is_first = np.zeros((BATCH, LENGTH), bool)
     is_first[:, 0] = True
-    return {key: tf.constant(value) for key, value in dict(
-        image=rng.integers(0, 256, (BATCH, LENGTH, 64, 64, 3), np.uint8),
-        action=rng.uniform(-1, 1, (BATCH, LENGTH, ACTION)).astype(np.float32),
-        reward=rng.uniform(0, 1, (BATCH, LENGTH)).astype(np.float32),
-        discount=np.ones((BATCH, LENGTH), np.float32), is_first=is_first).items()}
+    return {
+        key: tf.constant(value)
+        for key, value in dict(
+            image=rng.integers(0, 256, (BATCH, LENGTH, 64, 64, 3), np.uint8),
+            action=rng.uniform(-1, 1, (BATCH, LENGTH, ACTION)).astype(np.float32),
+            reward=rng.uniform(0, 1, (BATCH, LENGTH)).astype(np.float32),
+            discount=np.ones((BATCH, LENGTH), np.float32),
+            is_first=is_first,
+        ).items()
+    }
 
 
 # Planner.
 
+
 def integrator(target):
     """Score of actions [E, C, H, A] in a model made by hand: the state is the sum of
     the actions and the reward at each step minus its squared distance to `target`."""
+
     def score(actions):
         states = tf.cumsum(actions, axis=2)
         return -tf.reduce_sum(tf.square(states - target), (2, 3))
+
     return score
 
 
@@ -56,8 +72,9 @@ def test_refit_by_hand():
 def test_plan_finds_the_optimum_in_each_environment():
     # Within one step each: the best first action is the target, then to stay.
     target = tf.constant([[0.7, -0.4], [-0.2, 0.9]])[:, None, None]
-    plan = planet.plan(integrator(target), (2, 5, 2),
-                       tf.random.Generator.from_seed(0), 2000, 20, 200)
+    plan = planet.plan(
+        integrator(target), (2, 5, 2), tf.random.Generator.from_seed(0), 2000, 20, 200
+    )
     np.testing.assert_allclose(plan[:, 0], target[:, 0, 0], atol=0.03)
     np.testing.assert_allclose(plan[:, 1:], np.zeros((2, 4, 2)), atol=0.06)
 
@@ -65,8 +82,9 @@ def test_plan_finds_the_optimum_in_each_environment():
 def test_plan_beats_random_shooting_at_equal_cost():
     score = integrator(tf.constant([0.7, -0.4]))
     for seed in range(3):
-        plan = planet.plan(score, (1, 5, 2), tf.random.Generator.from_seed(seed),
-                           200, 10, 20)
+        plan = planet.plan(
+            score, (1, 5, 2), tf.random.Generator.from_seed(seed), 200, 10, 20
+        )
         shots = np.clip(random(1, 2000, 5, 2, seed=seed), -1, 1)
         assert score(plan[:, None])[0, 0] > tf.reduce_max(score(shots))
 
@@ -86,8 +104,9 @@ def test_plan_keeps_to_the_range_of_actions():
 def test_same_seed_same_plan_and_successive_plans_differ():
     def plans(seed):
         rng = tf.random.Generator.from_seed(seed)
-        plan = tf.function(lambda: planet.plan(
-            integrator(0.5), (1, 3, 2), rng, 20, 2, 5))
+        plan = tf.function(
+            lambda: planet.plan(integrator(0.5), (1, 3, 2), rng, 20, 2, 5)
+        )
         return [plan().numpy() for _ in range(2)]
 
     first, again, other = plans(0), plans(0), plans(1)
@@ -97,13 +116,22 @@ def test_same_seed_same_plan_and_successive_plans_differ():
 
 def test_planner_scores_candidates_with_their_own_environment(data):
     """Two environments planned together are planned as each alone would be."""
-    agent = make_agent('--method', 'planet', '--plan_candidates', 300,
-                       '--plan_iterations', 8, '--plan_elites', 30)
+    agent = make_agent(
+        '--method',
+        'planet',
+        '--plan_candidates',
+        300,
+        '--plan_iterations',
+        8,
+        '--plan_elites',
+        30,
+    )
     state = agent.world.rssm.initial(2)
     # A world in which the second environment wants the opposite of the first.
     state['deter'] += tf.constant([[1.0], [-1.0]])
-    agent.world.rewards = lambda start, action, noise: tf.reduce_sum(
-        action, -1) * start['deter'][:, :1]
+    agent.world.rewards = lambda start, action, noise: (
+        tf.reduce_sum(action, -1) * start['deter'][:, :1]
+    )
     plan = agent._plan(state, agent.rng)
     np.testing.assert_allclose(plan, [[1, 1], [-1, -1]], atol=0.05)
 
@@ -124,8 +152,11 @@ def test_planet_has_no_actor_and_no_value_network(data):
     agent = make_agent('--method', 'planet')
     assert agent.behavior is None
     assert set(agent.optimizers) == {'model'}
-    assert not {key for key in agent.update(data, agent.noise(BATCH, LENGTH))
-                if 'actor' in key or 'value' in key}
+    assert not {
+        key
+        for key in agent.update(data, agent.noise(BATCH, LENGTH))
+        if 'actor' in key or 'value' in key
+    }
 
 
 def test_planet_explores_in_training_alone():
@@ -138,6 +169,7 @@ def test_planet_explores_in_training_alone():
 
 # No value.
 
+
 def no_value_loss(agent):
     """Loss and gradients of the actor under fixed noise; the tape's imagination."""
     world, rows = agent.world, 4
@@ -145,7 +177,8 @@ def no_value_loss(agent):
     start = world.rssm.initial(rows)
     with tf.GradientTape() as tape:
         losses, _ = agent.behavior.losses(
-            world, start, tf.constant([1.0, 1, 1, 0]), *noise)
+            world, start, tf.constant([1.0, 1, 1, 0]), *noise
+        )
     feature, _ = agent.behavior.imagine(world.rssm, start, *noise)
     return losses, world.reward.dist(feature).mean().numpy(), tape
 
@@ -153,12 +186,10 @@ def no_value_loss(agent):
 def test_no_value_maximises_the_sum_of_imagined_rewards():
     agent = make_agent('--method', 'no_value', '--discount', 0.9)
     losses, reward, tape = no_value_loss(agent)
-    expected = sum(0.9 ** t * reward[t] for t in range(5))
+    expected = sum(0.9**t * reward[t] for t in range(5))
     # The fourth row starts after an episode's end and counts nothing.
-    np.testing.assert_allclose(
-        losses['actor'], -expected[:3].sum() / 4, rtol=1e-5)
-    gradients = tape.gradient(
-        losses['actor'], agent.behavior.actor.trainable_weights)
+    np.testing.assert_allclose(losses['actor'], -expected[:3].sum() / 4, rtol=1e-5)
+    gradients = tape.gradient(losses['actor'], agent.behavior.actor.trainable_weights)
     assert all(np.any(gradient != 0) for gradient in gradients)
 
 
@@ -166,27 +197,34 @@ def test_no_value_has_no_value_network(data):
     agent = make_agent('--method', 'no_value')
     assert not hasattr(agent.behavior, 'value')
     assert set(agent.optimizers) == {'model', 'actor'}
-    assert not {key for key in agent.update(data, agent.noise(BATCH, LENGTH))
-                if 'value' in key}
+    assert not {
+        key for key in agent.update(data, agent.noise(BATCH, LENGTH)) if 'value' in key
+    }
 
 
 # Contrastive.
+
 
 def brute_force(feature, mean, std, window):
     """The contrastive objective, pair by pair."""
     batch, length, _ = feature.shape
 
     def density(s, b, t):
-        return np.sum(-0.5 * ((s - mean[b, t]) / std[b, t]) ** 2 - np.log(std[b, t])
-                      - 0.5 * np.log(2 * np.pi))
+        return np.sum(
+            -0.5 * ((s - mean[b, t]) / std[b, t]) ** 2
+            - np.log(std[b, t])
+            - 0.5 * np.log(2 * np.pi)
+        )
 
     result = np.zeros((batch, length))
     for b in range(batch):
         for t in range(length):
-            others = [density(feature[b, t], (b + i) % batch, u)
-                      for i in range(window) for u in range(length)]
-            result[b, t] = density(feature[b, t], b, t) - np.log(
-                np.sum(np.exp(others)))
+            others = [
+                density(feature[b, t], (b + i) % batch, u)
+                for i in range(window)
+                for u in range(length)
+            ]
+            result[b, t] = density(feature[b, t], b, t) - np.log(np.sum(np.exp(others)))
     return result
 
 
@@ -200,8 +238,7 @@ def contrastive_case():
 def test_contrastive_equals_a_double_loop(window):
     case = contrastive_case()
     result = tools.contrastive(*map(tf.constant, case), window)
-    np.testing.assert_allclose(
-        result, brute_force(*case, window), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(result, brute_force(*case, window), rtol=1e-4, atol=1e-4)
 
 
 def test_contrastive_window_of_the_batch_is_the_whole():
@@ -221,8 +258,10 @@ def test_contrastive_is_highest_for_matched_pairs():
     rng = np.random.default_rng(0)
     for _ in range(20):
         shuffled = rng.permutation(mean.reshape(-1, 5)).reshape(mean.shape)
-        assert float(tf.reduce_mean(
-            tools.contrastive(tf.constant(mean), shuffled, std))) < matched - 1
+        assert (
+            float(tf.reduce_mean(tools.contrastive(tf.constant(mean), shuffled, std)))
+            < matched - 1
+        )
 
 
 def gradient_norms(agent, data, key):
@@ -231,8 +270,11 @@ def gradient_norms(agent, data, key):
         metrics = agent.world.loss(data, agent.noise(BATCH, LENGTH)['post'])[2]
     norms = {}
     for part in agent.world.parts:
-        gradients = [x for x in tape.gradient(metrics[key], part.trainable_weights)
-                     if x is not None]
+        gradients = [
+            x
+            for x in tape.gradient(metrics[key], part.trainable_weights)
+            if x is not None
+        ]
         norms[part.name] = float(tf.linalg.global_norm(gradients)) if gradients else 0
     return norms
 
@@ -249,30 +291,46 @@ def test_contrastive_loss_takes_the_place_of_pixels(data):
     metrics = agent.world.loss(data, agent.noise(BATCH, LENGTH)['post'])[2]
     assert 'image_loss' not in metrics
     np.testing.assert_allclose(
-        metrics['model_loss'], metrics['contrastive_loss'] + metrics['reward_loss']
-        + metrics['div'], rtol=1e-5)
+        metrics['model_loss'],
+        metrics['contrastive_loss'] + metrics['reward_loss'] + metrics['div'],
+        rtol=1e-5,
+    )
 
 
 # Reward only, and the decoder that only watches.
 
+
 @pytest.mark.parametrize('representation', ['contrastive', 'reward'])
 def test_watching_decoder_learns_and_touches_nothing(data, representation):
     watched, blind = (
-        make_agent('--representation', representation, '--log_images', flag,
-                   '--free_nats', 0, '--grad_clip', 1e-3)
-        for flag in ('true', 'false'))
+        make_agent(
+            '--representation',
+            representation,
+            '--log_images',
+            flag,
+            '--free_nats',
+            0,
+            '--grad_clip',
+            1e-3,
+        )
+        for flag in ('true', 'false')
+    )
     assert blind.world.decoder is None
     for target, source in zip(blind.world.weights, watched.world.weights, strict=True):
         target.assign(source)
     noise = watched.noise(BATCH, LENGTH)
     before = [weight.numpy() for weight in watched.world.decoder.trainable_weights]
     for agent in watched, blind:
-        for target, source in zip(agent.behavior.actor.trainable_weights,
-                                  watched.behavior.actor.trainable_weights):
+        for target, source in zip(
+            agent.behavior.actor.trainable_weights,
+            watched.behavior.actor.trainable_weights,
+        ):
             target.assign(source)
         agent.update(data, noise)
-    assert any(np.any(old != weight.numpy()) for old, weight in zip(
-        before, watched.world.decoder.trainable_weights))
+    assert any(
+        np.any(old != weight.numpy())
+        for old, weight in zip(before, watched.world.decoder.trainable_weights)
+    )
     # The clip is active, and the decoder's gradient has no part in it.
     for one, other in zip(watched.world.weights, blind.world.weights, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
@@ -282,7 +340,8 @@ def test_reward_only_has_no_term_of_the_image(data):
     agent = make_agent('--representation', 'reward', '--free_nats', 0)
     metrics = agent.world.loss(data, agent.noise(BATCH, LENGTH)['post'])[2]
     np.testing.assert_allclose(
-        metrics['model_loss'], metrics['reward_loss'] + metrics['div'], rtol=1e-5)
+        metrics['model_loss'], metrics['reward_loss'] + metrics['div'], rtol=1e-5
+    )
     assert 'image_loss' not in metrics
 
 
@@ -293,9 +352,15 @@ def test_open_loop_video_under_every_representation(data):
         assert video.shape == (LENGTH, 3 * 64, BATCH * 64, 3)
 
 
-@pytest.mark.parametrize('flags', [
-    ['--method', 'cem'], ['--representation', 'pixels'],
-    ['--plan_elites', '30'], ['--plan_horizon', '0']])
+@pytest.mark.parametrize(
+    'flags',
+    [
+        ['--method', 'cem'],
+        ['--representation', 'pixels'],
+        ['--plan_elites', '30'],
+        ['--plan_horizon', '0'],
+    ],
+)
 def test_impossible_settings_are_refused(flags):
     with pytest.raises(configs.ConfigError, match=flags[0]):
         configs.parse([*TINY, *flags])

@@ -45,16 +45,20 @@ def test_newest_two_are_kept_and_the_newest_is_restored(tmp_path):
     assert restored(tmp_path / 'none') == (None, 0)
     fill(tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ['checkpoint', 'ckpt-2.data-00000-of-00001', 'ckpt-2.index',
-                     'ckpt-3.data-00000-of-00001', 'ckpt-3.index']
+    assert names == [
+        'checkpoint',
+        'ckpt-2.data-00000-of-00001',
+        'ckpt-2.index',
+        'ckpt-3.data-00000-of-00001',
+        'ckpt-3.index',
+    ]
     assert restored(tmp_path) == (3, 3)
     assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'ckpt-3')
 
 
 @pytest.mark.parametrize('suffix', [checkpoints.INDEX, checkpoints.DATA])
 @pytest.mark.parametrize('damage', ['truncated', 'emptied', 'flipped', 'removed'])
-def test_damaged_newest_is_named_kept_and_passed_over(
-        tmp_path, capfd, suffix, damage):
+def test_damaged_newest_is_named_kept_and_passed_over(tmp_path, capfd, suffix, damage):
     fill(tmp_path)
     path = tmp_path / f'ckpt-3{suffix}'
     content = bytearray(path.read_bytes())
@@ -76,7 +80,9 @@ def test_damaged_newest_is_named_kept_and_passed_over(
     before = kept.exists() and kept.read_bytes()
     fill(tmp_path)
     assert sorted(path.name for path in tmp_path.glob('ckpt-*.index')) == [
-        'ckpt-5.index', 'ckpt-6.index']
+        'ckpt-5.index',
+        'ckpt-6.index',
+    ]
     assert (kept.exists() and kept.read_bytes()) == before
 
 
@@ -129,12 +135,19 @@ def test_tensorflows_own_errors_arrive_as_oserror(tmp_path):
 
 
 def test_lock_names_its_holder_and_ends_with_it(tmp_path):
-    script = ('import sys, pathlib, checkpoints\n'
-              'lock = checkpoints.Lock(pathlib.Path(sys.argv[1]))\n'
-              'print("held", flush=True); sys.stdin.read()\n')
+    script = (
+        'import sys, pathlib, checkpoints\n'
+        'lock = checkpoints.Lock(pathlib.Path(sys.argv[1]))\n'
+        'print("held", flush=True); sys.stdin.read()\n'
+    )
     process = subprocess.Popen(
-        [sys.executable, '-c', script, str(tmp_path / 'run')], cwd=ROOT, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        [sys.executable, '-c', script, str(tmp_path / 'run')],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     assert process.stdout.readline() == 'held\n'
     with pytest.raises(configs.ConfigError, match=f'process {process.pid} on \\S+;'):
         checkpoints.Lock(tmp_path / 'run')
@@ -151,7 +164,8 @@ def test_lock_removes_what_a_killed_write_left(tmp_path):
         (tmp_path / 'episodes' / name).write_bytes(b'part')
     checkpoints.Lock(tmp_path)._file.close()
     assert [path.name for path in (tmp_path / 'episodes').iterdir()] == [
-        '20200401T101112-0-5.npz']
+        '20200401T101112-0-5.npz'
+    ]
 
 
 def lines(path):

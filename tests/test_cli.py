@@ -24,13 +24,18 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LOSSES = set(
     'model_loss image_loss reward_loss div prior_ent post_ent actor_loss value_loss '
     'action_ent model_grad_norm actor_grad_norm value_grad_norm gradient_step fps '
-    'updates_per_s'.split())
+    'updates_per_s'.split()
+)
 
 
 def start(*flags, **kwargs):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / 'dreamer.py'), *map(str, flags)], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
+        [sys.executable, str(ROOT / 'dreamer.py'), *map(str, flags)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **kwargs,
+    )
 
 
 def run(*flags, **kwargs):
@@ -41,8 +46,9 @@ def run(*flags, **kwargs):
 
 
 def metrics(logdir):
-    return [json.loads(line) for line in
-            (logdir / 'metrics.jsonl').read_text().splitlines()]
+    return [
+        json.loads(line) for line in (logdir / 'metrics.jsonl').read_text().splitlines()
+    ]
 
 
 def wait_for(condition, process, seconds=600):
@@ -53,32 +59,38 @@ def wait_for(condition, process, seconds=600):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize('flags, words', [
-    (['--task', 'dmc_walker_fly'], ['walker_fly', 'walker_walk']),
-    (['--task', 'nosuite_thing'], ['nosuite_thing', 'dmc', 'dummy']),
-    (['--task', 'atari_pongg'], ['atari_pongg', 'atari_pong']),
-    (['--task', 'dmlab_rooms_watermaze'], ['DeepMind Lab', 'Bazel']),
-    (['--task', 'gym_CartPole-v9'], ['CartPole-v9', 'CartPole-v1']),
-    (['--task', 'gym_CarRacing-v2'], ['CarRacing-v2', 'CarRacing-v3']),
-    (['--task', 'atari_pong', '--time_limit', '0'], ['--time_limit', 'at least 1']),
-    (['--task', 'walker'], ['walker', 'SUITE_NAME']),
-    (['--task', 'dummy_nothing'], ['dummy_nothing', 'dummy_continuous']),
-    (['--stepps', '10'], ['--stepps', '--steps']),
-    (['--configs', 'huge'], ['huge', 'debug', 'small', 'paper']),
-    (['--precision', '64'], ['--precision', '16', '32', 'bfloat16']),
-    (['--steps', 'many'], ['--steps', 'many', 'whole number']),
-    (['--steps', '1.5'], ['--steps', '1.5', 'whole number']),
-    (['--steps'], ['--steps']),
-    (['--model_lr', 'nan'], ['--model_lr', 'finite']),
-    (['--model_lr', '0'], ['--model_lr', 'above 0']),
-    (['--batch_size', '0'], ['--batch_size', 'at least 1']),
-    (['--discount', '1.5'], ['--discount', 'at most 1']),
-    (['--seed', '5000000000'], ['--seed', 'at most 4294967295']),
-    (['--prefill', '100', '--steps', '10'], ['--prefill', '--steps']),
-    (['--jit', 'maybe'], ['--jit', 'true or false']),
-    (['--expl_min', '0.5', '--expl_amount', '0.1'], ['--expl_min', '--expl_amount']),
-    (['loose'], ['loose']),
-])
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (['--task', 'dmc_walker_fly'], ['walker_fly', 'walker_walk']),
+        (['--task', 'nosuite_thing'], ['nosuite_thing', 'dmc', 'dummy']),
+        (['--task', 'atari_pongg'], ['atari_pongg', 'atari_pong']),
+        (['--task', 'dmlab_rooms_watermaze'], ['DeepMind Lab', 'Bazel']),
+        (['--task', 'gym_CartPole-v9'], ['CartPole-v9', 'CartPole-v1']),
+        (['--task', 'gym_CarRacing-v2'], ['CarRacing-v2', 'CarRacing-v3']),
+        (['--task', 'atari_pong', '--time_limit', '0'], ['--time_limit', 'at least 1']),
+        (['--task', 'walker'], ['walker', 'SUITE_NAME']),
+        (['--task', 'dummy_nothing'], ['dummy_nothing', 'dummy_continuous']),
+        (['--stepps', '10'], ['--stepps', '--steps']),
+        (['--configs', 'huge'], ['huge', 'debug', 'small', 'paper']),
+        (['--precision', '64'], ['--precision', '16', '32', 'bfloat16']),
+        (['--steps', 'many'], ['--steps', 'many', 'whole number']),
+        (['--steps', '1.5'], ['--steps', '1.5', 'whole number']),
+        (['--steps'], ['--steps']),
+        (['--model_lr', 'nan'], ['--model_lr', 'finite']),
+        (['--model_lr', '0'], ['--model_lr', 'above 0']),
+        (['--batch_size', '0'], ['--batch_size', 'at least 1']),
+        (['--discount', '1.5'], ['--discount', 'at most 1']),
+        (['--seed', '5000000000'], ['--seed', 'at most 4294967295']),
+        (['--prefill', '100', '--steps', '10'], ['--prefill', '--steps']),
+        (['--jit', 'maybe'], ['--jit', 'true or false']),
+        (
+            ['--expl_min', '0.5', '--expl_amount', '0.1'],
+            ['--expl_min', '--expl_amount'],
+        ),
+        (['loose'], ['loose']),
+    ],
+)
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capfd, flags, words):
     logdir = tmp_path / 'logs'
     with pytest.raises(SystemExit) as error:
@@ -92,8 +104,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capfd, flags, wo
 
 
 def test_no_working_renderer_is_one_line(tmp_path):
-    process = start('--logdir', tmp_path / 'logs', '--task', 'dmc_cartpole_balance',
-                    env=dict(os.environ, MUJOCO_GL='nonsense'))
+    process = start(
+        '--logdir',
+        tmp_path / 'logs',
+        '--task',
+        'dmc_cartpole_balance',
+        env=dict(os.environ, MUJOCO_GL='nonsense'),
+    )
     output, _ = process.communicate(timeout=600)
     lines = [line for line in output.splitlines() if line.startswith('dreamer: error')]
     assert process.returncode == 2 and len(lines) == 1 and 'MUJOCO_GL' in lines[0]
@@ -117,8 +134,20 @@ def test_logdir_of_another_configuration_is_refused(tmp_path, capsys):
 def test_what_may_change_on_resume(tmp_path):
     old = configs.parse(['--task', 'dummy_continuous'])
     configs.write(old, tmp_path / 'config.json')
-    new = configs.parse(['--task', 'dummy_continuous', '--steps', '7e4', '--log_every',
-                         '9', '--envs', '3', '--precision', '16'])
+    new = configs.parse(
+        [
+            '--task',
+            'dummy_continuous',
+            '--steps',
+            '7e4',
+            '--log_every',
+            '9',
+            '--envs',
+            '3',
+            '--precision',
+            '16',
+        ]
+    )
     assert configs.differences(new, tmp_path / 'config.json') == []
 
 
@@ -132,8 +161,9 @@ def test_damaged_config_is_one_line(tmp_path, capsys, text):
 
 
 def test_presets_and_flags_in_order():
-    config = configs.parse(['--configs', 'debug', 'paper', '--num_units', '7',
-                            '--steps', '1e6'])
+    config = configs.parse(
+        ['--configs', 'debug', 'paper', '--num_units', '7', '--steps', '1e6']
+    )
     assert (config.num_units, config.rssm_units) == (7, 300)
     assert (config.expl_action, config.free_nats_per_step) == ('mode', True)
     assert config.batch_size == configs.PRESETS['debug']['batch_size']
@@ -147,12 +177,31 @@ def test_paper_settings_are_the_defaults():
     """FACTS: the released code's settings for the Control Suite."""
     config = configs.parse([])
     expected = dict(
-        batch_size=50, batch_length=50, horizon=15, discount=0.99, disclam=0.95,
-        model_lr=6e-4, value_lr=8e-5, actor_lr=8e-5, grad_clip=100, free_nats=3,
-        kl_scale=1, prefill=5000, pretrain=100, train_every=1000, train_steps=100,
-        expl_amount=0.3, action_repeat=2, time_limit=1000, eval_every=10_000,
-        deter_size=200, stoch_size=30, num_units=400, cnn_depth=32,
-        expl_action='sample')
+        batch_size=50,
+        batch_length=50,
+        horizon=15,
+        discount=0.99,
+        disclam=0.95,
+        model_lr=6e-4,
+        value_lr=8e-5,
+        actor_lr=8e-5,
+        grad_clip=100,
+        free_nats=3,
+        kl_scale=1,
+        prefill=5000,
+        pretrain=100,
+        train_every=1000,
+        train_steps=100,
+        expl_amount=0.3,
+        action_repeat=2,
+        time_limit=1000,
+        eval_every=10_000,
+        deter_size=200,
+        stoch_size=30,
+        num_units=400,
+        cnn_depth=32,
+        expl_action='sample',
+    )
     assert {name: getattr(config, name) for name in expected} == expected
 
 
@@ -172,21 +221,23 @@ def test_readme_lists_the_flags_by_group():
         name = configs.GROUPS.get(flag, name)
         groups.setdefault(name, []).append(f'`{flag}`')
     for name, flags in groups.items():
-        assert f"| {name} | {' '.join(flags)} |" in (ROOT / 'README.md').read_text()
+        assert f'| {name} | {" ".join(flags)} |' in (ROOT / 'README.md').read_text()
 
 
 def test_readme_lists_what_suites_and_presets_set():
     text = (ROOT / 'README.md').read_text()
     for name in configs.PRESETS:
-        flags, = re.findall(rf'^\| `{name}` \| .* \| `(--.*)` \|$', text, re.M)
+        (flags,) = re.findall(rf'^\| `{name}` \| .* \| `(--.*)` \|$', text, re.M)
         assert configs.parse(flags.split()) == configs.parse(['--configs', name])
     for name, settings in configs.SUITES.items():
         flags, task = re.findall(
-            rf'^\| `{name}` \| .* \| (.*) \| `({name}_.+)` \|$', text, re.M)[0]
+            rf'^\| `{name}` \| .* \| (.*) \| `({name}_.+)` \|$', text, re.M
+        )[0]
         assert bool(settings) == flags.startswith('`--')
         words = flags.strip('`').split() if settings else []
         assert dataclasses.replace(configs.parse(words), task=task) == configs.parse(
-            ['--task', task])
+            ['--task', task]
+        )
 
 
 def check_files(logdir, losses):
@@ -196,12 +247,20 @@ def check_files(logdir, losses):
     lines = metrics(logdir)
     assert all('step' in line for line in lines)
     keys = set().union(*lines)
-    assert keys >= LOSSES | {'train/return', 'train/length', 'test/return',
-                             'test/length', 'episodes'}
+    assert keys >= LOSSES | {
+        'train/return',
+        'train/length',
+        'test/return',
+        'test/length',
+        'episodes',
+    }
     for line in lines:
         # Norms of gradients that float16's loss scale sheds at first are infinite.
-        assert not [key for key, value in line.items()
-                    if value is None and not key.endswith('_norm')], line
+        assert not [
+            key
+            for key, value in line.items()
+            if value is None and not key.endswith('_norm')
+        ], line
     for path in (logdir / 'episodes').glob('*.npz'):
         with np.load(path) as episode:
             rows = int(path.stem.split('-')[-1])
@@ -212,11 +271,19 @@ def check_files(logdir, losses):
         videos = list((logdir / 'videos').glob(f'{kind}-*.gif'))
         assert videos and Image.open(videos[0]).n_frames > 5
     events = list(logdir.glob('events.out.tfevents.*'))
-    tags = {value.tag for path in events
-            for event in tf.compat.v1.train.summary_iterator(str(path))
-            for value in event.summary.value}
+    tags = {
+        value.tag
+        for path in events
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    }
     assert tags >= set(map(logger.tag, losses)) | {
-        'train/return', 'test/return', 'videos/eval', 'videos/openloop', 'config'}
+        'train/return',
+        'test/return',
+        'videos/eval',
+        'videos/openloop',
+        'config',
+    }
     assert tf.train.latest_checkpoint(str(logdir / 'checkpoints'))
 
 
@@ -224,7 +291,7 @@ def check_advice(output):
     """Software that renders is named, and what would be faster; nothing else speaks."""
     renderer = re.search(r'^rendering +(\w+, .*)', output, re.MULTILINE)[1]
     if 'llvmpipe' in renderer:
-        advice, = re.findall('^advice: .*frames a second.*', output, re.MULTILINE)
+        (advice,) = re.findall('^advice: .*frames a second.*', output, re.MULTILINE)
         assert renderer in advice and 'GPU' in advice
         assert '--render_quality fast' in advice
     assert 'oneDNN' not in output and 'absl' not in output
@@ -233,11 +300,24 @@ def check_advice(output):
 @pytest.mark.slow
 @pytest.mark.parametrize('precision', ['32', '16'])
 def test_train_stop_and_resume_on_the_real_simulator(tmp_path, precision):
-    flags = ['--logdir', tmp_path, '--task', 'dmc_cartpole_balance', '--configs',
-             'debug', '--precision', precision]
+    flags = [
+        '--logdir',
+        tmp_path,
+        '--task',
+        'dmc_cartpole_balance',
+        '--configs',
+        'debug',
+        '--precision',
+        precision,
+    ]
     process = start(*flags, '--steps', 1e6)
-    wait_for(lambda: (tmp_path / 'metrics.jsonl').exists() and any(
-        line.get('gradient_step', 0) >= 4 for line in metrics(tmp_path)), process)
+    wait_for(
+        lambda: (
+            (tmp_path / 'metrics.jsonl').exists()
+            and any(line.get('gradient_step', 0) >= 4 for line in metrics(tmp_path))
+        ),
+        process,
+    )
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
@@ -257,15 +337,26 @@ def test_train_stop_and_resume_on_the_real_simulator(tmp_path, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('task, flags', [
-    ('atari_pong', []), ('atari_freeway', ['--same_game']), ('gym_Pendulum-v1', []),
-    ('dmlab_rooms_watermaze', ['--pcont'])])
+@pytest.mark.parametrize(
+    'task, flags',
+    [
+        ('atari_pong', []),
+        ('atari_freeway', ['--same_game']),
+        ('gym_Pendulum-v1', []),
+        ('dmlab_rooms_watermaze', ['--pcont']),
+    ],
+)
 def test_other_suites_train_and_resume(tmp_path, monkeypatch, task, flags):
     monkeypatch.setenv('PYTHONPATH', str(ROOT / 'tests' / 'standins'))
     flags = ['--logdir', tmp_path, '--task', task, '--configs', 'debug', *flags]
     process = start(*flags, '--steps', 1e6)
-    wait_for(lambda: (tmp_path / 'metrics.jsonl').exists() and any(
-        'gradient_step' in line for line in metrics(tmp_path)), process)
+    wait_for(
+        lambda: (
+            (tmp_path / 'metrics.jsonl').exists()
+            and any('gradient_step' in line for line in metrics(tmp_path))
+        ),
+        process,
+    )
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
@@ -284,13 +375,24 @@ def test_other_suites_train_and_resume(tmp_path, monkeypatch, task, flags):
 
 def test_flags_that_do_not_fit_the_actions_are_one_line(tmp_path, capsys):
     for task, flag, value, fits in (
-            ('dummy_discrete', 'action_dist', 'tanh_normal', 'onehot'),
-            ('dummy_continuous', 'expl', 'epsilon_greedy', 'additive_gaussian'),
-            ('dummy_discrete', 'expl_amount', '2.0', '0 to 1'),
-            ('dummy_discrete', 'eval_noise', '1.5', '0 to 1')):
+        ('dummy_discrete', 'action_dist', 'tanh_normal', 'onehot'),
+        ('dummy_continuous', 'expl', 'epsilon_greedy', 'additive_gaussian'),
+        ('dummy_discrete', 'expl_amount', '2.0', '0 to 1'),
+        ('dummy_discrete', 'eval_noise', '1.5', '0 to 1'),
+    ):
         with pytest.raises(SystemExit) as error:
-            dreamer.main(['--logdir', str(tmp_path / 'logs'), '--task', task,
-                          '--parallel', 'none', f'--{flag}', value])
+            dreamer.main(
+                [
+                    '--logdir',
+                    str(tmp_path / 'logs'),
+                    '--task',
+                    task,
+                    '--parallel',
+                    'none',
+                    f'--{flag}',
+                    value,
+                ]
+            )
         message = capsys.readouterr().err
         assert error.value.code == 2 and message.count('\n') == 1
         assert f'--{flag} {value}' in message and fits in message
@@ -307,9 +409,20 @@ def test_atari_without_discount_head_is_warned_of_once(capsys):
 def test_discrete_suites_choose_their_settings():
     """FACTS, section 1, discrete control."""
     expected = dict(
-        horizon=10, kl_scale=0.1, clip_rewards='tanh', expl_amount=0.4, expl_min=0.1,
-        expl_decay=200_000, eval_noise=0.001, train_every=2000, train_steps=100,
-        prefill=10_000, pcont_scale=10, time_limit=108_000, action_repeat=4)
+        horizon=10,
+        kl_scale=0.1,
+        clip_rewards='tanh',
+        expl_amount=0.4,
+        expl_min=0.1,
+        expl_decay=200_000,
+        eval_noise=0.001,
+        train_every=2000,
+        train_steps=100,
+        prefill=10_000,
+        pcont_scale=10,
+        time_limit=108_000,
+        action_repeat=4,
+    )
     for task, pcont in ('atari_pong', True), ('dmlab_rooms_watermaze', False):
         config = configs.parse(['--task', task])
         assert {name: getattr(config, name) for name in expected} == expected
@@ -318,7 +431,9 @@ def test_discrete_suites_choose_their_settings():
 
 def test_suites_with_a_discount_head_draw_ends_as_often_as_other_rows():
     assert {name for name, suite in configs.SUITES.items() if suite.get('pcont')} == {
-        'atari', 'gym'}
+        'atari',
+        'gym',
+    }
     for suite in configs.SUITES.values():
         assert suite.get('dataset_balance') or not suite.get('pcont')
 
@@ -326,8 +441,20 @@ def test_suites_with_a_discount_head_draw_ends_as_often_as_other_rows():
 @pytest.mark.slow
 @pytest.mark.parametrize('envs, first', [(1, 100), (3, 101)])
 def test_counters_with_several_environments(tmp_path, envs, first):
-    run('--logdir', tmp_path, '--task', 'dummy_continuous', '--configs', 'debug',
-        '--time_limit', 40, '--envs', envs, '--steps', 480)
+    run(
+        '--logdir',
+        tmp_path,
+        '--task',
+        'dummy_continuous',
+        '--configs',
+        'debug',
+        '--time_limit',
+        40,
+        '--envs',
+        envs,
+        '--steps',
+        480,
+    )
     lines = metrics(tmp_path)
     # 2 + 2 for every 100 steps after the prefill, which ends with a step of the first
     # group: two of three environments.
@@ -342,8 +469,17 @@ def test_counters_with_several_environments(tmp_path, envs, first):
 
 @pytest.mark.slow
 def test_damaged_episodes_are_named_and_skipped(tmp_path):
-    flags = ['--logdir', tmp_path, '--task', 'dummy_continuous', '--configs', 'debug',
-             '--time_limit', '40', '--steps']
+    flags = [
+        '--logdir',
+        tmp_path,
+        '--task',
+        'dummy_continuous',
+        '--configs',
+        'debug',
+        '--time_limit',
+        '40',
+        '--steps',
+    ]
     run(*flags, 200)
     victim = sorted((tmp_path / 'episodes').glob('*.npz'))[0]
     victim.write_bytes(victim.read_bytes()[:1000])
@@ -354,12 +490,19 @@ def test_damaged_episodes_are_named_and_skipped(tmp_path):
 
 def test_a_second_signal_ends_the_program_at_once():
     """Also in the midst of a computation that no handler of Python's interrupts."""
-    script = ('import hashlib, tools\n'
-              'tools.heed_signals(lambda: print("asked", flush=True), "saving")\n'
-              'print("ready", flush=True)\n'
-              'hashlib.pbkdf2_hmac("sha256", b"", b"", 10 ** 9)\n')
-    process = subprocess.Popen([sys.executable, '-c', script], cwd=ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    script = (
+        'import hashlib, tools\n'
+        'tools.heed_signals(lambda: print("asked", flush=True), "saving")\n'
+        'print("ready", flush=True)\n'
+        'hashlib.pbkdf2_hmac("sha256", b"", b"", 10 ** 9)\n'
+    )
+    process = subprocess.Popen(
+        [sys.executable, '-c', script],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout.readline() == 'ready\n'
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == 'asked\n'
@@ -373,8 +516,16 @@ def test_logdir_that_is_a_file_is_one_line(tmp_path, capsys):
     (tmp_path / 'file').write_text('kept')
     for name in ('file', 'file/below'):
         with pytest.raises(SystemExit) as error:
-            dreamer.main(['--logdir', str(tmp_path / name), '--task',
-                          'dummy_continuous', '--parallel', 'none'])
+            dreamer.main(
+                [
+                    '--logdir',
+                    str(tmp_path / name),
+                    '--task',
+                    'dummy_continuous',
+                    '--parallel',
+                    'none',
+                ]
+            )
         message = capsys.readouterr().err
         assert error.value.code == 2 and message.count('\n') == 1 and 'file' in message
     assert (tmp_path / 'file').read_text() == 'kept'
@@ -386,7 +537,7 @@ def test_more_environments_than_cores_can_carry_are_warned_of(capsys, flag):
     configs.parse([flag, str(2 * cores)])
     assert not capsys.readouterr().err
     configs.parse([flag, str(2 * cores + 1)])
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert 'warning' in line and f'{2 * cores + 1} environments' in line
 
 
@@ -396,8 +547,9 @@ def test_flags_without_value_are_switches():
 
 
 def test_paper_preset_has_three_layers_of_300_everywhere():
-    agent = dreamer.Dreamer(configs.parse(
-        ['--configs', 'paper', '--precision', '32']), 6)
+    agent = dreamer.Dreamer(
+        configs.parse(['--configs', 'paper', '--precision', '32']), 6
+    )
     for part in (agent.world.reward, agent.behavior.actor, agent.behavior.value):
         shapes = [w.shape for w in part.trainable_weights if len(w.shape) == 2]
         assert [shape[1] for shape in shapes[:-1]] == [300] * 3, part.name
@@ -405,8 +557,16 @@ def test_paper_preset_has_three_layers_of_300_everywhere():
 
 @pytest.mark.slow
 def test_changes_that_do_not_fit_leave_the_run_as_it_was(tmp_path):
-    flags = ['--logdir', tmp_path, '--task', 'dummy_continuous', '--configs', 'debug',
-             '--time_limit', '40']
+    flags = [
+        '--logdir',
+        tmp_path,
+        '--task',
+        'dummy_continuous',
+        '--configs',
+        'debug',
+        '--time_limit',
+        '40',
+    ]
     run(*flags, '--steps', 200)
     before = (tmp_path / 'config.json').read_bytes()
     process = start(*flags, '--deter_size', 20, '--allow_config_change')

@@ -16,7 +16,10 @@ import distribution
 def results():
     process = subprocess.run(
         [sys.executable, pathlib.Path(__file__).with_name('two_replicas.py')],
-        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL='3'), capture_output=True, text=True)
+        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL='3'),
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 
@@ -33,14 +36,18 @@ def check_same(result, tolerance=1e-5):
 
 @pytest.mark.slow
 class TestTwoReplicas:
-
     def test_compiled_update(self, results):
         check_same(results['graph'])
 
     def test_norm_of_the_mean_gradient_is_clipped(self, results):
         check_same(results['clip'])
-        assert min(results['clip']['metrics'][0][f'{name}_grad_norm']
-                   for name in ('model', 'value')) > 0.05
+        assert (
+            min(
+                results['clip']['metrics'][0][f'{name}_grad_norm']
+                for name in ('model', 'value')
+            )
+            > 0.05
+        )
 
     def test_free_nats_between_the_halves(self, results):
         """One half is below them and one above: what counts is the mean of both."""
@@ -66,10 +73,13 @@ class TestTwoReplicas:
         assert result['adam'] < 2e-2
 
 
-@pytest.mark.parametrize('flags, words', [
-    (['--batch_size', '9'], ['--batch_size 9', '2 GPUs', 'multiples of 2']),
-    (['--batch_size', '8', '--jit', 'true'], ['--jit', '2']),
-])
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (['--batch_size', '9'], ['--batch_size 9', '2 GPUs', 'multiples of 2']),
+        (['--batch_size', '8', '--jit', 'true'], ['--jit', '2']),
+    ],
+)
 def test_what_cannot_be_split_is_one_line(flags, words):
     with pytest.raises(ValueError) as error:
         distribution.make_strategy(configs.parse(flags), ['GPU:0', 'GPU:1'])

@@ -24,40 +24,59 @@ from agent import Dreamer
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in folder.rglob('*') if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob('*')
+        if path.is_file()
+    }
 
 
 def run(*words):
     return subprocess.run(
-        [sys.executable, str(ROOT / 'evaluate.py'), *map(str, words)], env=CLEAN,
-        text=True, capture_output=True, timeout=600)
+        [sys.executable, str(ROOT / 'evaluate.py'), *map(str, words)],
+        env=CLEAN,
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
 
 
 def duration(path):
     """Of a GIF [milliseconds]: equal frames that follow one another are one in it."""
-    return sum(image.info['duration'] for image in
-               ImageSequence.Iterator(Image.open(path)))
+    return sum(
+        image.info['duration'] for image in ImageSequence.Iterator(Image.open(path))
+    )
 
 
 @pytest.mark.slow
 def test_scores_and_videos_of_a_finished_run(finished, tmp_path):
     logdir = finished[0]
     before = contents(logdir)
-    done = run('--logdir', logdir, '--episodes', 3, '--video', tmp_path / 'real.mp4',
-               '--dream', tmp_path / 'dream.gif')
+    done = run(
+        '--logdir',
+        logdir,
+        '--episodes',
+        3,
+        '--video',
+        tmp_path / 'real.mp4',
+        '--dream',
+        tmp_path / 'dream.gif',
+    )
     assert done.returncode == 0 and done.stderr == '', done.stderr
     assert contents(logdir) == before
     lines = done.stdout.splitlines()
     result = json.loads(lines[-1])
     returns = result['returns']
-    printed = [float(re.match(r'episode \d+: return ([-\d.]+),', line)[1])
-               for line in lines if line.startswith('episode ')]
+    printed = [
+        float(re.match(r'episode \d+: return ([-\d.]+),', line)[1])
+        for line in lines
+        if line.startswith('episode ')
+    ]
     assert len(returns) == 3 and printed == pytest.approx(returns, abs=0.051)
     assert result['mean'] == pytest.approx(sum(returns) / 3)
     variance = sum((score - result['mean']) ** 2 for score in returns) / 3
-    assert result['std'] == pytest.approx(variance ** 0.5)
-    assert f"mean {result['mean']:.1f}, standard deviation" in lines[-2]
+    assert result['std'] == pytest.approx(variance**0.5)
+    assert f'mean {result["mean"]:.1f}, standard deviation' in lines[-2]
     assert (result['step'], result['gradient_step']) == (300, 2 + 2 * 2)
     assert result['lengths'] == [60] * 3 and result['task'] == 'dummy_continuous'
     assert imageio.v3.imread(tmp_path / 'real.mp4').shape == (61, 256, 256, 3)
@@ -73,12 +92,13 @@ def test_older_checkpoint_where_the_newest_is_damaged(finished, tmp_path, capsys
     data = sorted((logdir / 'checkpoints').glob('ckpt-*.data*'))
     assert len(data) == 2
     damaged = data[-1].read_bytes()
-    data[-1].write_bytes(damaged[:len(damaged) // 2])
+    data[-1].write_bytes(damaged[: len(damaged) // 2])
     assert evaluate.main(['--logdir', str(logdir), '--episodes', '1']) == 0
     output = capsys.readouterr()
     result = json.loads(output.out.splitlines()[-1])
     older = tf.train.load_variable(
-        str(data[0].with_suffix('')), 'agent/env_step/.ATTRIBUTES/VARIABLE_VALUE')
+        str(data[0].with_suffix('')), 'agent/env_step/.ATTRIBUTES/VARIABLE_VALUE'
+    )
     assert result['step'] == older < 300
     assert data[-1].name.split('.')[0] in output.err
     # Without any good one there is nothing to evaluate.
@@ -92,30 +112,49 @@ def test_older_checkpoint_where_the_newest_is_damaged(finished, tmp_path, capsys
 def write_config(folder, change=None):
     """A run's folder without a checkpoint; `change` may spoil its configuration."""
     path = folder / 'config.json'
-    configs.write(configs.parse(['--task', 'dummy_continuous', '--configs', 'debug',
-                                 '--parallel', 'none']), path)
+    configs.write(
+        configs.parse(
+            ['--task', 'dummy_continuous', '--configs', 'debug', '--parallel', 'none']
+        ),
+        path,
+    )
     stored = json.loads(path.read_text())
     if change:
         change(stored['config'])
     path.write_text(json.dumps(stored))
 
 
-@pytest.mark.parametrize('flags, change, words', [
-    (['--logdir', '{}/none'], None, ['no folder', 'none']),
-    ([], None, ['--logdir']),
-    (['--logdir', '{}', '--video', '{}/out.avi'], None, ['--video', '.gif or .mp4']),
-    (['--logdir', '{}', '--dream', '{}/a/b.gif'], None, ['--dream', 'no folder', '/a']),
-    (['--logdir', '{}', '--dream', '{}/here.gif'], None, ['here.gif exists']),
-    (['--logdir', '{}', '--dream', '{}/x.gif', '--video', '{}/x.gif'], None, ['both']),
-    (['--logdir', '{}', '--episodes', '0'], None, ['--episodes', 'from 1']),
-    (['--logdir', '{}', '--seed', '-1'], None, ['--seed', 'at least 0']),
-    (['--logdir', '{}', '--steps', '5'], None, ['--steps']),
-    (['--logdir', '{}'], None, ['no checkpoint', 'checkpoints']),
-    (['--logdir', '{}'], lambda config: config.pop('horizon'), ['has no horizon']),
-    (['--logdir', '{}'], lambda config: config.update(size=3), ['unknown', 'size']),
-    (['--logdir', '{}'], lambda config: config.update(task='dummy_x'), ['dummy_x']),
-    (['--logdir', '{}/empty'], None, ['config.json', 'not a readable']),
-])
+@pytest.mark.parametrize(
+    'flags, change, words',
+    [
+        (['--logdir', '{}/none'], None, ['no folder', 'none']),
+        ([], None, ['--logdir']),
+        (
+            ['--logdir', '{}', '--video', '{}/out.avi'],
+            None,
+            ['--video', '.gif or .mp4'],
+        ),
+        (
+            ['--logdir', '{}', '--dream', '{}/a/b.gif'],
+            None,
+            ['--dream', 'no folder', '/a'],
+        ),
+        (['--logdir', '{}', '--dream', '{}/here.gif'], None, ['here.gif exists']),
+        (
+            ['--logdir', '{}', '--dream', '{}/x.gif', '--video', '{}/x.gif'],
+            None,
+            ['both'],
+        ),
+        (['--logdir', '{}', '--episodes', '0'], None, ['--episodes', 'from 1']),
+        (['--logdir', '{}', '--seed', '-1'], None, ['--seed', 'at least 0']),
+        (['--logdir', '{}', '--steps', '5'], None, ['--steps']),
+        (['--logdir', '{}'], None, ['no checkpoint', 'checkpoints']),
+        (['--logdir', '{}'], lambda config: config.pop('horizon'), ['has no horizon']),
+        (['--logdir', '{}'], lambda config: config.update(size=3), ['unknown', 'size']),
+        (['--logdir', '{}'], lambda config: config.update(task='dummy_x'), ['dummy_x']),
+        (['--logdir', '{}/empty'], None, ['config.json', 'not a readable']),
+    ],
+)
 def test_bad_input_is_one_line(tmp_path, capfd, flags, change, words):
     write_config(tmp_path, change)
     (tmp_path / 'empty').mkdir()
@@ -139,14 +178,16 @@ def test_settings_that_later_versions_add_have_their_defaults(tmp_path):
 
 def test_episodes_follow_from_the_seed():
     """The same seed plays the same episodes, none of which training has played."""
-    env, = workers.make_workers('dummy_continuous', 1, dict(time_limit=5), 'none')
+    (env,) = workers.make_workers('dummy_continuous', 1, dict(time_limit=5), 'none')
 
     def starts(collector):
         still = np.zeros((1, 2), np.float32)
         images = []
         while len(images) < 3:
-            images += [episode['image'][0].tobytes() for episode in
-                       collector.step(lambda image, is_first: still)[1]]
+            images += [
+                episode['image'][0].tobytes()
+                for episode in collector.step(lambda image, is_first: still)[1]
+            ]
         return images
 
     def evaluation(seed):
@@ -159,23 +200,26 @@ def test_episodes_follow_from_the_seed():
 
 def test_dream_shows_context_then_imagination():
     """A model that knows the truth while it sees it, and nothing later."""
+
     class Knowing:
         def openloop(self, data):
             truth = data['image'].astype(np.int64)
             model = truth.copy()
-            model[:, evaluate.CONTEXT:] = 0
+            model[:, evaluate.CONTEXT :] = 0
             rows = np.concatenate([truth, model, np.abs(model - truth)], 2)
             video = rows.transpose(1, 2, 0, 3, 4).astype(np.uint8)
 
             class Tensor:
                 def numpy(self):
                     return video.reshape(*video.shape[:2], -1, 3)
+
             return Tensor()
 
     images = np.full((120, 64, 64, 3), 0, np.uint8)
     images += 100 + np.arange(120, dtype=np.uint8)[:, None, None, None]
-    frames = evaluate.dream(Knowing(), dict(
-        image=images, action=np.zeros((120, 2)), reward=np.zeros(120)))
+    frames = evaluate.dream(
+        Knowing(), dict(image=images, action=np.zeros((120, 2)), reward=np.zeros(120))
+    )
     assert frames.shape == (50, 16 + 3 * 128, 3 * 128, 3)
     for row, start in enumerate((0, 35, 70)):
         tile = frames[:, 16 + 128 * row + 64]
@@ -210,11 +254,22 @@ class Growing(gymnasium.Env):
 @pytest.mark.slow
 def test_the_first_episode_that_is_long_enough_is_dreamt(tmp_path, capsys):
     gymnasium.register('Growing-v0', Growing)
-    config = configs.parse(['--task', 'gym_Growing-v0', '--configs', 'debug',
-                            '--parallel', 'none', '--precision', '32'])
+    config = configs.parse(
+        [
+            '--task',
+            'gym_Growing-v0',
+            '--configs',
+            'debug',
+            '--parallel',
+            'none',
+            '--precision',
+            '32',
+        ]
+    )
     configs.write(config, tmp_path / 'config.json')
-    agent = Dreamer(dreamer.fit_to_actions(
-        config, wrappers.make(config.task).action_space), 3)
+    agent = Dreamer(
+        dreamer.fit_to_actions(config, wrappers.make(config.task).action_space), 3
+    )
     tf.train.Checkpoint(agent=agent).write(str(tmp_path / 'checkpoints' / 'ckpt-1'))
     words = ['--logdir', str(tmp_path), '--dream', str(tmp_path / 'dream.gif')]
     # One episode is too short; what it scored is told all the same.

@@ -24,8 +24,10 @@ import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, LENGTH = 400, 20
-SMALL = ('--configs debug --prefill 60 --train_every 40 --log_every 80 --save_every 60 '
-         f'--eval_every 120 --time_limit {LENGTH} --precision 32').split()
+SMALL = (
+    '--configs debug --prefill 60 --train_every 40 --log_every 80 --save_every 60 '
+    f'--eval_every 120 --time_limit {LENGTH} --precision 32'
+).split()
 # Wall time.
 SPEEDS = {'fps', 'updates_per_s'}
 
@@ -34,10 +36,23 @@ pytestmark = pytest.mark.slow
 
 def start(logdir, *flags, task='dummy_continuous', steps=STEPS, **env):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / 'dreamer.py'), '--logdir', str(logdir), '--task',
-         task, *SMALL, '--steps', str(steps), *map(str, flags)],
-        env={**os.environ, **env}, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT)
+        [
+            sys.executable,
+            str(ROOT / 'dreamer.py'),
+            '--logdir',
+            str(logdir),
+            '--task',
+            task,
+            *SMALL,
+            '--steps',
+            str(steps),
+            *map(str, flags),
+        ],
+        env={**os.environ, **env},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finish(process, code=0):
@@ -49,8 +64,10 @@ def finish(process, code=0):
 
 def metrics(logdir):
     lines = (logdir / 'metrics.jsonl').read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items()
-             if key not in SPEEDS} for line in lines]
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in SPEEDS}
+        for line in lines
+    ]
 
 
 def evaluations(logdir):
@@ -61,16 +78,18 @@ def evaluations(logdir):
 def weights(logdir):
     """All numbers of the newest checkpoint."""
     reader = tf.train.load_checkpoint(
-        tf.train.latest_checkpoint(str(logdir / 'checkpoints')))
+        tf.train.latest_checkpoint(str(logdir / 'checkpoints'))
+    )
     kinds = reader.get_variable_to_dtype_map()
-    return {name: reader.get_tensor(name) for name in kinds
-            if kinds[name] != tf.string}
+    return {name: reader.get_tensor(name) for name in kinds if kinds[name] != tf.string}
 
 
 def episodes(logdir):
     """Hashes of the complete episodes by name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted((logdir / 'episodes').glob('*.npz'))}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((logdir / 'episodes').glob('*.npz'))
+    }
 
 
 def wait_for(condition, process):
@@ -117,7 +136,8 @@ class Ledger:
         assert [line['train/return'] for line in train] == stored
         assert [line['episodes'] for line in train] == list(range(1, len(train) + 1))
         assert [line['step'] for line in train] == list(
-            range(LENGTH, steps + 1, LENGTH))
+            range(LENGTH, steps + 1, LENGTH)
+        )
         losses = [line for line in lines if 'gradient_step' in line]
         updates = [line['gradient_step'] for line in losses]
         assert updates == sorted(set(updates))
@@ -192,10 +212,13 @@ def test_killed_or_without_space_at_named_places_nothing_is_lost(tmp_path):
         'rename:2 write:2 metrics:2:full update:4 evaluation:3 checkpoint:2 metrics:6 '
         'write:1:full written:1',
         'write:1 update:1 video:1:full rename:3 checkpoint:1 metrics:3 evaluation:3 '
-        'checkpoint:1:full']
+        'checkpoint:1:full',
+    ]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        runs = [pool.submit(go_through, tmp_path / str(number), words.split())
-                for number, words in enumerate(places)]
+        runs = [
+            pool.submit(go_through, tmp_path / str(number), words.split())
+            for number, words in enumerate(places)
+        ]
         for run in runs:
             run.result()
 
@@ -218,8 +241,9 @@ def test_environments_that_fail_are_restarted(tmp_path):
     killed, and at the end, is left to chance."""
     env = faulty(tmp_path / 'faults')
     logdir = tmp_path / 'run'
-    process = start(logdir, *FAULTY, '--worker_timeout', 10, task='gym_Faulty-v0',
-                    steps=1e6, **env)
+    process = start(
+        logdir, *FAULTY, '--worker_timeout', 10, task='gym_Faulty-v0', steps=1e6, **env
+    )
     for fault in ('raise', 'kill', 'exit', 'hang', 'nan'):
         (tmp_path / 'faults' / fault).touch()
         wait_for(lambda: not os.listdir(tmp_path / 'faults'), process)
@@ -236,8 +260,13 @@ def test_environments_that_fail_are_restarted(tmp_path):
     assert len(before) == len(after) == 2
     process.send_signal(signal.SIGTERM)
     _, output = finish(process)
-    for text in ("KeyError: 'a fault of the environment", 'killed by SIGKILL',
-                 'exit code 3', 'no answer within 10.0 s', 'reward nan'):
+    for text in (
+        "KeyError: 'a fault of the environment",
+        'killed by SIGKILL',
+        'exit code 3',
+        'no answer within 10.0 s',
+        'reward nan',
+    ):
         assert text in output, text
     assert all(is_gone(pid) for pid in after)
     newest = tf.train.latest_checkpoint(str(logdir / 'checkpoints'))
@@ -258,10 +287,11 @@ def test_environment_that_always_fails_and_gradients_that_stay_non_finite(tmp_pa
     # Rewards whose squares no float32 holds, all from one module.
     os.rename(tmp_path / 'faults/always_raise', tmp_path / 'faults/always_huge')
     before = weights(logdir)
-    lines, _ = finish(start(logdir, *FAULTY, '--pretrain', 60, '--allow_config_change',
-                            **flags), 1)
+    lines, _ = finish(
+        start(logdir, *FAULTY, '--pretrain', 60, '--allow_config_change', **flags), 1
+    )
     assert 'the gradient of the model was not finite 50 times' in lines[-1]
-    dump, = (logdir / 'dumps').glob('*.index')
+    (dump,) = (logdir / 'dumps').glob('*.index')
     assert str(dump.with_suffix('')) in lines[-1]
     reader = tf.train.load_checkpoint(str(dump.with_suffix('')))
     name = 'agent/optimizers/model/skipped_in_a_row/.ATTRIBUTES/VARIABLE_VALUE'
@@ -294,9 +324,13 @@ def small_disk(tmp_path):
     folder = tmp_path / 'disk'
     folder.mkdir()
     mount = shutil.which('mount')
-    if not mount or subprocess.run(
+    if (
+        not mount
+        or subprocess.run(
             [mount, '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', folder],
-            capture_output=True).returncode:
+            capture_output=True,
+        ).returncode
+    ):
         pytest.skip('mounting is for root alone')
     yield folder
     subprocess.run(['umount', folder], check=True)
@@ -317,6 +351,10 @@ def test_disk_that_really_fills_up_and_one_that_is_read_only(small_disk):
 
 
 def test_soak():
-    done = subprocess.run([sys.executable, str(ROOT / 'tests/soak.py'), '--kills', '1'],
-                          text=True, capture_output=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tests/soak.py'), '--kills', '1'],
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
     assert done.stdout.splitlines()[-1].endswith('nothing lost'), done.stderr

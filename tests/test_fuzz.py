@@ -18,10 +18,12 @@ EPISODE = {
     'image': RANDOM.integers(0, 256, (ROWS, 64, 64, 3), dtype=np.uint8),
     'action': RANDOM.normal(size=(ROWS, 2)).astype(np.float32),
     'reward': RANDOM.normal(size=ROWS).astype(np.float32),
-    'discount': np.ones(ROWS, np.float32)}
+    'discount': np.ones(ROWS, np.float32),
+}
 LINES = b''.join(
     json.dumps({'step': step, 'test/return': step / 7}).encode() + b'\n'
-    for step in range(100, 500, 100))
+    for step in range(100, 500, 100)
+)
 
 
 def content(save):
@@ -39,20 +41,23 @@ def damages(draw, data):
     lies: near the ends."""
     data = bytearray(data)
     for _ in range(draw(st.integers(1, 3))):
-        place = draw(st.one_of(
-            st.integers(0, min(600, len(data))),
-            st.integers(max(0, len(data) - 1200), len(data)),
-            st.integers(0, len(data))))
+        place = draw(
+            st.one_of(
+                st.integers(0, min(600, len(data))),
+                st.integers(max(0, len(data) - 1200), len(data)),
+                st.integers(0, len(data)),
+            )
+        )
         kind = draw(st.sampled_from(['flip', 'set', 'cut', 'remove', 'insert']))
         if kind == 'flip' and place < len(data):
             data[place] ^= 1 << draw(st.integers(0, 7))
         elif kind == 'set':
             new = draw(st.binary(min_size=1, max_size=8))
-            data[place:place + len(new)] = new
+            data[place : place + len(new)] = new
         elif kind == 'cut':
             del data[place:]
         elif kind == 'remove':
-            del data[place:place + draw(st.integers(1, 2000))]
+            del data[place : place + draw(st.integers(1, 2000))]
         elif kind == 'insert':
             data[place:place] = draw(st.binary(min_size=1, max_size=50))
     return bytes(data)
@@ -60,8 +65,12 @@ def damages(draw, data):
 
 def fuzz(count):
     return settings(
-        max_examples=count, derandomize=True, deadline=None, database=None,
-        suppress_health_check=list(HealthCheck))
+        max_examples=count,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 @pytest.fixture(scope='module')
@@ -110,10 +119,22 @@ def test_damaged_metrics_lines_are_counted_or_harmless(folder, data):
     assert {(row['step'], row['test/return']) for row in map(json.loads, good)} <= found
 
 
-@pytest.mark.parametrize('line', [
-    b'{"step": 1e400, "test/return": 1}', b'{"step": NaN, "test/return": 1}',
-    b'[' * 100_000, b'"step"', b'\xff\xfe', b'{"step": ' + b'9' * 5000 + b'}',
-    b'{"step": true}', b'{"step": -1}', b'{"step": "1"}', b'null', b'\x00' * 50])
+@pytest.mark.parametrize(
+    'line',
+    [
+        b'{"step": 1e400, "test/return": 1}',
+        b'{"step": NaN, "test/return": 1}',
+        b'[' * 100_000,
+        b'"step"',
+        b'\xff\xfe',
+        b'{"step": ' + b'9' * 5000 + b'}',
+        b'{"step": true}',
+        b'{"step": -1}',
+        b'{"step": "1"}',
+        b'null',
+        b'\x00' * 50,
+    ],
+)
 def test_lines_that_are_no_metrics(folder, line):
     path = folder / 'metrics.jsonl'
     path.write_bytes(line + b'\n' + LINES)

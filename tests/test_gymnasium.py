@@ -76,7 +76,8 @@ def test_rendered_images_and_discrete_actions():
     ended = False
     while not ended:
         image = Image.fromarray(theirs.render()).resize(
-            (64, 64), Image.Resampling.BILINEAR)
+            (64, 64), Image.Resampling.BILINEAR
+        )
         np.testing.assert_array_equal(obs['image'], np.asarray(image))
         action = env.action_space.sample()
         obs, *step, info = env.step(action)
@@ -184,8 +185,14 @@ def test_failing_environment(third):
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('text, error', [
-    (None, 'ModuleNotFoundError'), ('def (', 'SyntaxError'), ('1 / 0', 'ZeroDivision')])
+@pytest.mark.parametrize(
+    'text, error',
+    [
+        (None, 'ModuleNotFoundError'),
+        ('def (', 'SyntaxError'),
+        ('1 / 0', 'ZeroDivision'),
+    ],
+)
 def test_module_that_cannot_be_imported(tmp_path, monkeypatch, text, error):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', [*sys.path])

@@ -63,9 +63,16 @@ def test_nine_actions_are_held_within_the_simulator(lab):
     rewards = [env.step(one_hot(index))[1] for index in range(9)]
     assert rewards == [4, 0, 0, 0, 0, 0, 4, 4, 0]
     assert lab.created[0].actions == [
-        (0, 0, 0, 1, 0, 0, 0, 4), (0, 0, 0, -1, 0, 0, 0, 4), (0, 0, -1, 0, 0, 0, 0, 4),
-        (0, 0, 1, 0, 0, 0, 0, 4), (-20, 0, 0, 0, 0, 0, 0, 4), (20, 0, 0, 0, 0, 0, 0, 4),
-        (-20, 0, 0, 1, 0, 0, 0, 4), (20, 0, 0, 1, 0, 0, 0, 4), (0, 0, 0, 0, 1, 0, 0, 4)]
+        (0, 0, 0, 1, 0, 0, 0, 4),
+        (0, 0, 0, -1, 0, 0, 0, 4),
+        (0, 0, -1, 0, 0, 0, 0, 4),
+        (0, 0, 1, 0, 0, 0, 0, 4),
+        (-20, 0, 0, 0, 0, 0, 0, 4),
+        (20, 0, 0, 0, 0, 0, 0, 4),
+        (-20, 0, 0, 1, 0, 0, 0, 4),
+        (20, 0, 0, 1, 0, 0, 0, 4),
+        (0, 0, 0, 0, 1, 0, 0, 4),
+    ]
 
 
 def test_other_actions(lab):
@@ -144,9 +151,12 @@ for _ in range(40):
     folder = tmp_path / 'cache'
     root = str(pathlib.Path(environments.__file__).parent)
     processes = [
-        subprocess.Popen([sys.executable, '-c', script, str(folder), str(number)],
-                         env={**os.environ, 'PYTHONPATH': root})
-        for number in range(2)]
+        subprocess.Popen(
+            [sys.executable, '-c', script, str(folder), str(number)],
+            env={**os.environ, 'PYTHONPATH': root},
+        )
+        for number in range(2)
+    ]
     assert [process.wait(60) for process in processes] == [0, 0]
     assert os.listdir(folder) == ['key']
 

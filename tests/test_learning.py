@@ -43,10 +43,10 @@ EPISODES = 100
 
 def make_run(logdir, seed, flags):
     config = configs.parse(
-        [*flags.split(), '--logdir', str(logdir), '--seed', str(seed)])
+        [*flags.split(), '--logdir', str(logdir), '--seed', str(seed)]
+    )
     kwargs = dict(action_repeat=config.action_repeat, time_limit=config.time_limit)
-    envs = workers.make_workers(
-        config.task, 2, kwargs, config.parallel, evaluation=1)
+    envs = workers.make_workers(config.task, 2, kwargs, config.parallel, evaluation=1)
     return dreamer.Run(config, envs[:-1], envs[-1:])
 
 
@@ -85,8 +85,9 @@ def expert_action(env):
 def score(run, count=EPISODES):
     low = policys_return(run.config, lambda env: env.action_space.sample())
     best = policys_return(run.config, expert_action)
-    own = np.mean([episode['reward'].sum()
-                   for episode in play(run, run.eval_policy, count)])
+    own = np.mean(
+        [episode['reward'].sum() for episode in play(run, run.eval_policy, count)]
+    )
     result = (own - low) / (best - low)
     print(f'random {low:.1f}, best {best:.1f}, agent {own:.1f}: score {result:.2f}')
     return result
@@ -96,19 +97,25 @@ def check_discounts(run):
     """The discount head knows, in episodes it has not seen, where they ended."""
     # Random ones: the agent avoids the end.
     episodes = play(run, run.random_policy, 300)
-    data = {key: np.concatenate([episode[key] for episode in episodes])[None]
-            for key in episodes[0]}
+    data = {
+        key: np.concatenate([episode[key] for episode in episodes])[None]
+        for key in episodes[0]
+    }
     is_first = np.concatenate(
-        [np.arange(len(episode['reward'])) == 0 for episode in episodes])[None]
+        [np.arange(len(episode['reward'])) == 0 for episode in episodes]
+    )[None]
     world = run.agent.world
     noise = run.agent.eval_rng.normal((*is_first.shape, run.config.stoch_size))
     post, _ = world.rssm.observe(
-        world.encoder(data['image']), data['action'], is_first, noise)
+        world.encoder(data['image']), data['action'], is_first, noise
+    )
     # The labels are 0 and gamma, not 0 and 1.
     predicted = world.discounts(world.rssm.feature(post)) / run.config.discount
     ends, others = (predicted[data['discount'] == end].numpy() for end in (0, 1))
-    print(f'predicted discount / gamma at {len(ends)} ends {ends.mean():.2f}, '
-          f'at {len(others)} others {others.mean():.2f}')
+    print(
+        f'predicted discount / gamma at {len(ends)} ends {ends.mean():.2f}, '
+        f'at {len(others)} others {others.mean():.2f}'
+    )
     assert len(ends) > 100
     assert ends.mean() < 0.2 and others.mean() > 0.9
     # Not on average alone.
@@ -127,7 +134,8 @@ def test_agent_learns(tmp_path, seed):
 @pytest.mark.parametrize(
     'flags, seeds, bar',
     [(DISCRETE, (0, 2), BAR), (DISCRETE, (1, 3), BAR), (FLOAT16, (0, 1), 0.6)],
-    ids=['0', '1', 'float16'])
+    ids=['0', '1', 'float16'],
+)
 def test_discrete_agent_learns(tmp_path, flags, seeds, bar):
     for seed in seeds:
         run = make_run(tmp_path / str(seed), seed, flags)
@@ -142,7 +150,8 @@ def test_discrete_agent_learns(tmp_path, flags, seeds, bar):
 def blank_images(run, monkeypatch):
     for dummy in wrappers.DummyContinuous, wrappers.DummyDiscrete:
         monkeypatch.setattr(
-            dummy, 'render', lambda self: np.zeros((64, 64, 3), np.uint8))
+            dummy, 'render', lambda self: np.zeros((64, 64, 3), np.uint8)
+        )
 
 
 def turn_actor_gradient_around(run, monkeypatch):
@@ -163,13 +172,17 @@ def hold_values_at_zero(run, monkeypatch):
     for weight in run.agent.behavior.value.trainable_weights[-2:]:
         weight.assign(tf.zeros_like(weight))
     monkeypatch.setattr(
-        run.agent.optimizers['value'], 'apply', lambda tape, loss: tf.constant(0.0))
+        run.agent.optimizers['value'], 'apply', lambda tape, loss: tf.constant(0.0)
+    )
 
 
 def block_straight_through(run, monkeypatch):
     sample = tools.OneHot.sample
-    monkeypatch.setattr(tools.OneHot, 'sample', lambda self, noise: tf.stop_gradient(
-        sample(self, noise)))
+    monkeypatch.setattr(
+        tools.OneHot,
+        'sample',
+        lambda self, noise: tf.stop_gradient(sample(self, noise)),
+    )
 
 
 def never_mark_ends(run, monkeypatch):
@@ -184,14 +197,18 @@ def never_mark_ends(run, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.controls
-@pytest.mark.parametrize('flags, control, must_fail', [
-    (CONTINUOUS, blank_images, True),
-    (CONTINUOUS, turn_actor_gradient_around, True),
-    (CONTINUOUS, shift_actions, False),
-    (CONTINUOUS, hold_values_at_zero, False),
-    (DISCRETE, blank_images, True),
-    (DISCRETE, block_straight_through, True),
-    (DISCRETE, never_mark_ends, True)])
+@pytest.mark.parametrize(
+    'flags, control, must_fail',
+    [
+        (CONTINUOUS, blank_images, True),
+        (CONTINUOUS, turn_actor_gradient_around, True),
+        (CONTINUOUS, shift_actions, False),
+        (CONTINUOUS, hold_values_at_zero, False),
+        (DISCRETE, blank_images, True),
+        (DISCRETE, block_straight_through, True),
+        (DISCRETE, never_mark_ends, True),
+    ],
+)
 def test_control(tmp_path, monkeypatch, flags, control, must_fail):
     run = make_run(tmp_path, 0, flags)
     control(run, monkeypatch)

@@ -18,12 +18,12 @@ HOSTS = ['host1:2222', 'host2:2222', 'host3:2222']
 
 
 def tf_config(cluster=None, kind='worker', index=0):
-    return json.dumps(dict(cluster=cluster or dict(worker=HOSTS),
-                           task=dict(type=kind, index=index)))
+    return json.dumps(
+        dict(cluster=cluster or dict(worker=HOSTS), task=dict(type=kind, index=index))
+    )
 
 
 class TestReadCluster:
-
     def test_worker(self):
         cluster = machines.read_cluster(tf_config(index=2))
         assert cluster == machines.Cluster(tuple(HOSTS), 2)
@@ -38,25 +38,31 @@ class TestReadCluster:
     def test_one_machine_needs_none(self, text):
         assert machines.read_cluster(text) is None
 
-    @pytest.mark.parametrize('text, words', [
-        ('host1:2222', ['not JSON']),
-        ('[]', ['right parts']),
-        ('{}', ["no 'cluster'"]),
-        ('{"cluster": {"worker": ["a:1", "b:2"]}}', ["no 'task'"]),
-        (tf_config(dict(chief=HOSTS)), ["no 'worker'"]),
-        (tf_config(dict(worker=HOSTS, ps=['a:1'])), ['ps', 'worker, chief']),
-        (tf_config(dict(worker=HOSTS, chief=['a:1', 'b:1'])), ['more than one chief']),
-        (tf_config(dict(worker=5)), ['right parts']),
-        (tf_config(dict(worker=['host1', 'host2:1'])), ["'host1'", 'HOST:PORT']),
-        (tf_config(dict(worker=['a:1', 'b:65536'])), ["'b:65536'", 'HOST:PORT']),
-        (tf_config(dict(worker=['a:1', 'a:1'])), ['a:1 twice']),
-        (tf_config(index=3), ['index 3', '0 to 2']),
-        (tf_config(index=-1), ['index -1']),
-        (tf_config(index='0'), ["index '0'"]),
-        (tf_config(kind='ps'), ["'ps'", 'worker']),
-        (tf_config(kind='chief'), ["'chief'"]),
-        (tf_config(kind=[]), ['right parts']),
-    ])
+    @pytest.mark.parametrize(
+        'text, words',
+        [
+            ('host1:2222', ['not JSON']),
+            ('[]', ['right parts']),
+            ('{}', ["no 'cluster'"]),
+            ('{"cluster": {"worker": ["a:1", "b:2"]}}', ["no 'task'"]),
+            (tf_config(dict(chief=HOSTS)), ["no 'worker'"]),
+            (tf_config(dict(worker=HOSTS, ps=['a:1'])), ['ps', 'worker, chief']),
+            (
+                tf_config(dict(worker=HOSTS, chief=['a:1', 'b:1'])),
+                ['more than one chief'],
+            ),
+            (tf_config(dict(worker=5)), ['right parts']),
+            (tf_config(dict(worker=['host1', 'host2:1'])), ["'host1'", 'HOST:PORT']),
+            (tf_config(dict(worker=['a:1', 'b:65536'])), ["'b:65536'", 'HOST:PORT']),
+            (tf_config(dict(worker=['a:1', 'a:1'])), ['a:1 twice']),
+            (tf_config(index=3), ['index 3', '0 to 2']),
+            (tf_config(index=-1), ['index -1']),
+            (tf_config(index='0'), ["index '0'"]),
+            (tf_config(kind='ps'), ["'ps'", 'worker']),
+            (tf_config(kind='chief'), ["'chief'"]),
+            (tf_config(kind=[]), ['right parts']),
+        ],
+    )
     def test_malformed(self, text, words):
         with pytest.raises(configs.ConfigError) as error:
             machines.read_cluster(text)
@@ -65,22 +71,36 @@ class TestReadCluster:
         assert all(word in message for word in words)
 
 
-@pytest.mark.parametrize('text, flags, words', [
-    ('no', [], ['TF_CONFIG is not JSON']),
-    (tf_config(), ['--batch_size', '50'], ['--batch_size 50', 'multiples of 3']),
-    (tf_config(), ['--batch_size', '9', '--jit', 'true'], ['--jit', 'fewer workers']),
-    (tf_config(dict(worker=['127.0.0.1:2222', 'no.such.invalid:2222'])), [],
-     ['TF_CONFIG names no.such.invalid:2222', 'no address']),
-    (tf_config(dict(worker=['127.0.0.1:2222', 'a..b:2222'])), [],
-     ['TF_CONFIG names a..b:2222', 'no address']),
-])
+@pytest.mark.parametrize(
+    'text, flags, words',
+    [
+        ('no', [], ['TF_CONFIG is not JSON']),
+        (tf_config(), ['--batch_size', '50'], ['--batch_size 50', 'multiples of 3']),
+        (
+            tf_config(),
+            ['--batch_size', '9', '--jit', 'true'],
+            ['--jit', 'fewer workers'],
+        ),
+        (
+            tf_config(dict(worker=['127.0.0.1:2222', 'no.such.invalid:2222'])),
+            [],
+            ['TF_CONFIG names no.such.invalid:2222', 'no address'],
+        ),
+        (
+            tf_config(dict(worker=['127.0.0.1:2222', 'a..b:2222'])),
+            [],
+            ['TF_CONFIG names a..b:2222', 'no address'],
+        ),
+    ],
+)
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capfd, text, flags, words):
     monkeypatch.setenv('TF_CONFIG', text)
     monkeypatch.setattr(distribution, 'PATIENCE', 0)
     with pytest.raises(SystemExit) as error:
-        dreamer.main(['--logdir', str(tmp_path / 'logs'), '--task', 'dummy_continuous',
-                      *flags])
-    line, = capfd.readouterr().err.splitlines()
+        dreamer.main(
+            ['--logdir', str(tmp_path / 'logs'), '--task', 'dummy_continuous', *flags]
+        )
+    (line,) = capfd.readouterr().err.splitlines()
     assert error.value.code == 2 and all(word in line for word in words)
     assert not list(tmp_path.iterdir())
 
@@ -101,17 +121,30 @@ def run_both(command, faults=('', '')):
     hosts = [f'127.0.0.1:{server.getsockname()[1]}' for server in sockets]
     for server in sockets:
         server.close()
-    processes = [subprocess.Popen(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(
-            CLEAN, TF_CONFIG=tf_config(dict(worker=hosts), index=rank),
-            DREAMER_FAULT=fault)) for rank, fault in enumerate(faults)]
+    processes = [
+        subprocess.Popen(
+            command,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(
+                CLEAN,
+                TF_CONFIG=tf_config(dict(worker=hosts), index=rank),
+                DREAMER_FAULT=fault,
+            ),
+        )
+        for rank, fault in enumerate(faults)
+    ]
     try:
         printed = [process.communicate(timeout=600) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return ([process.returncode for process in processes],
-            [out for out, _ in printed], [err.splitlines() for _, err in printed])
+    return (
+        [process.returncode for process in processes],
+        [out for out, _ in printed],
+        [err.splitlines() for _, err in printed],
+    )
 
 
 @pytest.mark.slow
@@ -150,8 +183,9 @@ def test_a_run_that_loses_a_worker_is_saved_and_goes_on(tmp_path):
     assert codes == [0, 0] and errors[1] == []
     assert 'resumed at step' in printed[0] and 'resumed' not in printed[1]
     assert printed[1].endswith('worker 1: worker 0 has ended the run\n')
-    lines = [json.loads(line) for line in
-             (logdir / 'metrics.jsonl').read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (logdir / 'metrics.jsonl').read_text().splitlines()
+    ]
     last = [line for line in lines if 'gradient_step' in line][-1]
     assert (last['step'], last['gradient_step']) == (300, 6)
     assert episodes < set((logdir / 'episodes').iterdir())

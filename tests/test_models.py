@@ -35,8 +35,12 @@ def sequence():
     """embed, action, is_first, noise of [B, L, ...]."""
     is_first = np.zeros((BATCH, LENGTH), bool)
     is_first[:, 0] = True
-    return (random(BATCH, LENGTH, EMBED), random(BATCH, LENGTH, ACTION, seed=1),
-            is_first, random(BATCH, LENGTH, 4, seed=2))
+    return (
+        random(BATCH, LENGTH, EMBED),
+        random(BATCH, LENGTH, ACTION, seed=1),
+        is_first,
+        random(BATCH, LENGTH, 4, seed=2),
+    )
 
 
 def at(state, index):
@@ -54,21 +58,32 @@ def test_parameter_counts_of_the_paper():
     rssm = models.RSSM(6, encoder.size)
     size = rssm.feature_size
     counts = {
-        'encoder': encoder.count_params(), 'rssm': rssm.count_params(),
+        'encoder': encoder.count_params(),
+        'rssm': rssm.count_params(),
         'decoder': models.Decoder(size).count_params(),
         'reward': models.ScalarHead(size, 2, 400).count_params(),
         'actor': models.Actor(size, 6).count_params(),
-        'value': models.ScalarHead(size, 3, 400).count_params()}
-    assert counts == {'encoder': 690_144, 'rssm': 557_920, 'decoder': 3_795_555,
-                      'reward': 253_201, 'actor': 578_412, 'value': 413_601}
-    assert sum(counts[name] for name in (
-        'encoder', 'rssm', 'decoder', 'reward')) == 5_296_820
+        'value': models.ScalarHead(size, 3, 400).count_params(),
+    }
+    assert counts == {
+        'encoder': 690_144,
+        'rssm': 557_920,
+        'decoder': 3_795_555,
+        'reward': 253_201,
+        'actor': 578_412,
+        'value': 413_601,
+    }
+    assert (
+        sum(counts[name] for name in ('encoder', 'rssm', 'decoder', 'reward'))
+        == 5_296_820
+    )
 
 
 def test_normalize_image():
     image = tf.constant([0, 51, 255], tf.uint8)
-    np.testing.assert_allclose(models.normalize_image(image), [-0.5, -0.3, 0.5],
-                               atol=1e-6)
+    np.testing.assert_allclose(
+        models.normalize_image(image), [-0.5, -0.3, 0.5], atol=1e-6
+    )
 
 
 def test_shapes():
@@ -100,17 +115,41 @@ def test_actor_starts_wide_and_its_mean_is_bounded():
     np.testing.assert_allclose(normal.scale, 1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize('fast, plain, settings, shape', [
-    (fast.Conv2D, keras.layers.Conv2D,
-     dict(filters=5, kernel_size=4, strides=2, activation='relu'), (3, 7, 7, 4)),
-    (fast.WinogradConv2D, keras.layers.Conv2D,
-     dict(filters=5, kernel_size=4, strides=2, activation='relu'), (3, 6, 6, 4)),
-    (fast.WinogradConv2D, keras.layers.Conv2D,
-     dict(filters=5, kernel_size=4, strides=2), (100, 6, 6, 4)),
-    (fast.SubPixelConv2DTranspose, keras.layers.Conv2DTranspose,
-     dict(filters=3, kernel_size=6, strides=2), (2, 5, 5, 4)),
-    (fast.ProjectConv2DTranspose, keras.layers.Conv2DTranspose,
-     dict(filters=5, kernel_size=5, strides=2, activation='relu'), (3, 1, 1, 4))])
+@pytest.mark.parametrize(
+    'fast, plain, settings, shape',
+    [
+        (
+            fast.Conv2D,
+            keras.layers.Conv2D,
+            dict(filters=5, kernel_size=4, strides=2, activation='relu'),
+            (3, 7, 7, 4),
+        ),
+        (
+            fast.WinogradConv2D,
+            keras.layers.Conv2D,
+            dict(filters=5, kernel_size=4, strides=2, activation='relu'),
+            (3, 6, 6, 4),
+        ),
+        (
+            fast.WinogradConv2D,
+            keras.layers.Conv2D,
+            dict(filters=5, kernel_size=4, strides=2),
+            (100, 6, 6, 4),
+        ),
+        (
+            fast.SubPixelConv2DTranspose,
+            keras.layers.Conv2DTranspose,
+            dict(filters=3, kernel_size=6, strides=2),
+            (2, 5, 5, 4),
+        ),
+        (
+            fast.ProjectConv2DTranspose,
+            keras.layers.Conv2DTranspose,
+            dict(filters=5, kernel_size=5, strides=2, activation='relu'),
+            (3, 1, 1, 4),
+        ),
+    ],
+)
 def test_rewritten_layers_equal_keras(fast, plain, settings, shape):
     layers = [cls(**settings, bias_initializer='normal') for cls in (fast, plain)]
     for layer in layers:
@@ -168,8 +207,10 @@ def test_gradient_of_the_image_bias_does_not_overflow_in_float16():
 
 
 def test_gru_cell_equals_keras():
-    cells = [cls(4, reset_after=True, bias_initializer='normal')
-             for cls in (fast.GRUCell, keras.layers.GRUCell)]
+    cells = [
+        cls(4, reset_after=True, bias_initializer='normal')
+        for cls in (fast.GRUCell, keras.layers.GRUCell)
+    ]
     for cell in cells:
         cell.build((None, 3))
     cells[1].set_weights(cells[0].get_weights())
@@ -192,7 +233,8 @@ def test_observe_equals_stepping_one_by_one(rssm, sequence):
     state = rssm.initial(BATCH)
     for t in range(LENGTH):
         state = rssm.observe_step(
-            state, action[:, t], embed[:, t], is_first[:, t], noise[:, t])
+            state, action[:, t], embed[:, t], is_first[:, t], noise[:, t]
+        )
         assert_equal(at(post, t), state)
 
 
@@ -218,8 +260,10 @@ def test_is_first_in_the_middle_equals_two_sequences(rssm, sequence):
     cut = 4
     sequence[2][1, cut] = True  # In the second row of the batch only.
     post, prior = rssm.observe(*sequence)
-    halves = [rssm.observe(*[x[:, part] for x in sequence])
-              for part in (slice(None, cut), slice(cut, None))]
+    halves = [
+        rssm.observe(*[x[:, part] for x in sequence])
+        for part in (slice(None, cut), slice(cut, None))
+    ]
     for whole, first, second in zip((post, prior), *halves, strict=True):
         for key in whole:
             parts = np.concatenate([first[key], second[key]], 1)
@@ -263,14 +307,23 @@ def test_everything_returned_is_float32_under_float16():
     rssm = models.RSSM(ACTION, encoder.size, 4, 6, 8)
     embed = encoder(images(BATCH, LENGTH))
     post, prior = rssm.observe(
-        embed, random(BATCH, LENGTH, ACTION), np.zeros((BATCH, LENGTH), bool),
-        random(BATCH, LENGTH, 4))
+        embed,
+        random(BATCH, LENGTH, ACTION),
+        np.zeros((BATCH, LENGTH), bool),
+        random(BATCH, LENGTH, 4),
+    )
     feature = rssm.feature(post)
     image = models.Decoder(10, depth=2).dist(feature)
-    outputs = [embed, feature, *post.values(), *prior.values(), image.mean(),
-               image.log_prob(models.normalize_image(images(BATCH, LENGTH))),
-               models.ScalarHead(10, 2, 8).dist(feature).mean(),
-               models.Actor(10, ACTION, 8).dist(feature)._normal.scale]
+    outputs = [
+        embed,
+        feature,
+        *post.values(),
+        *prior.values(),
+        image.mean(),
+        image.log_prob(models.normalize_image(images(BATCH, LENGTH))),
+        models.ScalarHead(10, 2, 8).dist(feature).mean(),
+        models.Actor(10, ACTION, 8).dist(feature)._normal.scale,
+    ]
     assert {x.dtype for x in outputs} == {tf.float32}
     assert encoder.compute_dtype == 'float16'
     for x in outputs:

@@ -13,8 +13,14 @@ import plotting
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RELEASED = ROOT.parent / 'shared' / 'published'
-FILES = {'curves.png', 'curves.pdf', 'final.png', 'final.pdf', 'scores.md',
-         'scores.csv'}
+FILES = {
+    'curves.png',
+    'curves.pdf',
+    'final.png',
+    'final.pdf',
+    'scores.md',
+    'scores.csv',
+}
 
 
 def write_run(folder, points, extra='', key='test/return', config=None):
@@ -77,19 +83,23 @@ def test_a_run_that_evaluates_often_does_not_outweigh_another():
 
 def test_bins_that_one_run_lacks_are_means_over_the_others():
     curve = comparison.make_curve(
-        [make_run([(10, 1), (30, 3)]), make_run([(10, 3), (20, 8)], seed='1')], 10)
+        [make_run([(10, 1), (30, 3)]), make_run([(10, 3), (20, 8)], seed='1')], 10
+    )
     np.testing.assert_equal(curve.table, [[1, np.nan, 3], [3, 8, np.nan]])
     assert curve.mean.tolist() == [2, 8, 3]
     assert curve.seeds.tolist() == [2, 1, 1]
 
 
-@pytest.mark.parametrize('steps, width', [
-    ([0, 10_000, 20_000], 10_000),  # The distance between points.
-    (range(0, 100_001, 10), 2_000),  # A fiftieth of the run.
-    ([5_000, 10_010, 15_020], 5_000),  # A little late.
-    ([3_000], 100),
-    ([0], 1),
-])
+@pytest.mark.parametrize(
+    'steps, width',
+    [
+        ([0, 10_000, 20_000], 10_000),  # The distance between points.
+        (range(0, 100_001, 10), 2_000),  # A fiftieth of the run.
+        ([5_000, 10_010, 15_020], 5_000),  # A little late.
+        ([3_000], 100),
+        ([0], 1),
+    ],
+)
 def test_width_of_bins(steps, width):
     assert comparison.bin_width([make_run([(step, 0) for step in steps])]) == width
 
@@ -98,24 +108,30 @@ def test_width_of_bins(steps, width):
 
 
 def test_damaged_lines_are_counted_and_others_kept(tmp_path):
-    folder = write_run(tmp_path / 'run', [(10, 1)], extra=(
-        'not json\n'
-        '[1, 2]\n'
-        '{"test/return": 5}\n'
-        '{"step": "10", "test/return": 5}\n'
-        '{"step": NaN, "test/return": 5}\n'
-        '{"step": -1, "test/return": 5}\n'
-        '{"step": 20, "test/return": null}\n'
-        '{"step": 20, "test/return": NaN}\n'
-        '{"step": 20, "test/return": -Infinity}\n'
-        '{"step": 20, "train/return": 7}\n'
-        '\n'
-        '{"step": 30, "test/return": 3}\n'
-        '{"step": 40, "test/ret'))
+    folder = write_run(
+        tmp_path / 'run',
+        [(10, 1)],
+        extra=(
+            'not json\n'
+            '[1, 2]\n'
+            '{"test/return": 5}\n'
+            '{"step": "10", "test/return": 5}\n'
+            '{"step": NaN, "test/return": 5}\n'
+            '{"step": -1, "test/return": 5}\n'
+            '{"step": 20, "test/return": null}\n'
+            '{"step": 20, "test/return": NaN}\n'
+            '{"step": 20, "test/return": -Infinity}\n'
+            '{"step": 20, "train/return": 7}\n'
+            '\n'
+            '{"step": 30, "test/return": 3}\n'
+            '{"step": 40, "test/ret'
+        ),
+    )
     with (folder / 'metrics.jsonl').open('ab') as file:
         file.write(b'\xff\x00\n')
     steps, values, counts = comparison.read_points(
-        folder / 'metrics.jsonl', 'test/return')
+        folder / 'metrics.jsonl', 'test/return'
+    )
     assert steps.tolist() == [10, 30] and values.tolist() == [1, 3]
     assert counts == dict(damaged=7, nonfinite=3)
 
@@ -123,15 +139,23 @@ def test_damaged_lines_are_counted_and_others_kept(tmp_path):
 def test_runs_are_named_by_the_path_or_by_config_json(tmp_path):
     write_run(tmp_path / 'dmc_cup_catch' / 'dreamer_h5' / '3', [(1, 1)])
     write_run(tmp_path / 'mine', [(1, 1)], config=dict(task='dmc_hopper_hop', seed=7))
-    write_run(tmp_path / 'other', [(1, 1)], config=dict(
-        task='dmc_hopper_hop', seed=7, method='planet'))
-    write_run(tmp_path / 'third', [(1, 1)], config=dict(
-        task='dmc_hopper_hop', seed=7, representation='contrastive'))
+    write_run(
+        tmp_path / 'other',
+        [(1, 1)],
+        config=dict(task='dmc_hopper_hop', seed=7, method='planet'),
+    )
+    write_run(
+        tmp_path / 'third',
+        [(1, 1)],
+        config=dict(task='dmc_hopper_hop', seed=7, representation='contrastive'),
+    )
     runs, notes = comparison.find_runs([tmp_path], 'test/return')
     assert [(run.task, run.method, run.seed) for run in runs] == [
-        ('dmc_cup_catch', 'dreamer_h5', '3'), ('dmc_hopper_hop', 'dreamer', '7'),
+        ('dmc_cup_catch', 'dreamer_h5', '3'),
+        ('dmc_hopper_hop', 'dreamer', '7'),
         ('dmc_hopper_hop', 'dreamer_contrastive', '7'),
-        ('dmc_hopper_hop', 'planet', '7')]
+        ('dmc_hopper_hop', 'planet', '7'),
+    ]
     assert notes == []
     runs, _ = comparison.find_runs([tmp_path / 'mine', tmp_path], 'test/return')
     assert len(runs) == 4 and runs[1].folder == tmp_path / 'mine'
@@ -148,12 +172,14 @@ def test_what_is_left_out_is_said(tmp_path):
     runs, notes = comparison.find_runs([tmp_path], 'test/return')
     assert [(run.task, run.seed) for run in runs] == [('b', '0')]
     text = '\n'.join(notes)
-    for words in ('a/dreamer/0 counts as b, by its config.json',
-                  'b/dreamer/0: same task, method and seed as',
-                  'b/dreamer/1: it has no test/return',
-                  'b/dreamer/2: it has no metrics.jsonl',
-                  'nameless: it is not at task/method/seed',
-                  'damaged: its config.json is damaged'):
+    for words in (
+        'a/dreamer/0 counts as b, by its config.json',
+        'b/dreamer/0: same task, method and seed as',
+        'b/dreamer/1: it has no test/return',
+        'b/dreamer/2: it has no metrics.jsonl',
+        'nameless: it is not at task/method/seed',
+        'damaged: its config.json is damaged',
+    ):
         assert words in text
     assert len(notes) == 6
 
@@ -189,12 +215,13 @@ def test_published_curves_are_read_at_the_same_steps(published):
 def test_scores_are_those_of_the_last_bin_that_most_runs_have():
     curve = comparison.make_curve(
         [make_run([(10, 1), (20, 2)]), make_run([(10, 3), (20, 6), (30, 9)], seed='1')],
-        10)
+        10,
+    )
     curves, widths, notes = {('x', 'dreamer'): curve}, {'x': 10}, []
-    result, = comparison.make_rows(curves, widths, None, notes=notes)
+    (result,) = comparison.make_rows(curves, widths, None, notes=notes)
     assert (result.steps, result.score, result.std) == (20, 4, 2)
     assert 'those of 2 of 2 runs at 20 steps; the longest has 30' in notes[0]
-    result, = comparison.make_rows(curves, widths, None, step=31, notes=notes)
+    (result,) = comparison.make_rows(curves, widths, None, step=31, notes=notes)
     assert (result.steps, result.score, result.std) == (30, 9, None)
     assert 'those of 1 of 2 runs at 30 steps' in notes[1]
     assert comparison.make_rows(curves, widths, None, step=70, notes=notes) == []
@@ -204,8 +231,12 @@ def test_scores_are_those_of_the_last_bin_that_most_runs_have():
 def test_means_of_published_scores_are_the_papers(published):
     assert len(published.curves) == 20
     means = published.means()
-    expected = dict(a3c_1e8_state=243.70, d4pg_1e8_pixels=786.32, planet_5e6=332.97,
-                    dreamer_5e6=823.39)
+    expected = dict(
+        a3c_1e8_state=243.70,
+        d4pg_1e8_pixels=786.32,
+        planet_5e6=332.97,
+        dreamer_5e6=823.39,
+    )
     assert means.keys() == expected.keys()
     for column, value in expected.items():
         assert means[column] == pytest.approx(value, abs=0.01)
@@ -217,9 +248,13 @@ def test_means_of_published_scores_are_the_papers(published):
 def test_aggregates(monkeypatch):
     monkeypatch.setattr(comparison, 'RESAMPLES', 200)
     # The quarter at each end is cut off: the middle of 0, 100, 200, 900 is 150.
-    rows = [row([0, 200]), row([100, 900], task='dmc_cup_catch'),
-            row([5, 6], task='atari_pong'), row([100, 300, 999], method='planet'),
-            row([500], method='single')]
+    rows = [
+        row([0, 200]),
+        row([100, 900], task='dmc_cup_catch'),
+        row([5, 6], task='atari_pong'),
+        row([100, 300, 999], method='planet'),
+        row([500], method='single'),
+    ]
     state = np.random.get_state()[1].copy()
     dreamer, planet = comparison.aggregate(rows)
     assert (np.random.get_state()[1] == state).all()
@@ -232,7 +267,7 @@ def test_aggregates(monkeypatch):
 
 
 def test_aggregate_of_single_runs_has_no_interval():
-    result, = comparison.aggregate([row([100]), row([300], task='dmc_cup_catch')])
+    (result,) = comparison.aggregate([row([100]), row([300], task='dmc_cup_catch')])
     assert result['mean'] == (pytest.approx(0.2), None, None)
 
 
@@ -257,16 +292,27 @@ def test_curves_show_the_means_and_the_published_lines(published):
     colors = plotting.method_colors(['dreamer'])
     figure = plotting.draw_curves([task], {(task, 'dreamer'): curve}, published, colors)
     lines = figure.axes[0].get_lines()
-    own, = [x for x in lines if x.get_xdata()[-1] == 2e5]
+    (own,) = [x for x in lines if x.get_xdata()[-1] == 2e5]
     assert own.get_ydata().tolist() == [100, 300]
     assert own.get_color() == colors['dreamer']
-    flat = {x.get_ydata()[0]: x.get_color() for x in lines if len(x.get_xdata()) == 2
-            and x is not own}
-    assert flat == {311.0: colors['a3c'], 968.3: colors['d4pg'],
-                    944.7: colors['planet']}
+    flat = {
+        x.get_ydata()[0]: x.get_color()
+        for x in lines
+        if len(x.get_xdata()) == 2 and x is not own
+    }
+    assert flat == {
+        311.0: colors['a3c'],
+        968.3: colors['d4pg'],
+        944.7: colors['planet'],
+    }
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ['dreamer, own', 'Dreamer, released curves', 'A3C, states (1e8)',
-                     'D4PG (1e8)', 'PlaNet (5e6)']
+    assert names == [
+        'dreamer, own',
+        'Dreamer, released curves',
+        'A3C, states (1e8)',
+        'D4PG (1e8)',
+        'PlaNet (5e6)',
+    ]
 
 
 # The command.
@@ -277,8 +323,11 @@ def test_command(tmp_path, capsys, published, monkeypatch):
     monkeypatch.setattr(comparison, 'RESAMPLES', 20)
     tree, out = tmp_path / 'tree', tmp_path / 'out'
     for seed, score in enumerate((480, 520)):
-        write_run(tree / 'dmc_walker_walk' / 'dreamer' / str(seed),
-                  [(5_000, 10), (105_000, score)], extra='{"step": 1')
+        write_run(
+            tree / 'dmc_walker_walk' / 'dreamer' / str(seed),
+            [(5_000, 10), (105_000, score)],
+            extra='{"step": 1',
+        )
     write_run(tree / 'dmc_walker_walk' / 'planet' / '0', [(5_000, 1), (105_000, 30)])
     write_run(tree / 'dummy_continuous' / 'dreamer' / '0', [(100, 0.5), (200, -0.25)])
     assert plotting.main(['--logdir', str(tree), '--out', str(out)]) == 0
@@ -293,15 +342,31 @@ def test_command(tmp_path, capsys, published, monkeypatch):
     first, second, third = table(out)
     # Bins are as wide as the usual distance, 100,000: the last is around 100,000.
     assert [first[x] for x in ('task', 'method', 'seeds', 'steps')] == [
-        'dmc_walker_walk', 'dreamer', '2', '100000']
+        'dmc_walker_walk',
+        'dreamer',
+        '2',
+        '100000',
+    ]
     mean, std = published.at('dmc_walker_walk', 'dreamer', 100_000)
-    for name, value in dict(score=500, score_std=20, published=mean, published_std=std,
-                            difference=(500 - mean) / std).items():
+    for name, value in dict(
+        score=500,
+        score_std=20,
+        published=mean,
+        published_std=std,
+        difference=(500 - mean) / std,
+    ).items():
         assert float(first[name]) == pytest.approx(value, abs=1e-4)
     assert [second[x] for x in ('method', 'score', 'score_std', 'difference')] == [
-        'planet', '30.0000', '', '']
+        'planet',
+        '30.0000',
+        '',
+        '',
+    ]
     assert [third[x] for x in ('task', 'score', 'published')] == [
-        'dummy_continuous', '-0.2500', '']
+        'dummy_continuous',
+        '-0.2500',
+        '',
+    ]
     text = (out / 'scores.md').read_text()
     assert '| dmc_walker_walk | dreamer | 2 | 100,000 | 500.0 ± 20.0 |' in text
     assert '| dummy_continuous | dreamer | 1 | 200 | -0.25 | - | - |' in text
@@ -309,15 +374,31 @@ def test_command(tmp_path, capsys, published, monkeypatch):
 
 
 def test_other_metrics_are_drawn_alone(tmp_path, capsys):
-    folder = write_run(tmp_path / 'run', [(100, 3), (200, 2)], key='model_loss',
-                       config=dict(task='dmc_walker_walk', seed=0))
-    flags = ['--key', 'model_loss', '--bin', '1e3', '--steps', '200', '--tasks',
-             'dmc_walker_walk', 'dmc_cup_catch']
+    folder = write_run(
+        tmp_path / 'run',
+        [(100, 3), (200, 2)],
+        key='model_loss',
+        config=dict(task='dmc_walker_walk', seed=0),
+    )
+    flags = [
+        '--key',
+        'model_loss',
+        '--bin',
+        '1e3',
+        '--steps',
+        '200',
+        '--tasks',
+        'dmc_walker_walk',
+        'dmc_cup_catch',
+    ]
     assert plotting.main(['--logdir', str(folder), *flags]) == 0
     assert 'no runs of dmc_cup_catch' in capsys.readouterr().out
-    result, = table(folder / 'plots')
+    (result,) = table(folder / 'plots')
     assert (result['score'], result['steps'], result['published']) == (
-        '2.5000', '0', '')
+        '2.5000',
+        '0',
+        '',
+    )
 
 
 def test_an_empty_tree_is_one_line(tmp_path, capsys):
@@ -347,7 +428,8 @@ def test_a_failed_write_leaves_nothing_half_written(tmp_path):
     with pytest.raises(OSError):
         plotting.write_files(tmp_path, {'old': b'new', 'no/such/folder': b'x'})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
-        'old': b'old'}
+        'old': b'old'
+    }
 
 
 # Published results.
@@ -363,19 +445,27 @@ def test_tables_agree_with_the_releases(published):
     curves = json.loads((RELEASED / 'dreamer_curves.json').read_text())
     assert {run['task'] for run in curves} == set(published.curves)
     for task, (steps, mean, std, seeds) in published.curves.items():
-        runs = [dict(zip(run['xs'], run['ys'])) for run in curves
-                if run['task'] == task]
+        runs = [
+            dict(zip(run['xs'], run['ys'])) for run in curves if run['task'] == task
+        ]
         assert set(steps) == set().union(*runs)
         for step, *figures in zip(steps, mean, std, seeds):
             values = [run[step] for run in runs if step in run]
             np.testing.assert_allclose(
-                figures, [np.mean(values), np.std(values), len(values)], atol=0.00501)
+                figures, [np.mean(values), np.std(values), len(values)], atol=0.00501
+            )
     with (RELEASED / 'published_scores.csv').open() as file:
         for line in csv.DictReader(file):
             assert published.finals[line['task']] == {
-                column: float(line[column]) for column in (
-                    'a3c_1e8_state', 'd4pg_1e8_pixels', 'planet_5e6', 'dreamer_5e6')
-                if line[column]}
+                column: float(line[column])
+                for column in (
+                    'a3c_1e8_state',
+                    'd4pg_1e8_pixels',
+                    'planet_5e6',
+                    'dreamer_5e6',
+                )
+                if line[column]
+            }
     games = json.loads((RELEASED / 'atari_baselines.json').read_text())
     assert len(games) == 60
     for task, scores in games.items():

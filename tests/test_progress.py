@@ -38,15 +38,23 @@ def config_for(tmp_path, *flags):
 def test_durations():
     seconds = [0, 7, 65, 3600, 3723, 172799, 172800 + 3 * 3600]
     assert [progress.duration(s) for s in seconds] == [
-        '0:00', '0:07', '1:05', '1:00:00', '1:02:03', '47:59:59', '2 d 3 h']
+        '0:00',
+        '0:07',
+        '1:05',
+        '1:00:00',
+        '1:02:03',
+        '47:59:59',
+        '2 d 3 h',
+    ]
 
 
 def measured(config, monkeypatch, output=None, updates=4):
     """Progress that saw 8 steps a second, then 2 updates a second."""
     clock = [100.0]
     monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
-    shown = progress.Progress(config, console=Console(
-        file=output or io.StringIO(), width=200))
+    shown = progress.Progress(
+        config, console=Console(file=output or io.StringIO(), width=200)
+    )
     for name, steps, each in ('prefill', 100, 0.125), ('pretraining', updates, 0.5):
         shown.start(name, steps)
         for _ in range(steps):
@@ -56,9 +64,21 @@ def measured(config, monkeypatch, output=None, updates=4):
 
 
 def test_remaining_time_is_what_is_left_by_the_rates(tmp_path, monkeypatch):
-    config = config_for(tmp_path, '--task', 'dummy_continuous', '--steps', '1100',
-                        '--prefill', '100', '--train_every', '100', '--train_steps',
-                        '6', '--pretrain', '4')
+    config = config_for(
+        tmp_path,
+        '--task',
+        'dummy_continuous',
+        '--steps',
+        '1100',
+        '--prefill',
+        '100',
+        '--train_every',
+        '100',
+        '--train_steps',
+        '6',
+        '--pretrain',
+        '4',
+    )
     shown = measured(config, monkeypatch)
     # 1000 steps of 1/8 s, and 10 phases of 6 updates of 1/2 s.
     assert shown.remaining(100, 4) == 125 + 30
@@ -71,18 +91,22 @@ def test_lines_of_phases(tmp_path, monkeypatch):
     output = io.StringIO()
     measured(config, monkeypatch, output).finish()
     assert output.getvalue().splitlines() == [
-        'prefill: 100 steps', 'prefill: 40/100 steps, 8 steps/s, 0:07 left',
+        'prefill: 100 steps',
+        'prefill: 40/100 steps, 8 steps/s, 0:07 left',
         'prefill: 80/100 steps, 8 steps/s, 0:02 left',
-        'prefill: 100 steps done in 0:12', 'pretraining: 4 steps',
-        'pretraining: 4 steps done in 0:02']
+        'prefill: 100 steps done in 0:12',
+        'pretraining: 4 steps',
+        'pretraining: 4 steps done in 0:02',
+    ]
 
 
 def test_a_slow_phase_speaks_once_a_minute(tmp_path, monkeypatch):
     output = io.StringIO()
     clock = [0.0]
     monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
-    shown = progress.Progress(config_for(tmp_path), console=Console(
-        file=output, width=200))
+    shown = progress.Progress(
+        config_for(tmp_path), console=Console(file=output, width=200)
+    )
     shown.start('training', 100, 'updates')
     for _ in range(30):
         clock[0] += 9
@@ -120,15 +144,17 @@ def test_replay_by_the_end_of_the_run(tmp_path):
     config = config_for(tmp_path, '--replay_memory', '4e9')
     # 2.5e6 images of 12,288 bytes, and 8 numbers beside each.
     assert progress.replay_size(config, 6) == (
-        'by the end 30.8 GB on disk, 4 GB in memory')
+        'by the end 30.8 GB on disk, 4 GB in memory'
+    )
     assert progress.advise_disk(config_for(tmp_path, '--steps', '1e4'), 6, 0) is None
     kept = dataclasses.replace(config, replay_capacity=200_000)
     assert progress.replay_size(kept, 6) == (
-        'by the end 1.23 GB on disk, 1.23 GB in memory')
-    huge = dataclasses.replace(config, steps=10 ** 15)
+        'by the end 1.23 GB on disk, 1.23 GB in memory'
+    )
+    huge = dataclasses.replace(config, steps=10**15)
     assert not progress.advise_disk(dataclasses.replace(huge, replay_capacity=1), 6, 0)
     assert 'are free' in progress.advise_disk(huge, 6, 0)
-    assert progress.advise_disk(huge, 6, 10 ** 15) is None
+    assert progress.advise_disk(huge, 6, 10**15) is None
 
 
 @pytest.mark.parametrize('no_color', [False, True])
@@ -161,19 +187,48 @@ def test_colours_of_videos():
 
 
 def test_tensorboard_groups():
-    assert [logger.tag(key) for key in (
-        'test/return', 'image_loss', 'div', 'model_grad_norm', 'actor_loss',
-        'action_ent', 'value_skipped', 'fps', 'updates_per_s', 'gradient_step',
-        'episodes')] == [
-        'test/return', 'model/image_loss', 'model/div', 'model/model_grad_norm',
-        'actor/actor_loss', 'actor/action_ent', 'value/value_skipped', 'time/fps',
-        'time/updates_per_s', 'time/gradient_step', 'replay/episodes']
+    assert [
+        logger.tag(key)
+        for key in (
+            'test/return',
+            'image_loss',
+            'div',
+            'model_grad_norm',
+            'actor_loss',
+            'action_ent',
+            'value_skipped',
+            'fps',
+            'updates_per_s',
+            'gradient_step',
+            'episodes',
+        )
+    ] == [
+        'test/return',
+        'model/image_loss',
+        'model/div',
+        'model/model_grad_norm',
+        'actor/actor_loss',
+        'actor/action_ent',
+        'value/value_skipped',
+        'time/fps',
+        'time/updates_per_s',
+        'time/gradient_step',
+        'replay/episodes',
+    ]
 
 
-@pytest.mark.parametrize('words, wanted', [
-    ([], False), (['--verbose'], True), (['--verbose', 'false'], False),
-    (['--verbose=false'], False), (['--verbose', 'true', '--jit', 'false'], True),
-    (['--verbose', '--jit', 'false'], True), (['--verbose', '--verbose=false'], False)])
+@pytest.mark.parametrize(
+    'words, wanted',
+    [
+        ([], False),
+        (['--verbose'], True),
+        (['--verbose', 'false'], False),
+        (['--verbose=false'], False),
+        (['--verbose', 'true', '--jit', 'false'], True),
+        (['--verbose', '--jit', 'false'], True),
+        (['--verbose', '--verbose=false'], False),
+    ],
+)
 def test_chatter_is_asked_for(words, wanted):
     assert quiet.asked_for_chatter(words) == wanted
 
@@ -192,8 +247,14 @@ def test_what_is_caught_is_printed_after_an_error(capfd):
 @pytest.mark.slow
 def test_verbose_lets_tensorflow_speak():
     for flags, speaks in ([], False), (['--verbose'], True):
-        done = subprocess.run([sys.executable, '-c', 'import quiet', *flags], cwd=ROOT,
-                              env=CLEAN, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            [sys.executable, '-c', 'import quiet', *flags],
+            cwd=ROOT,
+            env=CLEAN,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
         assert done.returncode == 0 and bool(done.stderr) == speaks, done.stderr
 
 
@@ -203,19 +264,28 @@ def test_plain_lines_without_a_terminal(finished):
     lines = output.splitlines()
     assert errors == '' and '\x1b' not in output and '\r' not in output
     header = dict(line.split(maxsplit=1) for line in lines[:7])
-    assert list(header) == ['task', 'method', 'device', 'parameters', 'steps', 'replay',
-                            'logs']
+    assert list(header) == [
+        'task',
+        'method',
+        'device',
+        'parameters',
+        'steps',
+        'replay',
+        'logs',
+    ]
     assert header['task'] == 'dummy_continuous, seed 0'
     assert header['method'] == 'dreamer, reconstruction'
     assert 'float32' in header['device']
-    assert re.fullmatch(r'model [\d,]+, actor [\d,]+, value [\d,]+',
-                        header['parameters'])
+    assert re.fullmatch(
+        r'model [\d,]+, actor [\d,]+, value [\d,]+', header['parameters']
+    )
     assert header['steps'] == '300 to go, 0 of 300 done'
     assert header['replay'].startswith('by the end 3.69 MB on disk')
     assert str(logdir) in header['logs']
     logged = [line for line in lines if re.match(r'step [\d,]+/300 ', line)]
-    rows = [json.loads(line) for line in
-            (logdir / 'metrics.jsonl').read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (logdir / 'metrics.jsonl').read_text().splitlines()
+    ]
     assert len(logged) == len([row for row in rows if 'model_loss' in row]) == 3
     for line in logged:
         assert re.search(r'train return .*model_loss .* steps/s, .*left', line), line
@@ -224,12 +294,15 @@ def test_plain_lines_without_a_terminal(finished):
     assert len(evaluated) == len(scores) >= 2
     for i, line in enumerate(evaluated):
         assert f'return {scores[i]:.1f}, ' in line
-        assert f'best so far {max(scores[:i + 1]):.1f} ' in line
+        assert f'best so far {max(scores[: i + 1]):.1f} ' in line
     # A slow machine has a line a minute too.
     phases = [line for line in lines[7:] if not re.match(r'step |\w+: \d+/', line)]
     assert [line.split(' in ')[0] for line in phases] == [
-        'prefill: 100 steps', 'prefill: 100 steps done', 'pretraining: 2 updates',
-        'pretraining: 2 updates done']
+        'prefill: 100 steps',
+        'prefill: 100 steps done',
+        'pretraining: 2 updates',
+        'pretraining: 2 updates done',
+    ]
 
 
 def read_terminal(command, until, **env):
@@ -237,8 +310,13 @@ def read_terminal(command, until, **env):
     patterns `until` have been printed; returns the exit code and all output."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 150, 0, 0))
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs,
-                               env={**CLEAN, 'TERM': 'xterm-256color', **env})
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**CLEAN, 'TERM': 'xterm-256color', **env},
+    )
     os.close(theirs)
     output, stopped, deadline = '', False, time.time() + 600
     while time.time() < deadline:
@@ -262,7 +340,8 @@ def test_bars_and_advice_on_a_terminal(finished, tmp_path):
     gpus = tf.config.list_physical_devices('GPU')
     advice = [] if gpus else ['advice: without a GPU']
     code, output = read_terminal(
-        [*short_run(logdir), '--steps', '1e12'], [collecting, *advice], NO_COLOR='1')
+        [*short_run(logdir), '--steps', '1e12'], [collecting, *advice], NO_COLOR='1'
+    )
     assert code == 0, output
     assert 'resumed at step 300' in output
     assert '999,999,999,700 to go, 300 of 1,000,000,000,000 done' in output
@@ -273,8 +352,10 @@ def test_bars_and_advice_on_a_terminal(finished, tmp_path):
     assert output.count('advice: without a GPU') == (not gpus)
     # A second interrupt would leave a hidden cursor behind.
     assert output.rfind('\x1b[?25h') > output.rfind('\x1b[?25l')
-    first, later = (list(map(float, re.findall(r'best so far (\S+)', text)))
-                    for text in (finished[1], output))
+    first, later = (
+        list(map(float, re.findall(r'best so far (\S+)', text)))
+        for text in (finished[1], output)
+    )
     assert all(score >= first[-1] for score in later)
 
 
@@ -288,17 +369,33 @@ def test_tensorboard_shows_the_run(finished):
     events.Reload()
     tags = events.Tags()['tensors']
     assert {tag.split('/')[0] for tag in tags} == {
-        'train', 'test', 'model', 'actor', 'value', 'time', 'replay', 'videos',
-        'config'}
-    returns = [(event.step, float(make_ndarray(event.tensor_proto)))
-               for event in events.Tensors('test/return')]
-    rows = [json.loads(line) for line in
-            (finished[0] / 'metrics.jsonl').read_text().splitlines()]
-    assert returns == [(row['step'], pytest.approx(row['test/return']))
-                       for row in rows if 'test/return' in row]
+        'train',
+        'test',
+        'model',
+        'actor',
+        'value',
+        'time',
+        'replay',
+        'videos',
+        'config',
+    }
+    returns = [
+        (event.step, float(make_ndarray(event.tensor_proto)))
+        for event in events.Tensors('test/return')
+    ]
+    rows = [
+        json.loads(line)
+        for line in (finished[0] / 'metrics.jsonl').read_text().splitlines()
+    ]
+    assert returns == [
+        (row['step'], pytest.approx(row['test/return']))
+        for row in rows
+        if 'test/return' in row
+    ]
     text = make_ndarray(events.Tensors('config')[0].tensor_proto).item().decode()
     assert '| task | dummy_continuous |' in text and '| horizon | 11 |' in text
     for name in 'eval', 'openloop':
         width, height, gif = make_ndarray(
-            events.Tensors(f'videos/{name}')[0].tensor_proto)
+            events.Tensors(f'videos/{name}')[0].tensor_proto
+        )
         assert gif.startswith(b'GIF8') and int(width) % 64 == int(height) % 64 == 0

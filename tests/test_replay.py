@@ -36,7 +36,8 @@ def make_episode(number, rows, dtype=np.float32):
         'image': image,
         'action': action,
         'reward': (100 * number + row).astype(dtype),
-        'discount': (row < rows - 1).astype(dtype)}
+        'discount': (row < rows - 1).astype(dtype),
+    }
 
 
 def fill(directory, rows, **kwargs):
@@ -101,9 +102,12 @@ def test_round_trip(tmp_path):
 def test_batch_has_the_documented_shapes_and_dtypes(tmp_path):
     batch = fill(tmp_path, [9, 4]).sample(3)
     assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
-        'image': ((3, 6, 64, 64, 3), 'uint8'), 'action': ((3, 6, 2), 'float32'),
-        'reward': ((3, 6), 'float32'), 'discount': ((3, 6), 'float32'),
-        'is_first': ((3, 6), 'bool')}
+        'image': ((3, 6, 64, 64, 3), 'uint8'),
+        'action': ((3, 6, 2), 'float32'),
+        'reward': ((3, 6), 'float32'),
+        'discount': ((3, 6), 'float32'),
+        'is_first': ((3, 6), 'bool'),
+    }
 
 
 def test_added_episode_is_a_copy(tmp_path):
@@ -116,8 +120,10 @@ def test_added_episode_is_a_copy(tmp_path):
 
 def test_names_are_those_of_the_2020_code_and_sort_as_added(tmp_path):
     replay = Replay(tmp_path, length=6)
-    names = [replay.add({**make_episode(number, 5), 'origin': (1, number, 400)}).name
-             for number in range(20)]
+    names = [
+        replay.add({**make_episode(number, 5), 'origin': (1, number, 400)}).name
+        for number in range(20)
+    ]
     replay.flush()
     assert all(re.fullmatch(r'\d{8}T\d{6}-\w{8,}-5\.npz', name) for name in names)
     assert names == sorted(names)
@@ -143,7 +149,8 @@ def test_order_of_the_directory_does_not_matter(tmp_path, monkeypatch):
     replay = fill(tmp_path, [9, 4, 8])
     glob = pathlib.Path.glob
     monkeypatch.setattr(
-        pathlib.Path, 'glob', lambda *args: sorted(glob(*args), reverse=True))
+        pathlib.Path, 'glob', lambda *args: sorted(glob(*args), reverse=True)
+    )
     assert_equal(replay.sample(20), Replay(tmp_path, length=6).sample(20))
 
 
@@ -158,8 +165,11 @@ def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
         with pytest.raises(OSError, match='disk full'):
             replay.flush()
     # It is told again and again, whatever is asked for.
-    for call in (replay.flush, lambda: replay.add(make_episode(1, 5)),
-                 lambda: replay.sample(1)):
+    for call in (
+        replay.flush,
+        lambda: replay.add(make_episode(1, 5)),
+        lambda: replay.sample(1),
+    ):
         with pytest.raises(OSError, match='disk full'):
             call()
     assert len(list(tmp_path.iterdir())) == 1
@@ -194,7 +204,8 @@ def test_killed_write_leaves_only_an_ignored_part(tmp_path, capsys):
         'os.replace = lambda *args: os._exit(9)\n'
         'replay.Replay(sys.argv[1], length=6).add({"image": np.zeros((5, 64, 64, 3),'
         ' np.uint8), "action": np.zeros((5, 2)), "reward": np.zeros(5),'
-        ' "discount": np.ones(5)})\n')
+        ' "discount": np.ones(5)})\n'
+    )
     root = pathlib.Path(replay_module.__file__).parent
     done = subprocess.run([sys.executable, '-c', script, tmp_path], cwd=root)
     assert done.returncode == 9
@@ -203,17 +214,26 @@ def test_killed_write_leaves_only_an_ignored_part(tmp_path, capsys):
     assert (replay.episodes, replay.skipped, capsys.readouterr().err) == (0, 0, '')
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'reward': None}, 'no reward'),
-    ({'image': np.zeros((5, 32, 32, 3), np.uint8)}, 'image has the shape'),
-    ({'image': np.zeros((5, 64, 64, 3), np.float32)}, 'image has the dtype float32'),
-    ({'action': np.zeros(5)}, 'action has the shape'),
-    ({'action': np.zeros((5, 3))}, 'action has 3 values, those before 2'),
-    ({'reward': np.zeros(4)}, 'reward has the shape'),
-    ({'reward': np.full(5, None)}, 'reward has the dtype object'),
-    ({'reward': np.array([0, 0, np.nan, 0, 0])}, 'reward has values that are not fin'),
-    ({'discount': np.full(5, 1e300)}, 'discount has values that are not finite'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'reward': None}, 'no reward'),
+        ({'image': np.zeros((5, 32, 32, 3), np.uint8)}, 'image has the shape'),
+        (
+            {'image': np.zeros((5, 64, 64, 3), np.float32)},
+            'image has the dtype float32',
+        ),
+        ({'action': np.zeros(5)}, 'action has the shape'),
+        ({'action': np.zeros((5, 3))}, 'action has 3 values, those before 2'),
+        ({'reward': np.zeros(4)}, 'reward has the shape'),
+        ({'reward': np.full(5, None)}, 'reward has the dtype object'),
+        (
+            {'reward': np.array([0, 0, np.nan, 0, 0])},
+            'reward has values that are not fin',
+        ),
+        ({'discount': np.full(5, 1e300)}, 'discount has values that are not finite'),
+    ],
+)
 def test_add_refuses_what_does_not_fit(tmp_path, change, message):
     replay = fill(tmp_path, [5])
     episode = {**make_episode(1, 5), **change}
@@ -235,8 +255,11 @@ def test_folders_of_the_2020_code_load(tmp_path):
     episode = make_episode(3, 8, np.float16)
     extra = {'position': np.zeros((8, 4), np.float16), 'velocity': np.zeros(8)}
     store(
-        tmp_path, {**extra, **episode}, save=np.savez_compressed,
-        name='20200401T101112-f81d4fae7dec11d0a76500a0c91e6bf6-8.npz')
+        tmp_path,
+        {**extra, **episode},
+        save=np.savez_compressed,
+        name='20200401T101112-f81d4fae7dec11d0a76500a0c91e6bf6-8.npz',
+    )
     batch = Replay(tmp_path, length=8).sample(2)
     assert set(batch) == {*episodes.KEYS, 'is_first'}
     assert batch['action'].dtype == batch['reward'].dtype == np.float32
@@ -260,7 +283,8 @@ def zip_with_header(shape):
     np.savez(data, **{**make_episode(0, 5), 'image': np.zeros(1, np.uint8)})
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
-        header, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
+        header, {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+    )
     forged = io.BytesIO()
     with zipfile.ZipFile(data) as source, zipfile.ZipFile(forged, 'w') as target:
         for name in source.namelist():
@@ -275,13 +299,16 @@ def good_bytes():
     return data.getvalue()
 
 
-@pytest.mark.parametrize('content, message', [
-    (b'', 'not a zip file'),
-    (b'garbage' * 100, 'not a zip file'),
-    (good_bytes()[:-500], 'not a zip file'),
-    (zip_with_header((10**9, 64, 64, 3)), 'its header says'),
-    (zip_with_header((-5, 64, 64, 3)), 'its header says'),
-])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (b'', 'not a zip file'),
+        (b'garbage' * 100, 'not a zip file'),
+        (good_bytes()[:-500], 'not a zip file'),
+        (zip_with_header((10**9, 64, 64, 3)), 'its header says'),
+        (zip_with_header((-5, 64, 64, 3)), 'its header says'),
+    ],
+)
 def test_unreadable_file_is_named_and_kept(tmp_path, capsys, content, message):
     fill(tmp_path, [9])
     path = tmp_path / '20200401T101112-0a1b-5.npz'
@@ -289,21 +316,25 @@ def test_unreadable_file_is_named_and_kept(tmp_path, capsys, content, message):
     assert_skipped(tmp_path, path, message, capsys)
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'discount': None}, 'no discount'),
-    ({'image': np.zeros((5, 3, 64, 64), np.uint8)}, 'image has the shape'),
-    ({'image': np.zeros((5, 64, 64, 3), np.int16)}, 'image has the dtype int16'),
-    ({'action': np.zeros((5, 3))}, 'action has 3 values, others 2'),
-    ({'action': np.zeros((5, 0))}, 'action has the shape'),
-    ({'reward': np.zeros((5, 1))}, 'reward has the shape'),
-    ({'reward': np.zeros(5, complex)}, 'reward has the dtype complex128'),
-    ({key: value[:4] for key, value in make_episode(0, 5).items()}, 'says 5 rows'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'discount': None}, 'no discount'),
+        ({'image': np.zeros((5, 3, 64, 64), np.uint8)}, 'image has the shape'),
+        ({'image': np.zeros((5, 64, 64, 3), np.int16)}, 'image has the dtype int16'),
+        ({'action': np.zeros((5, 3))}, 'action has 3 values, others 2'),
+        ({'action': np.zeros((5, 0))}, 'action has the shape'),
+        ({'reward': np.zeros((5, 1))}, 'reward has the shape'),
+        ({'reward': np.zeros(5, complex)}, 'reward has the dtype complex128'),
+        ({key: value[:4] for key, value in make_episode(0, 5).items()}, 'says 5 rows'),
+    ],
+)
 def test_file_that_does_not_fit_is_named_and_kept(tmp_path, capsys, change, message):
     fill(tmp_path, [9, 9])
     episode = {**make_episode(1, 5), **change}
     path = store(
-        tmp_path, {key: value for key, value in episode.items() if value is not None})
+        tmp_path, {key: value for key, value in episode.items() if value is not None}
+    )
     assert_skipped(tmp_path, path, message, capsys)
 
 
@@ -341,8 +372,11 @@ def test_pickles_are_not_opened(tmp_path, capsys):
 def test_too_large_file_is_refused_before_it_is_read(tmp_path, capsys, monkeypatch):
     fill(tmp_path, [9])
     path = store(
-        tmp_path, make_episode(0, 11), '20200401T101112-0a1b-11.npz',
-        np.savez_compressed)
+        tmp_path,
+        make_episode(0, 11),
+        '20200401T101112-0a1b-11.npz',
+        np.savez_compressed,
+    )
     monkeypatch.setattr(episodes, 'MAX_BYTES', 10 * ROW_BYTES)
     assert_skipped(tmp_path, path, f'11 rows need {11 * ROW_BYTES} bytes', capsys)
 
@@ -479,7 +513,8 @@ def test_one_short_episode_follows_itself(tmp_path):
 def test_same_seed_same_batches(tmp_path):
     fill(tmp_path, [9, 4, 8])
     same, again, other = (
-        Replay(tmp_path, length=6, seed=seed).sample(50) for seed in (1, 1, 2))
+        Replay(tmp_path, length=6, seed=seed).sample(50) for seed in (1, 1, 2)
+    )
     assert_equal(same, again)
     assert (same['reward'] != other['reward']).any()
 
@@ -496,13 +531,15 @@ def test_successive_batches_differ(tmp_path):
 def test_memory_is_bounded_and_changes_no_draw(tmp_path, memory):
     plenty = fill(tmp_path, [20, 20, 9, 20, 15])
     for replay in (
-            Replay(tmp_path, length=6, memory=memory),
-            fill(tmp_path / 'added', [20, 20, 9, 20, 15], memory=memory)):
+        Replay(tmp_path, length=6, memory=memory),
+        fill(tmp_path / 'added', [20, 20, 9, 20, 15], memory=memory),
+    ):
         plenty.set_state(replay.get_state())
         for _ in range(30):
             assert_equal(replay.sample(3), plenty.sample(3))
-            held = [value.nbytes for one in replay._cache.values()
-                    for value in one.values()]
+            held = [
+                value.nbytes for one in replay._cache.values() for value in one.values()
+            ]
             assert sum(held) == replay._cached_bytes
             assert sum(held) <= memory or len(replay._cache) == 1
     assert len(plenty._cache) == 5
@@ -521,11 +558,18 @@ def test_oldest_episode_leaves_memory(tmp_path):
 def test_rows_from_disk_are_those_from_memory(tmp_path, save, dtype):
     """Files of others, and one whose arrays lie in Fortran's order."""
     for number in range(3):
-        store(tmp_path, make_episode(number, 20, dtype), save=save,
-              name=f'20200401T101112-{number}-20.npz')
+        store(
+            tmp_path,
+            make_episode(number, 20, dtype),
+            save=save,
+            name=f'20200401T101112-{number}-20.npz',
+        )
     episode = make_episode(3, 20)
-    store(tmp_path, {**episode, 'action': np.asfortranarray(episode['action'])},
-          name='20200401T101112-3-20.npz')
+    store(
+        tmp_path,
+        {**episode, 'action': np.asfortranarray(episode['action'])},
+        name='20200401T101112-3-20.npz',
+    )
     memory, disk = (Replay(tmp_path, length=6, memory=size) for size in (2**30, 0))
     for _ in range(20):
         assert_equal(memory.sample(4), disk.sample(4))
@@ -573,9 +617,10 @@ def test_newer_episodes_in_order(tmp_path, capsys):
     replay = fill(tmp_path, [5, 6, 7, 8])
     names = sorted(path.name for path in tmp_path.iterdir())
     (tmp_path / names[2]).write_bytes(b'')
-    assert [(entry.path.name, len(episode['reward']))
-            for _, entry, episode in replay.newer(names[0])] == [
-                (names[1], 6), (names[3], 8)]
+    assert [
+        (entry.path.name, len(episode['reward']))
+        for _, entry, episode in replay.newer(names[0])
+    ] == [(names[1], 6), (names[3], 8)]
     assert names[2] in capsys.readouterr().err
     assert list(replay.newer(replay.newest)) == []
 

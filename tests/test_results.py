@@ -15,8 +15,11 @@ def claims(readme, results, out):
     if not results.is_dir():
         return 'results/' not in readme
     assert plotting.main(['--logdir', str(results), '--out', str(out)]) == 0
-    table, = [part for part in (out / 'scores.md').read_text().split('\n\n')
-              if part.startswith('| task | method |')]
+    (table,) = [
+        part
+        for part in (out / 'scores.md').read_text().split('\n\n')
+        if part.startswith('| task | method |')
+    ]
     return table in readme
 
 
@@ -27,7 +30,9 @@ def test_readme_claims_what_results_show(tmp_path, name):
 
 def test_all_results_are_claimed():
     assert {path.name for path in (ROOT / 'results').iterdir() if path.is_dir()} == {
-        'long', 'methods'}
+        'long',
+        'methods',
+    }
 
 
 def test_a_claim_that_no_file_shows_is_found(tmp_path):

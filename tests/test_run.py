@@ -27,17 +27,45 @@ class Counting(workers.LocalWorker):
 @pytest.mark.slow
 @pytest.mark.parametrize('envs', [1, 2, 4])
 def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
-    config = configs.parse([
-        '--logdir', str(tmp_path), '--task', 'dummy_continuous', '--configs', 'debug',
-        '--steps', '171', '--prefill', '50', '--time_limit', '30', '--action_repeat',
-        '2', '--train_every', '25', '--train_steps', '2', '--pretrain', '3',
-        '--log_images', 'false', '--representation', 'reward', '--envs', str(envs),
-        '--precision', '32'])
+    config = configs.parse(
+        [
+            '--logdir',
+            str(tmp_path),
+            '--task',
+            'dummy_continuous',
+            '--configs',
+            'debug',
+            '--steps',
+            '171',
+            '--prefill',
+            '50',
+            '--time_limit',
+            '30',
+            '--action_repeat',
+            '2',
+            '--train_every',
+            '25',
+            '--train_steps',
+            '2',
+            '--pretrain',
+            '3',
+            '--log_images',
+            'false',
+            '--representation',
+            'reward',
+            '--envs',
+            str(envs),
+            '--precision',
+            '32',
+        ]
+    )
     kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
     group = [Counting(config.task, kwargs) for _ in range(envs)]
     # One of them ends three times as often, and must not count more for that.
-    evaluation = [workers.LocalWorker(config.task, kwargs | {'time_limit': limit})
-                  for limit in (10, 30)]
+    evaluation = [
+        workers.LocalWorker(config.task, kwargs | {'time_limit': limit})
+        for limit in (10, 30)
+    ]
     run = dreamer.Run(config, group, evaluation)
     made = collections.Counter()
     train = run.agent.train
@@ -51,8 +79,10 @@ def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
     start = int(run.agent.train_start)
     assert start >= 50
     assert run.gradient_step == 3 + 2 * ((run.step - start) // 25)
-    lines = [json.loads(line) for line in
-             (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
+    ]
     assert {line['test/length'] for line in lines if 'test/length' in line} == {10}
     assert 'gradient_step' in lines[-1] and lines[-1]['step'] == run.step
 
@@ -61,13 +91,32 @@ def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
 def test_steps_of_episodes_that_were_open_at_a_save_count_once(tmp_path):
     """Those that ended between the save and a crash are in the replay; the others are
     dropped. And a run may go on with fewer environments."""
+
     def start(envs):
-        config = configs.parse([
-            '--logdir', str(tmp_path), '--task', 'dummy_discrete', '--configs', 'debug',
-            '--log_images', 'false', '--representation', 'reward', '--envs', str(envs),
-            '--precision', '32', '--parallel', 'none'])
-        group = [workers.LocalWorker(config.task, dict(time_limit=50, action_repeat=1))
-                 for _ in range(envs + 1)]
+        config = configs.parse(
+            [
+                '--logdir',
+                str(tmp_path),
+                '--task',
+                'dummy_discrete',
+                '--configs',
+                'debug',
+                '--log_images',
+                'false',
+                '--representation',
+                'reward',
+                '--envs',
+                str(envs),
+                '--precision',
+                '32',
+                '--parallel',
+                'none',
+            ]
+        )
+        group = [
+            workers.LocalWorker(config.task, dict(time_limit=50, action_repeat=1))
+            for _ in range(envs + 1)
+        ]
         return dreamer.Run(config, group[:envs], group[envs:])
 
     run = start(3)
@@ -81,8 +130,12 @@ def test_steps_of_episodes_that_were_open_at_a_save_count_once(tmp_path):
         run.collect(run.random_policy, run.step + 1)
     run.replay.flush()
     # Simulator steps of the episodes on disk, as `opened` has those until the save.
-    ended = {origin[:2]: origin[2] for origin in (
-        episodes.inspect(path).origin for path in (tmp_path / 'episodes').iterdir())}
+    ended = {
+        origin[:2]: origin[2]
+        for origin in (
+            episodes.inspect(path).origin for path in (tmp_path / 'episodes').iterdir()
+        )
+    }
     assert len(opened.keys() & ended.keys()) == 2
     run.lock._file.close()  # The crash.
 
@@ -109,10 +162,28 @@ def test_nothing_is_traced_twice_in_a_whole_run(tmp_path, monkeypatch):
             return plain(self, *args)
 
         monkeypatch.setattr(agent.Dreamer, name, count)
-    config = configs.parse([
-        '--logdir', str(tmp_path), '--task', 'dummy_discrete', '--configs', 'debug',
-        '--steps', '400', '--train_every', '25', '--eval_every', '100', '--parallel',
-        'none', '--precision', '32', '--envs', '2'])
+    config = configs.parse(
+        [
+            '--logdir',
+            str(tmp_path),
+            '--task',
+            'dummy_discrete',
+            '--configs',
+            'debug',
+            '--steps',
+            '400',
+            '--train_every',
+            '25',
+            '--eval_every',
+            '100',
+            '--parallel',
+            'none',
+            '--precision',
+            '32',
+            '--envs',
+            '2',
+        ]
+    )
     group = workers.make_workers(config.task, 3, dict(time_limit=50), 'none')
     run = dreamer.Run(config, group[:2], group[2:])
     run.loop()

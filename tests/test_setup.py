@@ -56,27 +56,42 @@ def test_make_has_the_targets_that_the_readme_names():
     text = readme.read_text()
     blocks = '\n'.join(re.findall(r'^```.*?^```', text, re.M | re.S))
     named = {
-        *re.findall(r'`make (\w+)', text), *re.findall(r'^make (\w+)', blocks, re.M)}
+        *re.findall(r'`make (\w+)', text),
+        *re.findall(r'^make (\w+)', blocks, re.M),
+    }
     targets = re.findall(r'^(\w+):', (ROOT / 'Makefile').read_text(), re.M)
     assert named <= set(targets)
 
 
 def test_make_test_runs_the_command_of_the_readme():
     makefile = (ROOT / 'Makefile').read_text()
-    assert ('\ntest:\n\t@./setup.sh requirements-sweep.txt\n'
-            '\t$(PYTHON) -m pytest tests\n') in makefile
+    assert (
+        '\ntest:\n\t@./setup.sh requirements-sweep.txt\n\t$(PYTHON) -m pytest tests\n'
+    ) in makefile
 
 
 # Whose messages users see. Other errors become part of one of these.
-ERRORS = {'ConfigError', 'SweepError', 'ScoreError', 'WorkerError', 'Lost', 'Apart',
-          'FloatingPointError', 'RuntimeError', 'ArgumentTypeError'}
+ERRORS = {
+    'ConfigError',
+    'SweepError',
+    'ScoreError',
+    'WorkerError',
+    'Lost',
+    'Apart',
+    'FloatingPointError',
+    'RuntimeError',
+    'ArgumentTypeError',
+}
 REFUSING = {'environments', 'distribution'}
 
 
 def called(call):
     """The name of what is called, without its module."""
-    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(
-        call.func, 'id', '')
+    return (
+        call.func.attr
+        if isinstance(call.func, ast.Attribute)
+        else getattr(call.func, 'id', '')
+    )
 
 
 def template(node):
@@ -96,8 +111,10 @@ def printed_messages():
             words = []
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                 words = node.exc.args if called(node.exc) in errors else []
-            elif isinstance(node, ast.Call) and (called(node) == 'fail' or any(
-                    keyword.arg == 'file' for keyword in node.keywords)):
+            elif isinstance(node, ast.Call) and (
+                called(node) == 'fail'
+                or any(keyword.arg == 'file' for keyword in node.keywords)
+            ):
                 words = node.args[:1] if called(node) in ('fail', 'print') else []
             for word in words:
                 text = template(word)
@@ -109,26 +126,41 @@ def troubleshooting():
     """Patterns of the messages in README's table, where ... stands for anything."""
     text = (ROOT / 'README.md').read_text().split('\n## Troubleshooting\n')[1]
     rows = re.findall(r'^\| (`.+?) \| [^|]+\|$', text.split('\n- *')[0], re.M)
-    cells = [cell for cell in re.findall(r'`([^`]+)`', ' '.join(rows))
-             if not (ROOT / cell).exists()]
-    return {cell: re.compile('.*'.join(map(
-        re.escape, cell.removeprefix('advice: ').split('...')))) for cell in cells}
+    cells = [
+        cell
+        for cell in re.findall(r'`([^`]+)`', ' '.join(rows))
+        if not (ROOT / cell).exists()
+    ]
+    return {
+        cell: re.compile(
+            '.*'.join(map(re.escape, cell.removeprefix('advice: ').split('...')))
+        )
+        for cell in cells
+    }
 
 
 def test_troubleshooting_has_every_message():
     progress = re.compile('(stopping|stopped|error):')
     patterns = troubleshooting().values()
-    unknown = [(stem, text) for stem, text in printed_messages()
-               if not progress.search(text) and not any(
-                   pattern.search(text) for pattern in patterns)]
+    unknown = [
+        (stem, text)
+        for stem, text in printed_messages()
+        if not progress.search(text)
+        and not any(pattern.search(text) for pattern in patterns)
+    ]
     assert not unknown
 
 
 def test_troubleshooting_has_no_other_message():
     texts = [text for _, text in printed_messages()]
     texts += [os.strerror(number) for number in (errno.ENOSPC, errno.EACCES)]
-    texts += [(ROOT / name).read_text() for name in (
-        'setup.sh', 'progress.py', 'workers.py', 'environments.py')]
-    gone = [cell for cell, pattern in troubleshooting().items()
-            if not any(pattern.search(text) for text in texts)]
+    texts += [
+        (ROOT / name).read_text()
+        for name in ('setup.sh', 'progress.py', 'workers.py', 'environments.py')
+    ]
+    gone = [
+        cell
+        for cell, pattern in troubleshooting().items()
+        if not any(pattern.search(text) for text in texts)
+    ]
     assert not gone

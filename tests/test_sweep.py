@@ -22,8 +22,19 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def make_run(folder, steps, metrics, **config):
     """Leave in `folder` what a run of so many steps leaves."""
     folder.mkdir(parents=True)
-    config = configs.parse(['--logdir', str(folder), '--steps', str(steps), *(
-        word for name, value in config.items() for word in (f'--{name}', str(value)))])
+    config = configs.parse(
+        [
+            '--logdir',
+            str(folder),
+            '--steps',
+            str(steps),
+            *(
+                word
+                for name, value in config.items()
+                for word in (f'--{name}', str(value))
+            ),
+        ]
+    )
     configs.write(config, folder / 'config.json')
     (folder / 'metrics.jsonl').write_text(metrics)
 
@@ -35,33 +46,35 @@ def line(step, **values):
 def plan(root, *flags):
     words = ['--root', str(root), '--tasks', 'dummy_continuous', *flags]
     end = words.index('--') if '--' in words else len(words)
-    return sweep.make_jobs(sweep.parse(words[:end]), words[end + 1:])
+    return sweep.make_jobs(sweep.parse(words[:end]), words[end + 1 :])
 
 
-@pytest.mark.parametrize('flags, words', [
-    (['--tasks', 'dmc21'], ['dmc21', 'dmc20', 'atari', 'dummy']),
-    (['--tasks', 'no_task'], ["'no_task'", 'SUITE_NAME']),
-    (['--methods', 'dream'], ["'dream'", 'dreamer', 'no_value', 'planet']),
-    (['--seeds', '0'], ['--seeds', 'at least 1']),
-    (['--seeds', '1.5'], ['--seeds', 'whole number']),
-    (['--gpus_per_run', 'nan'], ['--gpus_per_run', 'at least 0']),
-    (['--retries', '-1'], ['--retries', 'at least 0']),
-    (['--steps', '9'], ['--steps']),
-    (['--', '--stepps', '9'], ['--stepps', '--steps']),
-    (['--', '--seed', '9'], ['--seed', 'sweep']),
-    (['--', '--task=dmc_walker_walk'], ['--task', 'sweep']),
-    (['--address', 'nowhere'], ['nowhere', 'HOST:PORT']),
-    (['--cpus_per_run', '0', '--gpus_per_run', '0'], ['above 0']),
-    (['--cpus_per_run', '1e-5', '--gpus_per_run', '0'], ['1e-05', 'precision']),
-    # The discard port: nothing listens there.
-    (['--address', '127.0.0.1:9'], ['127.0.0.1:9', 'ray start']),
-])
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (['--tasks', 'dmc21'], ['dmc21', 'dmc20', 'atari', 'dummy']),
+        (['--tasks', 'no_task'], ["'no_task'", 'SUITE_NAME']),
+        (['--methods', 'dream'], ["'dream'", 'dreamer', 'no_value', 'planet']),
+        (['--seeds', '0'], ['--seeds', 'at least 1']),
+        (['--seeds', '1.5'], ['--seeds', 'whole number']),
+        (['--gpus_per_run', 'nan'], ['--gpus_per_run', 'at least 0']),
+        (['--retries', '-1'], ['--retries', 'at least 0']),
+        (['--steps', '9'], ['--steps']),
+        (['--', '--stepps', '9'], ['--stepps', '--steps']),
+        (['--', '--seed', '9'], ['--seed', 'sweep']),
+        (['--', '--task=dmc_walker_walk'], ['--task', 'sweep']),
+        (['--address', 'nowhere'], ['nowhere', 'HOST:PORT']),
+        (['--cpus_per_run', '0', '--gpus_per_run', '0'], ['above 0']),
+        (['--cpus_per_run', '1e-5', '--gpus_per_run', '0'], ['1e-05', 'precision']),
+        # The discard port: nothing listens there.
+        (['--address', '127.0.0.1:9'], ['127.0.0.1:9', 'ray start']),
+    ],
+)
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, flags, words):
     if {'--address', '--cpus_per_run'} & set(flags):
         pytest.importorskip('ray')
     root = tmp_path / 'root'
-    assert sweep.main(
-        ['--root', str(root), '--tasks', 'dummy_continuous', *flags]) == 2
+    assert sweep.main(['--root', str(root), '--tasks', 'dummy_continuous', *flags]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     for word in words:
@@ -73,11 +86,23 @@ def test_an_address_of_something_else_is_one_line(tmp_path, capsys):
     pytest.importorskip('ray')
     with socket.create_server(('127.0.0.1', 0)) as server:
         address = f'127.0.0.1:{server.getsockname()[1]}'
-        threading.Thread(target=lambda: server.accept()[0].sendall(b'220 hi\r\n' * 9),
-                         daemon=True).start()
-        assert sweep.main(['--root', str(tmp_path / 'root'), '--tasks', 'dummy',
-                           '--address', address]) == 2
-    line, = capsys.readouterr().err.splitlines()
+        threading.Thread(
+            target=lambda: server.accept()[0].sendall(b'220 hi\r\n' * 9), daemon=True
+        ).start()
+        assert (
+            sweep.main(
+                [
+                    '--root',
+                    str(tmp_path / 'root'),
+                    '--tasks',
+                    'dummy',
+                    '--address',
+                    address,
+                ]
+            )
+            == 2
+        )
+    (line,) = capsys.readouterr().err.splitlines()
     assert address in line and 'not Ray' in line
 
 
@@ -90,8 +115,23 @@ def test_without_ray_it_says_how_to_install_it(tmp_path, capsys, monkeypatch):
 
 
 def test_plan_of_the_papers_comparison(tmp_path, capsys):
-    assert sweep.main(['--tasks', 'dmc20', '--methods', 'dreamer', 'planet', '--seeds',
-                       '5', '--root', str(tmp_path / 'root'), '--dry_run']) == 0
+    assert (
+        sweep.main(
+            [
+                '--tasks',
+                'dmc20',
+                '--methods',
+                'dreamer',
+                'planet',
+                '--seeds',
+                '5',
+                '--root',
+                str(tmp_path / 'root'),
+                '--dry_run',
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert out.count('waiting, 0 of 5,000,000 steps') == 200
     # 100 runs of 5e6 steps at 3 hours for 1e6, and as many at 11.
@@ -105,35 +145,49 @@ def test_groups_methods_and_folders(tmp_path):
     assert {'atari_pong', 'atari_seaquest'} < set(sweep.expand_tasks(['atari']))
     jobs = plan(tmp_path, '--methods', 'planet_contrastive', '--seeds', '2')
     assert [job.name for job in jobs] == [
-        f'dummy_continuous/planet_contrastive/{seed}' for seed in range(2)]
+        f'dummy_continuous/planet_contrastive/{seed}' for seed in range(2)
+    ]
     config = jobs[1].config
     assert (config.method, config.representation, config.seed, config.logdir) == (
-        'planet', 'contrastive', 1, str(tmp_path / jobs[1].name))
+        'planet',
+        'contrastive',
+        1,
+        str(tmp_path / jobs[1].name),
+    )
     # A name with a slash must not make a fourth level of folders.
     sweep_args = sweep.parse(['--root', str(tmp_path), '--tasks', 'gym_A/B-v0'])
     assert sweep.make_jobs(sweep_args, [])[0].name == 'gym_A-B-v0/dreamer/0'
 
 
-@pytest.mark.parametrize('metrics, finished', [
-    (line(500, gradient_step=9), True),
-    (line(400, gradient_step=9) + line(500, **{'train/return': 1.0}), False),
-    (line(400, gradient_step=9) + '{"step": 500, "gradient_st', False),
-    ('[]\n{}\nnonsense\n' + line(510, gradient_step=9) + '{"st', True),
-    ('', False),
-])
+@pytest.mark.parametrize(
+    'metrics, finished',
+    [
+        (line(500, gradient_step=9), True),
+        (line(400, gradient_step=9) + line(500, **{'train/return': 1.0}), False),
+        (line(400, gradient_step=9) + '{"step": 500, "gradient_st', False),
+        ('[]\n{}\nnonsense\n' + line(510, gradient_step=9) + '{"st', True),
+        ('', False),
+    ],
+)
 def test_finished_runs_are_told_by_their_files(tmp_path, metrics, finished):
     name = 'dummy_continuous/dreamer/0'
     make_run(tmp_path / name, 500, metrics, task='dummy_continuous', prefill=100)
     flags = '--', '--prefill', '100', '--steps'
-    job, = plan(tmp_path, *flags, '500')
+    (job,) = plan(tmp_path, *flags, '500')
     assert (job.state == 'finished') == finished
     # The same run made longer goes on.
     assert plan(tmp_path, *flags, '600')[0].state == 'waiting'
 
 
 def test_logdir_of_another_configuration_is_refused(tmp_path):
-    make_run(tmp_path / 'dummy_continuous/dreamer/0', 500, '', prefill=100,
-             task='dummy_continuous', horizon=9)
+    make_run(
+        tmp_path / 'dummy_continuous/dreamer/0',
+        500,
+        '',
+        prefill=100,
+        task='dummy_continuous',
+        horizon=9,
+    )
     with pytest.raises(sweep.SweepError, match='horizon: 9 -> 15'):
         plan(tmp_path, '--', '--prefill', '100')
 
@@ -161,20 +215,50 @@ def until(condition, process, seconds=600):
 def start(root, *flags):
     """A sweep on two cores, which two runs share."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / 'sweep.py'), '--root', str(root), '--gpus_per_run',
-         '0', '--cpus_per_run', str(os.cpu_count() / 2), *flags],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        [
+            sys.executable,
+            str(ROOT / 'sweep.py'),
+            '--root',
+            str(root),
+            '--gpus_per_run',
+            '0',
+            '--cpus_per_run',
+            str(os.cpu_count() / 2),
+            *flags,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='looks for processes in /proc')
 def test_sweep_with_killed_runs_and_an_interrupt(tmp_path):
     pytest.importorskip('ray')
-    flags = ['--tasks', 'dummy', '--methods', 'dreamer', 'no_value', '--seeds', '2',
-             '--', '--configs', 'debug', '--steps', '300', '--time_limit', '50',
-             '--eval_every', '100', '--save_every', '100']
-    first, second = (tmp_path / 'dummy_continuous' / name / '0'
-                     for name in ('dreamer', 'no_value'))
+    flags = [
+        '--tasks',
+        'dummy',
+        '--methods',
+        'dreamer',
+        'no_value',
+        '--seeds',
+        '2',
+        '--',
+        '--configs',
+        'debug',
+        '--steps',
+        '300',
+        '--time_limit',
+        '50',
+        '--eval_every',
+        '100',
+        '--save_every',
+        '100',
+    ]
+    first, second = (
+        tmp_path / 'dummy_continuous' / name / '0' for name in ('dreamer', 'no_value')
+    )
     process = start(tmp_path, *flags)
     until((first / 'checkpoints/checkpoint').exists, process)
     # What runs saves, what has not begun waits, and the same command goes on.
@@ -187,7 +271,7 @@ def test_sweep_with_killed_runs_and_an_interrupt(tmp_path):
     process = start(tmp_path, *flags)
     for logdir in first, second:
         until(lambda: processes(logdir), process)  # noqa: B023
-        victim, = processes(logdir)
+        (victim,) = processes(logdir)
         if logdir == second:
             # Of Ray's process, as for lack of memory; its run goes with it.
             victim = int(pathlib.Path(f'/proc/{victim}/stat').read_text().split()[3])
@@ -200,12 +284,17 @@ def test_sweep_with_killed_runs_and_an_interrupt(tmp_path):
     for folder in tmp_path.glob('dummy_*/*/*'):
         config = json.loads((folder / 'config.json').read_text())['config']
         assert folder.parts[-3:] == (
-            config['task'], config['method'], str(config['seed']))
+            config['task'],
+            config['method'],
+            str(config['seed']),
+        )
         assert sweep.read_progress(folder / 'metrics.jsonl')[0] == 300
 
     assert plotting.main(['--logdir', str(tmp_path), '--out', str(tmp_path / 'p')]) == 0
     rows = (tmp_path / 'p/scores.csv').read_text().splitlines()[1:]
     assert {tuple(row.split(',')[:3]) for row in rows} == {
-        (task, method, '2') for task in ('dummy_continuous', 'dummy_discrete')
-        for method in ('dreamer', 'no_value')}
+        (task, method, '2')
+        for task in ('dummy_continuous', 'dummy_discrete')
+        for method in ('dreamer', 'no_value')
+    }
     assert (tmp_path / 'p/curves.png').stat().st_size > 10_000

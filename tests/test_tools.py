@@ -34,7 +34,7 @@ def test_lambda_zero_is_one_step():
 def test_lambda_one_is_monte_carlo():
     reward, value = random(5, 3), random(5, 3, seed=1)
     discount = np.full((5, 3), 0.9, np.float32)
-    expected = sum(0.9 ** t * reward[t] for t in range(5)) + 0.9 ** 5 * value[-1]
+    expected = sum(0.9**t * reward[t] for t in range(5)) + 0.9**5 * value[-1]
     result = tools.lambda_return(reward, value, discount, 1.0)
     np.testing.assert_allclose(result[0], expected, rtol=1e-5)
 
@@ -45,10 +45,11 @@ def test_lambda_return_is_the_average_of_k_step_returns():
     reward, value = random(horizon), random(horizon, seed=1)
 
     def k_step(k):
-        return sum(gamma ** n * reward[n] for n in range(k)) + gamma ** k * value[k - 1]
+        return sum(gamma**n * reward[n] for n in range(k)) + gamma**k * value[k - 1]
 
     expected = (1 - lambda_) * sum(
-        lambda_ ** (k - 1) * k_step(k) for k in range(1, horizon))
+        lambda_ ** (k - 1) * k_step(k) for k in range(1, horizon)
+    )
     expected += lambda_ ** (horizon - 1) * k_step(horizon)
     discount = np.full(horizon, gamma, np.float32)
     result = tools.lambda_return(reward, value, discount, lambda_)
@@ -65,14 +66,18 @@ def test_discount_weights_by_hand_and_stopped():
 
 def test_kl_and_entropy_agree_with_tfp():
     def stats(seed):
-        return dict(mean=random(4, 3, seed=seed),
-                    std=np.exp(random(4, 3, seed=seed + 1)))
+        return dict(
+            mean=random(4, 3, seed=seed), std=np.exp(random(4, 3, seed=seed + 1))
+        )
+
     post, prior = stats(0), stats(5)
     dists = [tfd.MultivariateNormalDiag(x['mean'], x['std']) for x in (post, prior)]
     np.testing.assert_allclose(
-        tools.gaussian_kl(post, prior), tfd.kl_divergence(*dists), rtol=1e-4)
+        tools.gaussian_kl(post, prior), tfd.kl_divergence(*dists), rtol=1e-4
+    )
     np.testing.assert_allclose(
-        tools.gaussian_entropy(post['std']), dists[0].entropy(), rtol=1e-4)
+        tools.gaussian_entropy(post['std']), dists[0].entropy(), rtol=1e-4
+    )
 
 
 def test_kl_by_hand():
@@ -80,7 +85,8 @@ def test_kl_by_hand():
     post = dict(mean=tf.constant([[1.0]]), std=tf.constant([[1.0]]))
     prior = dict(mean=tf.constant([[0.0]]), std=tf.constant([[2.0]]))
     np.testing.assert_allclose(
-        tools.gaussian_kl(post, prior), [np.log(2) - 0.25], rtol=1e-6)
+        tools.gaussian_kl(post, prior), [np.log(2) - 0.25], rtol=1e-6
+    )
     np.testing.assert_allclose(tools.gaussian_kl(post, post), [0.0], atol=1e-6)
 
 
@@ -91,8 +97,9 @@ def test_free_nats_by_hand(per_step, expected):
     np.testing.assert_allclose(tools.free_nats(kl, 3.0, per_step), expected)
 
 
-@pytest.mark.parametrize('per_step, expected', [
-    (False, [0.0, 0.0]), (True, [0.0, 0.5])])
+@pytest.mark.parametrize(
+    'per_step, expected', [(False, [0.0, 0.0]), (True, [0.0, 0.5])]
+)
 def test_free_nats_gradient(per_step, expected):
     kl = tf.Variable([[0.0, 5.0]])
     with tf.GradientTape() as tape:
@@ -112,9 +119,10 @@ def test_tanh_normal_log_prob_by_hand():
     u = np.arctanh(action)
     mean, std = np.array([0.3, -0.2]), np.array([0.5, 2.0])
     normal = -0.5 * ((u - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
-    expected = (normal - np.log(1 - action ** 2)).sum(-1)
+    expected = (normal - np.log(1 - action**2)).sum(-1)
     np.testing.assert_allclose(
-        dist.log_prob(action.astype(np.float32)), expected, rtol=1e-4)
+        dist.log_prob(action.astype(np.float32)), expected, rtol=1e-4
+    )
 
 
 def test_tanh_normal_density_integrates_to_one():
@@ -129,7 +137,8 @@ def test_tanh_normal_is_finite_at_the_edges(edge):
     mean = tf.Variable([[0.0, 4.9]])
     with tf.GradientTape() as tape:
         log_prob = tools.TanhNormal(mean, tf.ones((1, 2)) * 0.01).log_prob(
-            tf.constant([[edge, edge]]))
+            tf.constant([[edge, edge]])
+        )
     assert np.isfinite(log_prob).all()
     assert np.isfinite(tape.gradient(log_prob, mean)).all()
 
@@ -140,7 +149,8 @@ def test_tanh_normal_log_prob_of_a_saturated_sample_is_exact():
     log_prob = dist.log_prob(dist.sample(tf.zeros((1, 1))))
     log_derivative = 2 * (np.log(2) - 12 - np.log1p(np.exp(-24)))
     np.testing.assert_allclose(
-        log_prob, [-0.5 * np.log(2 * np.pi) - log_derivative], rtol=1e-5)
+        log_prob, [-0.5 * np.log(2 * np.pi) - log_derivative], rtol=1e-5
+    )
 
 
 def test_tanh_normal_mode_is_each_rows_own_best_sample():
@@ -161,8 +171,10 @@ PROBS = np.array([0.5, 0.3, 0.2], np.float32)
 def test_one_hot_log_prob_and_mode_by_hand():
     dist = tools.OneHot(tf.math.log([PROBS * 7, PROBS[::-1]]))
     np.testing.assert_allclose(
-        dist.log_prob(tf.constant([[0.0, 1, 0], [0, 0, 1]])), np.log([0.3, 0.5]),
-        rtol=1e-5)
+        dist.log_prob(tf.constant([[0.0, 1, 0], [0, 0, 1]])),
+        np.log([0.3, 0.5]),
+        rtol=1e-5,
+    )
     np.testing.assert_array_equal(dist.mode(), [[1, 0, 0], [0, 0, 1]])
 
 
@@ -172,8 +184,9 @@ def test_one_hot_samples_are_one_hot_and_as_frequent_as_their_probability():
     np.testing.assert_allclose(np.sort(samples, -1), [[0, 0, 1]] * 100_000, atol=1e-6)
     np.testing.assert_allclose(samples.mean(0), PROBS, atol=0.01)
     entropy = -(PROBS * np.log(PROBS)).sum()
-    np.testing.assert_allclose(-dist.log_prob(samples).numpy().mean(), entropy,
-                               atol=0.01)
+    np.testing.assert_allclose(
+        -dist.log_prob(samples).numpy().mean(), entropy, atol=0.01
+    )
 
 
 @pytest.mark.parametrize('noise', [-40.0, -5.0, 0.0, 5.0, 40.0])
@@ -200,7 +213,8 @@ def test_epsilon_greedy_frequencies():
         assert (action.sum(-1) == 1).all() and (action.max(-1) == 1).all()
         other = amount / 4
         np.testing.assert_allclose(
-            action.mean(0), [1 - 3 * other, other, other, other], atol=0.01)
+            action.mean(0), [1 - 3 * other, other, other, other], atol=0.01
+        )
 
 
 def test_gaussian_exploration_is_clipped_and_has_its_std():
@@ -216,16 +230,20 @@ def test_unit_normal_agrees_with_tfp():
     for event in (0, 1, 2):
         expected = tfd.Independent(tfd.Normal(mean, 1.0), event).log_prob(value)
         np.testing.assert_allclose(
-            tools.UnitNormal(tf.constant(mean), event).log_prob(value), expected,
-            rtol=1e-4)
+            tools.UnitNormal(tf.constant(mean), event).log_prob(value),
+            expected,
+            rtol=1e-4,
+        )
 
 
 def test_unit_normal_has_the_gradients_of_tfp():
     mean, value = (tf.constant(random(4, 2, 3, seed=seed)) for seed in (0, 1))
     for event in (0, 1, 2):
         gradients = []
-        for make in (tools.UnitNormal, lambda mean, event: tfd.Independent(
-                tfd.Normal(mean, 1.0), event)):
+        for make in (
+            tools.UnitNormal,
+            lambda mean, event: tfd.Independent(tfd.Normal(mean, 1.0), event),
+        ):
             with tf.GradientTape() as tape:
                 tape.watch([mean, value])
                 log_prob = make(mean, event).log_prob(value)
@@ -287,19 +305,26 @@ def test_optimizer_skips_a_loss_that_hides_its_nan_from_the_gradient():
 
 def test_loss_scale_halves_and_doubles_and_does_not_change_the_step():
     variable, adam = optimizer([1.0, 2.0], scale_loss=True)
-    assert adam.loss_scale == 2.0 ** 15
+    assert adam.loss_scale == 2.0**15
     step(variable, adam, [np.inf, 1.0])
-    assert adam.loss_scale == 2.0 ** 14
+    assert adam.loss_scale == 2.0**14
     np.testing.assert_allclose(step(variable, adam, [3.0, 4.0]), 5.0)
     np.testing.assert_allclose(variable, [0.9, 1.9], atol=1e-4)
     adam.good_steps.assign(adam.GROW_AFTER - 1)
     step(variable, adam, [1.0, 1.0])
-    assert (adam.loss_scale, adam.good_steps) == (2.0 ** 15, 0)
+    assert (adam.loss_scale, adam.good_steps) == (2.0**15, 0)
 
 
 def test_every():
     every = tools.Every(10)
     assert [every(step) for step in (3, 9, 10, 12, 35, 39, 40)] == [
-        True, False, True, False, True, False, True]
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
     resumed = tools.Every(10, last=12)
     assert [resumed(step) for step in (12, 19, 20)] == [False, False, True]

@@ -333,6 +333,7 @@ class TestCollector:
     def test_groups_taken_in_turn_record_the_same_episodes(self, parallel):
         """Of three environments, whatever the groups: the action depends on the image
         alone. All steps are counted once."""
+
         def policy(image, is_first):
             sizes.append(len(image))
             return image[:, 20, [20, 40], 0] / 128 - 1
@@ -380,8 +381,14 @@ class TestCollector:
         collector = workers.Collector(envs, seed=0, groups=2)
         assert collector.step(policy) == (0, [])
         assert [collector.step(policy)[0] for _ in range(4)] == [1] * 4
-        turn = ['policy', (0, 'starts'), (1, 'is waited for'),
-                'policy', (1, 'starts'), (0, 'is waited for')]
+        turn = [
+            'policy',
+            (0, 'starts'),
+            (1, 'is waited for'),
+            'policy',
+            (1, 'starts'),
+            (0, 'is waited for'),
+        ]
         assert calls[-9:] == turn + turn[:3]
         assert collector.unfinished == {(0, 0): 2, (1, 0): 2}
         assert collector.to_start == [1, 1]
@@ -408,7 +415,8 @@ class TestCollector:
             for one in self.act(collector, 100):
                 assert one['origin'][2] == 50
                 images.setdefault(tuple(one['origin'][:2]), []).append(
-                    one['image'][0].tobytes())
+                    one['image'][0].tobytes()
+                )
         assert set(images) == {(env, i) for env in (0, 1) for i in (0, 1, 2)}
         assert len(images[0, 1]) == 2 and len(set(images[0, 1])) == 1
         assert len({image for same in images.values() for image in same}) == 6
@@ -463,8 +471,10 @@ print('reward', worker.result()[1], flush=True)
         process.communicate(timeout=300)
 
     def test_worker_that_hangs_ends_with_its_killed_parent(self, tmp_path):
-        then = ('print(worker.pid, flush=True); import os, time\n'
-                'os.kill(worker.pid, 19); time.sleep(1000)')
+        then = (
+            'print(worker.pid, flush=True); import os, time\n'
+            'os.kill(worker.pid, 19); time.sleep(1000)'
+        )
         process = self.start(tmp_path, then=then)
         for _ in range(3):
             process.stdout.readline()

@@ -310,14 +310,22 @@ def test_reward_of_the_dummies_takes_several_steps(dummy):
     assert np.mean(waits) > 1.5 and max(waits) <= 8
 
 
-@pytest.mark.parametrize('task, near', [
-    ('atari_pongg', 'atari_pong'), ('atari_mspacman', 'atari_ms_pacman'),
-    ('atari_PONG', 'atari_pong'), ('gym_CARTPOLE-V1', 'gym_CartPole-v1'),
-    ('atari_zzzz', '108 games'), ('gym_CartPol-v1', 'gym_CartPole-v1'),
-    ('gym_ALE/Breakot-v5', 'gym_ALE/Breakout-v5'), ('gym_zzz/foo', '--gym_import'),
-    ('gym_not an id', '--gym_import'),
-    ('dmlab_rooms_watermase', 'did you mean dmlab_rooms_watermaze'),
-    ('dmlab_zzz', 'rooms_collect_good_objects_train, ')])
+@pytest.mark.parametrize(
+    'task, near',
+    [
+        ('atari_pongg', 'atari_pong'),
+        ('atari_mspacman', 'atari_ms_pacman'),
+        ('atari_PONG', 'atari_pong'),
+        ('gym_CARTPOLE-V1', 'gym_CartPole-v1'),
+        ('atari_zzzz', '108 games'),
+        ('gym_CartPol-v1', 'gym_CartPole-v1'),
+        ('gym_ALE/Breakot-v5', 'gym_ALE/Breakout-v5'),
+        ('gym_zzz/foo', '--gym_import'),
+        ('gym_not an id', '--gym_import'),
+        ('dmlab_rooms_watermase', 'did you mean dmlab_rooms_watermaze'),
+        ('dmlab_zzz', 'rooms_collect_good_objects_train, '),
+    ],
+)
 def test_unknown_name_in_a_suite(task, near):
     with pytest.raises(ValueError) as caught:
         wrappers.make(task)
@@ -522,9 +530,20 @@ class TestOneHot:
         rewards = [env.step(row)[1] for row in np.eye(4, dtype=np.float32)]
         assert rewards == [-2, -1, 0, 1]
 
-    @pytest.mark.parametrize('action', [
-        [0, 0, 0, 0], [1, 1, 0, 0], [0, 0.5, 0.5, 0], [0, 0.99, 0, 0], [1, 0, 0],
-        [[0, 1, 0, 0]], [0, np.nan, 0, 0], [-1, 1, 1, 0], 1])
+    @pytest.mark.parametrize(
+        'action',
+        [
+            [0, 0, 0, 0],
+            [1, 1, 0, 0],
+            [0, 0.5, 0.5, 0],
+            [0, 0.99, 0, 0],
+            [1, 0, 0],
+            [[0, 1, 0, 0]],
+            [0, np.nan, 0, 0],
+            [-1, 1, 1, 0],
+            1,
+        ],
+    )
     def test_other_vectors_are_refused(self, action):
         env = wrappers.OneHotAction(self.Echo())
         with pytest.raises(ValueError, match='not a one-hot float32 vector of size 4'):

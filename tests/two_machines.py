@@ -36,21 +36,29 @@ def compare(config, strategy, rank):
     with all of them, from the same noise."""
     data = two_replicas.make_data()
     rows = two_replicas.BATCH // 2
-    part = {key: x[rank * rows:(rank + 1) * rows] for key, x in data.items()}
-    agents = [Dreamer(config, two_replicas.ACTION),
-              Dreamer(config, two_replicas.ACTION, strategy)]
+    part = {key: x[rank * rows : (rank + 1) * rows] for key, x in data.items()}
+    agents = [
+        Dreamer(config, two_replicas.ACTION),
+        Dreamer(config, two_replicas.ACTION, strategy),
+    ]
     before, metrics = numbers(agents[0]), []
     start = two_replicas.apart(*map(numbers, agents))
     for agent, batch in zip(agents, (data, part), strict=True):
         for _ in range(2):
             values = agent.update(
-                batch, agent.noise(two_replicas.BATCH, two_replicas.LENGTH))
+                batch, agent.noise(two_replicas.BATCH, two_replicas.LENGTH)
+            )
         metrics.append({key: float(value) for key, value in values.items()})
     one, two = map(numbers, agents)
     return agents[1], dict(
-        start=start, metrics=metrics, moved=two_replicas.apart(one, before, 'weight'),
-        **{kind: two_replicas.apart(one, two, kind)
-           for kind in ('weight', 'adam', 'own')})
+        start=start,
+        metrics=metrics,
+        moved=two_replicas.apart(one, before, 'weight'),
+        **{
+            kind: two_replicas.apart(one, two, kind)
+            for kind in ('weight', 'adam', 'own')
+        },
+    )
 
 
 def train(team, agent, folder):
@@ -67,10 +75,12 @@ def train(team, agent, folder):
     machines.wait_for(episodes, newest, folder)
     batches = []
     for batch in team.batches(
-            agent, episodes, 5, lambda: team.rank == 1 and len(batches) == 2):
+        agent, episodes, 5, lambda: team.rank == 1 and len(batches) == 2
+    ):
         batches.append(batch)
-    return dict(batches=len(batches), rows=len(batches[0]['reward']),
-                stopped=team.stopped)
+    return dict(
+        batches=len(batches), rows=len(batches[0]['reward']), stopped=team.stopped
+    )
 
 
 def main():

@@ -23,23 +23,38 @@ from agent import Dreamer  # noqa: E402
 
 BATCH, LENGTH, ACTION = 4, 5, 2
 fast.PART = 7  # Of 20 rows, and of 10 on each device.
-FLAGS = ['--configs', 'debug', '--batch_size', str(BATCH), '--batch_length',
-         str(LENGTH), '--precision', '32']
+FLAGS = [
+    '--configs',
+    'debug',
+    '--batch_size',
+    str(BATCH),
+    '--batch_length',
+    str(LENGTH),
+    '--precision',
+    '32',
+]
 
 
 def make_data():
     """A batch whose second half is unlike the first."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (BATCH, LENGTH, 64, 64, 3), np.uint8)
-    image[BATCH // 2:] //= 8
+    image[BATCH // 2 :] //= 8
     action = rng.uniform(-1, 1, (BATCH, LENGTH, ACTION)).astype(np.float32)
     is_first = np.zeros((BATCH, LENGTH), bool)
     is_first[:, 0] = True
     reward = rng.uniform(0, 1, (BATCH, LENGTH)).astype(np.float32)
-    reward[BATCH // 2:] *= 5
-    return {key: tf.constant(value) for key, value in dict(
-        image=image, action=action, reward=reward, is_first=is_first,
-        discount=np.ones((BATCH, LENGTH), np.float32)).items()}
+    reward[BATCH // 2 :] *= 5
+    return {
+        key: tf.constant(value)
+        for key, value in dict(
+            image=image,
+            action=action,
+            reward=reward,
+            is_first=is_first,
+            discount=np.ones((BATCH, LENGTH), np.float32),
+        ).items()
+    }
 
 
 @functools.cache
@@ -62,9 +77,15 @@ def variables(agent):
     result = {}
     for name, optimizer in agent.optimizers.items():
         for kind, group in dict(
-                weight=optimizer._variables, adam=optimizer._adam.variables,
-                own=[optimizer.loss_scale, optimizer.good_steps, optimizer.skipped,
-                     optimizer.skipped_in_a_row]).items():
+            weight=optimizer._variables,
+            adam=optimizer._adam.variables,
+            own=[
+                optimizer.loss_scale,
+                optimizer.good_steps,
+                optimizer.skipped,
+                optimizer.skipped_in_a_row,
+            ],
+        ).items():
             for i, variable in enumerate(group):
                 keras_made = isinstance(variable, keras.Variable)
                 result[name, kind, i] = variable.value if keras_made else variable
@@ -73,16 +94,23 @@ def variables(agent):
 
 def numbers(agent, replica=0):
     """Their values on one replica."""
-    return {key: strategy().experimental_local_results(x)[replica].numpy()
-            for key, x in variables(agent).items()}
+    return {
+        key: strategy().experimental_local_results(x)[replica].numpy()
+        for key, x in variables(agent).items()
+    }
 
 
 def differences(ours, theirs, kind=None):
     """Largest difference in each array, ascending; of Adam's averages of gradients
     relative to the array's largest number: they show what Adam's quotient hides."""
-    return sorted(float(np.abs(ours[key] - theirs[key]).max()
-                        / (np.abs(ours[key]).max() + 1e-30 if key[1] == 'adam' else 1))
-                  for key in ours if kind in (None, key[1]))
+    return sorted(
+        float(
+            np.abs(ours[key] - theirs[key]).max()
+            / (np.abs(ours[key]).max() + 1e-30 if key[1] == 'adam' else 1)
+        )
+        for key in ours
+        if kind in (None, key[1])
+    )
 
 
 def apart(*args):
@@ -107,22 +135,31 @@ def compare(*flags, updates=2, change=None, scale=None, graph=False):
         metrics.append({key: float(value) for key, value in values.items()})
     one, two, other = numbers(agents[0]), numbers(agents[1]), numbers(agents[1], 1)
     return dict(
-        weights=apart(one, two, 'weight'), adam=apart(one, two, 'adam'),
-        own=apart(one, two, 'own'), replicas=apart(two, other),
-        moved=apart(one, before, 'weight'), last_moved=apart(other, middle, 'weight'),
-        metrics=metrics, steps=[int(agent.gradient_step) for agent in agents],
-        skipped=[[int(x.skipped.numpy()) for x in agent.optimizers.values()]
-                 for agent in agents])
+        weights=apart(one, two, 'weight'),
+        adam=apart(one, two, 'adam'),
+        own=apart(one, two, 'own'),
+        replicas=apart(two, other),
+        moved=apart(one, before, 'weight'),
+        last_moved=apart(other, middle, 'weight'),
+        metrics=metrics,
+        steps=[int(agent.gradient_step) for agent in agents],
+        skipped=[
+            [int(x.skipped.numpy()) for x in agent.optimizers.values()]
+            for agent in agents
+        ],
+    )
 
 
 def kl_halves():
     """KL of the two halves' means, at the start."""
     agent, data = make_agents(['--free_nats', 0])[0], make_data()
     noise = agent.noise(BATCH, LENGTH)['post']
-    kl = tools.gaussian_kl(*agent.world.rssm.observe(
-        agent.world.encoder(data['image']), data['action'], data['is_first'],
-        noise)).numpy()
-    return sorted([float(kl[:BATCH // 2].mean()), float(kl[BATCH // 2:].mean())])
+    kl = tools.gaussian_kl(
+        *agent.world.rssm.observe(
+            agent.world.encoder(data['image']), data['action'], data['is_first'], noise
+        )
+    ).numpy()
+    return sorted([float(kl[: BATCH // 2].mean()), float(kl[BATCH // 2 :].mean())])
 
 
 def poisoned(data):
@@ -133,9 +170,10 @@ def poisoned(data):
 
 
 def main():
-    cpu, = tf.config.list_physical_devices('CPU')
+    (cpu,) = tf.config.list_physical_devices('CPU')
     tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+    )
     low, high = kl_halves()
     mean = (low + high) / 2
     contrastive = '--representation', 'contrastive', '--log_images', 'false'
@@ -149,7 +187,8 @@ def main():
         window=compare(*contrastive, '--contrastive_window', 3),
         nan=compare(change=poisoned),
         float16=compare('--precision', '16', '--free_nats', 0, scale=64.0),
-        kl=[low, high])
+        kl=[low, high],
+    )
     print(json.dumps(results))
 
 
