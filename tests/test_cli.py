@@ -215,17 +215,20 @@ def test_help_shows_every_flag(capsys):
     assert text.count('default:') == len(configs.Config.__dataclass_fields__)
 
 
-def test_readme_lists_the_flags_by_group():
+RUNNING = ROOT / 'docs' / 'running.md'
+
+
+def test_docs_list_the_flags_by_group():
     groups, name = {}, None
     for flag in configs.Config.__dataclass_fields__:
         name = configs.GROUPS.get(flag, name)
         groups.setdefault(name, []).append(f'`{flag}`')
     for name, flags in groups.items():
-        assert f'| {name} | {" ".join(flags)} |' in (ROOT / 'README.md').read_text()
+        assert f'| {name} | {" ".join(flags)} |' in RUNNING.read_text()
 
 
-def test_readme_lists_what_suites_and_presets_set():
-    text = (ROOT / 'README.md').read_text()
+def test_docs_list_what_suites_and_presets_set():
+    text = RUNNING.read_text()
     for name in configs.PRESETS:
         (flags,) = re.findall(rf'^\| `{name}` \| .* \| `(--.*)` \|$', text, re.M)
         assert configs.parse(flags.split()) == configs.parse(['--configs', name])

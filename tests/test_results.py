@@ -1,4 +1,4 @@
-"""The returns that README claims are those of the files in results/."""
+"""The returns that README and docs/ claim are those of the files in results/."""
 
 import pathlib
 
@@ -7,32 +7,31 @@ import pytest
 import plotting
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGES = [('README.md', 'long'), ('docs/comparisons.md', 'methods')]
 
 
-def claims(readme, results, out):
-    """Whether the text `readme` has the table of own scores that plotting.py makes of
+def claims(text, results, out):
+    """Whether `text` has the table of own scores that plotting.py makes of
     the runs in the folder `results`; without runs there is nothing to claim."""
     if not results.is_dir():
-        return 'results/' not in readme
+        return 'results/' not in text
     assert plotting.main(['--logdir', str(results), '--out', str(out)]) == 0
     (table,) = [
         part
         for part in (out / 'scores.md').read_text().split('\n\n')
         if part.startswith('| task | method |')
     ]
-    return table in readme
+    return table in text
 
 
-@pytest.mark.parametrize('name', ['long', 'methods'])
-def test_readme_claims_what_results_show(tmp_path, name):
-    assert claims((ROOT / 'README.md').read_text(), ROOT / 'results' / name, tmp_path)
+@pytest.mark.parametrize('page, name', PAGES)
+def test_pages_claim_what_results_show(tmp_path, page, name):
+    assert claims((ROOT / page).read_text(), ROOT / 'results' / name, tmp_path)
 
 
 def test_all_results_are_claimed():
-    assert {path.name for path in (ROOT / 'results').iterdir() if path.is_dir()} == {
-        'long',
-        'methods',
-    }
+    folders = {path.name for path in (ROOT / 'results').iterdir() if path.is_dir()}
+    assert folders == {name for _, name in PAGES}
 
 
 def test_a_claim_that_no_file_shows_is_found(tmp_path):

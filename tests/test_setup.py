@@ -11,6 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PINS = re.findall(r'^([\w-]+)==(.+)$', (ROOT / 'requirements.txt').read_text(), re.M)
+PAGES = [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]
 SCRIPTS = {'evaluate', 'plotting', 'sweep'}
 
 
@@ -49,11 +50,8 @@ def test_only_scripts_import_dreamer():
     assert importers <= SCRIPTS
 
 
-def test_make_has_the_targets_that_the_readme_names():
-    readme = ROOT / 'README.md'
-    if not readme.exists():
-        pytest.skip('There is no README yet.')
-    text = readme.read_text()
+def test_make_has_the_targets_that_the_docs_name():
+    text = '\n'.join(path.read_text() for path in PAGES)
     blocks = '\n'.join(re.findall(r'^```.*?^```', text, re.M | re.S))
     named = {
         *re.findall(r'`make (\w+)', text),
@@ -123,9 +121,9 @@ def printed_messages():
 
 
 def troubleshooting():
-    """Patterns of the messages in README's table, where ... stands for anything."""
-    text = (ROOT / 'README.md').read_text().split('\n## Troubleshooting\n')[1]
-    rows = re.findall(r'^\| (`.+?) \| [^|]+\|$', text.split('\n- *')[0], re.M)
+    """Patterns of the messages in the table, where ... stands for anything."""
+    text = (ROOT / 'docs' / 'troubleshooting.md').read_text()
+    rows = re.findall(r'^\| (`.+?) \| [^|]+\|$', text, re.M)
     cells = [
         cell
         for cell in re.findall(r'`([^`]+)`', ' '.join(rows))
