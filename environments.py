@@ -156,7 +156,7 @@ class Atari(gymnasium.Env):
       noops: Most frames without action at the start of a game; at least one, if not 0.
 
     Raises:
-      ValueError: If there is no such game.
+      ValueError: If there is no such game, or none for a single player.
     """
 
     metadata = {'render_modes': ['rgb_array']}
@@ -166,24 +166,18 @@ class Atari(gymnasium.Env):
         import ale_py
         from ale_py import roms
 
-        games = {game: game for game in sorted(roms.get_all_rom_ids())}
-        games['james_bond'] = 'jamesbond'  # Snake case of the name in the paper.
-        if name not in games:
-            hint = did_you_mean(name, games, 'atari')
-            raise ValueError(
-                f"Unknown task 'atari_{name}'{hint}: there are {len(games) - 1} games, "
-                'named in snake case, such as atari_space_invaders.'
-            )
+        rom = self._find(name)
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._ale = ale_py.ALEInterface()
         # Sticky actions are drawn here: a seed of the emulator's own generator takes
         # effect only where a ROM is loaded, which takes far longer than a reset.
         self._ale.setFloat('repeat_action_probability', 0)
         self._ale.setInt('random_seed', 0)
-        self._ale.loadROM(roms.get_rom_path(games[name]))
+        self._ale.loadROM(roms.get_rom_path(rom))
         self._loaded = self._ale.cloneState()
         self._actions = self._ale.getMinimalActionSet()
-        self._noop = self._actions.index(ale_py.Action.NOOP)
+        # The emulator takes it in all games, though a few leave it out of their set.
+        self._noop = ale_py.Action.NOOP
         self._training, self._same_game = training, same_game
         self._sticky, self._noops = sticky, noops
         self._goes_on = False
@@ -194,7 +188,7 @@ class Atari(gymnasium.Env):
         super().reset(seed=seed)
         self._action = self._noop
         if self._goes_on:
-            self._ale.act(self._actions[self._noop])
+            self._ale.act(self._noop)
         if not self._goes_on or self._ale.game_over():
             self._new_game()
         self._goes_on = False
@@ -204,8 +198,8 @@ class Atari(gymnasium.Env):
 
     def step(self, action):
         if self.np_random.random() >= self._sticky:
-            self._action = action
-        reward = self._ale.act(self._actions[self._action])
+            self._action = self._actions[action]
+        reward = self._ale.act(self._action)
         self._frames = [self._frames[-1], self._ale.getScreenRGB()]
         lost = self._ale.lives() < self._lives
         self._lives = self._ale.lives()
@@ -217,13 +211,39 @@ class Atari(gymnasium.Env):
     def render(self):
         return np.maximum.reduce(self._frames)
 
+    @staticmethod
+    def _find(name):
+        """Returns the id of the game's ROM."""
+        from ale_py import ALEInterface, roms
+
+        paths = {game: roms.get_rom_path(game) for game in roms.get_all_rom_ids()}
+        # The emulator ends the whole process where it is given one of the others.
+        games = {
+            game: game
+            for game, path in sorted(paths.items())
+            if ALEInterface.isSupportedROM(path)
+        }
+        games['james_bond'] = 'jamesbond'  # Snake case of the name in the paper.
+        if name in games:
+            return games[name]
+        possible = f'there are {len(games) - 1} games'
+        if name in paths:
+            raise ValueError(
+                f"'atari_{name}' is a game for several players, which one agent cannot "
+                f'play: {possible} for one, such as atari_space_invaders.'
+            )
+        raise ValueError(
+            f"Unknown task 'atari_{name}'{did_you_mean(name, games, 'atari')}: "
+            f'{possible}, named in snake case, such as atari_space_invaders.'
+        )
+
     def _new_game(self):
         # A reset of the emulator alone leaves high scores in its memory.
         self._ale.restoreState(self._loaded)
         self._ale.reset_game()
         noops = self.np_random.integers(1, self._noops + 1) if self._noops else 0
         for _ in range(noops):
-            self._ale.act(self._actions[self._noop])
+            self._ale.act(self._noop)
             if self._ale.game_over():
                 self._ale.reset_game()
 

@@ -26,7 +26,7 @@ import sys
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
-from gymnasium.wrappers import RescaleAction, TimeLimit, TransformAction
+from gymnasium.wrappers import TimeLimit, TransformAction
 from PIL import Image
 
 from dummies import DummyContinuous, DummyDiscrete
@@ -305,13 +305,17 @@ def _render_error(name):
 def _normalize_action(env):
     """Maps actions in [-1, 1] to the bounds of the environment.
 
-    Components without two finite bounds stay as they are, clipped to [-1, 1].
+    Components without two finite bounds stay as they are, clipped to [-1, 1]; those
+    with equal bounds are that constant.
     """
     space = env.action_space
     finite = np.isfinite(space.low) & np.isfinite(space.high)
     low = np.where(finite, space.low, np.float32(-1))
     high = np.where(finite, space.high, np.float32(1))
-    # The clip also takes back what rescaling rounds past a bound.
-    bounded = Box(low, high, dtype=np.float32)
-    env = TransformAction(env, lambda action: np.clip(action, low, high), bounded)
-    return RescaleAction(env, np.float32(-1), np.float32(1))
+    center, half = (low + high) / 2, (high - low) / 2
+
+    def rescale(action):
+        # The second clip takes back what rounding puts past a bound.
+        return np.clip(center + half * np.clip(action, -1, 1), low, high)
+
+    return TransformAction(env, rescale, Box(-1, 1, low.shape, np.float32))

@@ -280,3 +280,34 @@ def test_reset_leaves_nothing_of_earlier_games():
 
 def test_name_of_the_paper():
     assert wrappers.make('atari_james_bond').action_space.shape == (18,)
+
+
+@pytest.mark.parametrize('game', ['backgammon', 'video_checkers'])
+def test_games_whose_actions_are_without_noop(game):
+    env = wrappers.make(f'atari_{game}', action_repeat=4, time_limit=400)
+    ale, actions = raw(game)
+    assert ale_py.Action.NOOP not in actions
+    assert env.action_space == wrappers.OneHot(len(actions))
+    for seed in range(2):
+        env.reset(seed=seed)
+        for _ in range(100):
+            *_, terminated, truncated, _ = env.step(env.action_space.sample())
+            if terminated or truncated:
+                break
+
+
+def test_every_game_offered_begins_and_others_are_refused():
+    """The emulator would end the process where it is given one of the others."""
+    refused = []
+    for game in roms.get_all_rom_ids():
+        try:
+            env = Atari(game)
+            env.reset(seed=0)
+            assert env.action_space.n >= 2 and env.render().ndim == 3
+        except ValueError as error:
+            assert 'for several players' in str(error) and '\n' not in str(error)
+            refused.append(game)
+    assert sorted(refused) == ['combat', 'joust', 'maze_craze', 'warlords']
+    with pytest.raises(ValueError, match='104 games') as caught:
+        Atari('jousts')
+    assert 'did you mean' not in str(caught.value)
