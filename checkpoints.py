@@ -5,6 +5,7 @@ and `ckpt-N.index` appears last: what has that name was whole, or was damaged la
 which TensorFlow's checksums show.
 """
 
+import contextlib
 import fcntl
 import json
 import math
@@ -14,6 +15,7 @@ import re
 import shutil
 import socket
 import sys
+import tempfile
 
 import tensorflow as tf
 
@@ -93,6 +95,7 @@ class Checkpoints:
         # A number is never used twice, so that nothing is written over.
         number = 1 + max((n for _, n in self._names()), default=0)
         unfinished = self._folder / 'unfinished'
+        unfinished.mkdir(exist_ok=True)
         try:
             self.write(unfinished / 'ckpt', state)
             faults.reach('written')
@@ -117,8 +120,8 @@ class Checkpoints:
           OSError: they could not be written.
         """
         self._state.assign(json.dumps(state or {}))
-        with tools.disk_errors(prefix):
-            self._checkpoint.write(str(prefix))
+        with tools.disk_errors(prefix), plain(prefix) as name:
+            self._checkpoint.write(name)
         for suffix in DATA, INDEX:
             with open(f'{prefix}{suffix}', 'rb') as file:
                 os.fsync(file.fileno())
@@ -162,8 +165,8 @@ class Checkpoints:
         """
         path = self._folder / f'ckpt-{number}'
         try:
-            status = self._checkpoint.read(str(path))
-            status.assert_existing_objects_matched()
+            with plain(path) as name:
+                self._checkpoint.read(name).assert_existing_objects_matched()
         except (ValueError, AssertionError, tf.errors.OpError) as error:
             raise configs.ConfigError(
                 f'{path} is of another network or version '
@@ -210,20 +213,55 @@ class Checkpoints:
         temporary.replace(self._folder / 'checkpoint')
 
 
+@contextlib.contextmanager
+def plain(prefix):
+    """Name a checkpoint so that TensorFlow finds it, whatever its folder is called.
+
+    TensorFlow takes the prefix that it reads from as a pattern, in which brackets and
+    backslashes stand for others, and only names in UTF-8: such folders get a link of a
+    plain name while the block runs.
+
+    Args:
+      prefix: path without `.index`.
+
+    Yields:
+      a prefix, for reading and writing.
+    """
+    if is_plain(prefix):
+        yield str(prefix)
+        return
+    # Where temporary files go may have such a name itself.
+    places = [place for place in (tempfile.gettempdir(), '/tmp') if is_plain(place)]
+    with tempfile.TemporaryDirectory(dir=places[0]) as folder:
+        link = pathlib.Path(folder, 'link')
+        link.symlink_to(pathlib.Path(prefix).parent.absolute())
+        yield str(link / pathlib.Path(prefix).name)
+
+
+def is_plain(path):
+    """Whether TensorFlow takes a path as it stands."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return not re.search(r'[][\\]', str(path))
+
+
 def read(path):
     """Reads a whole checkpoint, for its checksums; returns its state.
 
     Raises:
       Exception: one of many kinds, if it is damaged.
     """
-    reader = tf.train.load_checkpoint(str(path))
-    kinds = reader.get_variable_to_dtype_map()
-    claimed = sum(
-        math.prod(shape) * kinds[name].size
-        for name, shape in reader.get_variable_to_shape_map().items()
-    )
-    if claimed > os.path.getsize(f'{path}{DATA}'):
-        raise ValueError(f'it claims {claimed} bytes of data')
-    for name in kinds:
-        reader.get_tensor(name)
-    return json.loads(reader.get_tensor(STATE)) if reader.has_tensor(STATE) else {}
+    with plain(path) as name:
+        reader = tf.train.load_checkpoint(name)
+        kinds = reader.get_variable_to_dtype_map()
+        claimed = sum(
+            math.prod(shape) * kinds[key].size
+            for key, shape in reader.get_variable_to_shape_map().items()
+        )
+        if claimed > os.path.getsize(f'{path}{DATA}'):
+            raise ValueError(f'it claims {claimed} bytes of data')
+        for key in kinds:
+            reader.get_tensor(key)
+        return json.loads(reader.get_tensor(STATE)) if reader.has_tensor(STATE) else {}

@@ -29,6 +29,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw
 
+import checkpoints
 import configs
 import dreamer
 import logger
@@ -115,9 +116,10 @@ def load_newest(agent, folder):
     error = None
     for path in sorted(paths, key=lambda path: -int(path.name.split('-')[1])):
         try:
-            status = tf.train.Checkpoint(agent=agent).read(str(path))
-            # It also holds what a run needs to go on.
-            status.assert_existing_objects_matched().expect_partial()
+            with checkpoints.plain(path) as name:
+                status = tf.train.Checkpoint(agent=agent).read(name)
+                # It also holds what a run needs to go on.
+                status.assert_existing_objects_matched().expect_partial()
             return path
         except Exception as problem:  # Damage has many kinds.
             error = f'{path}: {str(problem).splitlines()[0]}'

@@ -47,7 +47,8 @@ class Logger:
         self._logdir = pathlib.Path(logdir)
         self._metrics = self._logdir / 'metrics.jsonl'
         with tools.disk_errors(self._logdir):
-            self._writer = tf.summary.create_file_writer(str(self._logdir))
+            # In bytes, for names that are not UTF-8.
+            self._writer = tf.summary.create_file_writer(os.fsencode(self._logdir))
         if self.size > size:
             with self._metrics.open('rb') as file:
                 file.seek(size)

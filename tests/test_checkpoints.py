@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -54,6 +55,29 @@ def test_newest_two_are_kept_and_the_newest_is_restored(tmp_path):
     ]
     assert restored(tmp_path) == (3, 3)
     assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'ckpt-3')
+
+
+ODD = ['a [b] c', 'a\\b', 'a*?b', '[!a]', os.fsdecode(b'a\xff')]
+
+
+@pytest.mark.parametrize('name', ODD)
+def test_names_of_folders_are_not_patterns(tmp_path, monkeypatch, name):
+    # One that it would match as a pattern, with other numbers.
+    fill(tmp_path / 'a b c', 1)
+    fill(tmp_path / name)
+    assert restored(tmp_path / name) == (3, 3)
+    assert checkpoints.read(tmp_path / name / 'ckpt-2') == {'number': 2}
+    with checkpoints.plain(tmp_path / name / 'ckpt-3') as prefix:
+        assert tf.train.load_checkpoint(prefix).has_tensor(checkpoints.STATE)
+    # A relative name, and a place for temporary files that is no better.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / name))
+    agent, saved = make(pathlib.Path(name))
+    assert saved.restore() == {'number': 3}
+    writer = logger.Logger(pathlib.Path(name))
+    writer.scalars(1, {'loss': 2.0})
+    writer.close()
+    assert list(pathlib.Path(name).glob('events.out.tfevents.*'))
 
 
 @pytest.mark.parametrize('suffix', [checkpoints.INDEX, checkpoints.DATA])

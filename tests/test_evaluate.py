@@ -86,6 +86,17 @@ def test_scores_and_videos_of_a_finished_run(finished, tmp_path):
 
 
 @pytest.mark.slow
+def test_names_of_folders_are_not_patterns(finished, tmp_path, capsys):
+    logdir = tmp_path / r'a [b] \c'
+    shutil.copytree(finished[0], logdir)
+    video = tmp_path / 'v [1]:2.mp4'
+    words = ['--logdir', str(logdir), '--episodes', '1', '--video', str(video)]
+    assert evaluate.main(words) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])['step'] == 300
+    assert imageio.v3.imread(video).shape == (61, 256, 256, 3)
+
+
+@pytest.mark.slow
 def test_older_checkpoint_where_the_newest_is_damaged(finished, tmp_path, capsys):
     logdir = tmp_path / 'run'
     shutil.copytree(finished[0], logdir)
