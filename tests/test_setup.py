@@ -8,6 +8,8 @@ import pathlib
 import re
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = pathlib.Path(__file__).parents[1]
 PINS = re.findall(r'^([\w-]+)==(.+)$', (ROOT / 'requirements.txt').read_text(), re.M)
@@ -37,6 +39,22 @@ def reach(module, seen=()):
 @pytest.mark.parametrize('package, version', PINS)
 def test_installed_version_is_the_pinned_one(package, version):
     assert importlib.metadata.version(package) == version
+
+
+def test_cudnn_still_runs_on_a_v100():
+    """From 9.11 on it ends in a segmentation fault on GPUs before Turing."""
+    text = (ROOT / 'requirements-gpu.txt').read_text()
+    (pin,) = re.findall(r'^nvidia-cudnn-cu12(.+)$', text, re.M)
+    asked = [
+        requirement
+        for requirement in map(Requirement, importlib.metadata.requires('tensorflow'))
+        if requirement.name == 'nvidia-cudnn-cu12'
+    ]
+    assert len(asked) == 1
+    both = asked[0].specifier & SpecifierSet(pin)
+    assert both.contains('9.10.2.21')
+    for newer in '9.11', '9.11.0.98', '9.12.0.46', '9.20.1.1', '10.0':
+        assert not both.contains(newer)
 
 
 @pytest.mark.parametrize('module', ['wrappers', 'workers', 'replay'])
