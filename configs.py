@@ -51,11 +51,18 @@ class ConfigError(ValueError):
     """A configuration that cannot run; the message is one line for the user."""
 
 
-def _flag(default, help, choices=None, minimum=None, maximum=None, above=None):
+def _flag(
+    default, help, choices=None, minimum=None, maximum=None, above=None, path=False
+):
     return dataclasses.field(
         default=default,
         metadata=dict(
-            help=help, choices=choices, minimum=minimum, maximum=maximum, above=above
+            help=help,
+            choices=choices,
+            minimum=minimum,
+            maximum=maximum,
+            above=above,
+            path=path,
         ),
     )
 
@@ -66,7 +73,9 @@ class Config:
     the action repeat counted, unless a flag says agent steps or gradient steps."""
 
     # Run.
-    logdir: str = _flag('./logs', 'folder of the run; the same command resumes it')
+    logdir: str = _flag(
+        './logs', 'folder of the run; the same command resumes it', path=True
+    )
     task: str = _flag('dmc_walker_walk', 'SUITE_NAME, for example dmc_cartpole_balance')
     method: str = _flag(
         'dreamer',
@@ -153,6 +162,7 @@ class Config:
         '',
         'DeepMind Lab: folder for compiled levels, shared '
         'by all environments; empty is none',
+        path=True,
     )
     gym_import: str = _flag(
         '', 'module that registers further Gymnasium environments when imported'
@@ -565,6 +575,18 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=28, width=88)
 
 
+def home(text):
+    """Read a path of the command line, where a leading `~` or `~NAME` is a home, also
+    behind `=`, where a shell leaves it as it is."""
+    path = os.path.expanduser(text)
+    if path.startswith('~'):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' begins with the home of nobody here; a folder of that name is "
+            f'./{text}'
+        )
+    return path
+
+
 def _parser():
     """One argument per field; absent flags stay absent, so that presets show."""
     parser = Parser(
@@ -613,6 +635,8 @@ def _parse_known(parser, argv):
 
 def _reader(field):
     """A function from a word of the command line to the type of `field`."""
+    if field.metadata['path']:
+        return home
 
     def read(text):
         try:

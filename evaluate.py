@@ -49,7 +49,9 @@ def parse(argv):
     parser = configs.Parser(
         prog='evaluate.py', description=__doc__.splitlines()[0], allow_abbrev=False
     )
-    parser.add_argument('--logdir', required=True, help='folder of the run')
+    parser.add_argument(
+        '--logdir', type=configs.home, required=True, help='folder of the run'
+    )
     parser.add_argument('--episodes', type=_count, default=10, help='(default: 10)')
     parser.add_argument(
         '--video',
@@ -94,7 +96,7 @@ def _count(text):
 
 
 def _video(text):
-    path = pathlib.Path(text)
+    path = pathlib.Path(configs.home(text))
     if path.suffix not in VIDEOS:
         raise argparse.ArgumentTypeError(
             f"'{text}' does not end in {' or '.join(VIDEOS)}"

@@ -28,6 +28,7 @@ from matplotlib.patches import Patch  # noqa: E402
 from matplotlib.ticker import EngFormatter, MaxNLocator  # noqa: E402
 
 import comparison  # noqa: E402
+import configs  # noqa: E402
 from comparison import BASELINES, ScoreError  # noqa: E402
 
 # One colour a method, in every figure, whether local or published (Okabe and Ito's
@@ -420,6 +421,10 @@ class _Parser(argparse.ArgumentParser):
         raise ScoreError(message)
 
 
+def _folder(text):
+    return pathlib.Path(configs.home(text))
+
+
 def _steps(text):
     """A positive number of steps; may be written 1e6."""
     try:
@@ -442,14 +447,14 @@ def parse(argv=None):
         '--logdir',
         nargs='+',
         required=True,
-        type=pathlib.Path,
+        type=_folder,
         metavar='DIR',
         help='trees of task/method/seed/metrics.jsonl, '
         'or folders of runs, which their config.json names',
     )
     parser.add_argument(
         '--out',
-        type=pathlib.Path,
+        type=_folder,
         metavar='DIR',
         help='where figures and tables go (default: plots in the first logdir)',
     )

@@ -589,7 +589,7 @@ def parse(argv):
     )
     parser.add_argument(
         '--root',
-        type=pathlib.Path,
+        type=lambda text: pathlib.Path(configs.home(text)),
         required=True,
         metavar='DIR',
         help='holds task/method/seed, as plotting.py reads it',

@@ -22,7 +22,7 @@ sys.path.insert(0, str(FOLDER.parent))
 
 import replay  # noqa: E402
 from benchmarks import data, run  # noqa: E402
-from configs import Config  # noqa: E402
+from configs import Config, home  # noqa: E402
 
 SIZES = dict(
     batch_size=(10, 25, 50, 75),
@@ -105,7 +105,9 @@ def draw(figures, path):
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', default=str(FOLDER.parent / 'docs' / 'growth.png'))
+    parser.add_argument(
+        '--out', type=home, default=str(FOLDER.parent / 'docs' / 'growth.png')
+    )
     parser.add_argument('--repeats', type=int, default=3, help='timed updates')
     args = parser.parse_args()
     figures = {}

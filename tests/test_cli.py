@@ -19,6 +19,8 @@ import configs
 import dreamer
 import evaluate
 import logger
+import plotting
+import sweep
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LOSSES = set(
@@ -57,6 +59,27 @@ def wait_for(condition, process, seconds=600):
         assert process.poll() is None, process.stdout.read()
         assert time.time() < deadline, 'waited too long'
         time.sleep(0.1)
+
+
+def test_home_is_meant_in_every_path(tmp_path, monkeypatch):
+    """Behind `=` a shell leaves `~` as it is, and so does an exec without one."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'x').mkdir()
+    run = configs.parse(['--logdir=~/x', '--lab_level_cache=~/cache'])
+    assert run.logdir == str(tmp_path / 'x')
+    assert run.lab_level_cache == str(tmp_path / 'cache')
+    shown = evaluate.parse(['--logdir=~/x', '--video=~/v.gif', '--dream=~/x/d.mp4'])
+    assert shown.logdir == str(tmp_path / 'x')
+    assert shown.video == tmp_path / 'v.gif' and shown.dream == tmp_path / 'x/d.mp4'
+    drawn = plotting.parse(['--logdir', '~/x', '~', '--out=~/out'])
+    assert drawn.logdir == [tmp_path / 'x', tmp_path] and drawn.out == tmp_path / 'out'
+    assert sweep.parse(['--tasks', 'dummy', '--root=~/x']).root == tmp_path / 'x'
+    # Elsewhere in a name it is a letter like others.
+    assert configs.parse(['--logdir', './~/a~']).logdir == './~/a~'
+    with pytest.raises(
+        configs.ConfigError, match="'~no_such_user/x' begins with the home"
+    ):
+        configs.parse(['--logdir', '~no_such_user/x'])
 
 
 @pytest.mark.parametrize(
