@@ -1,11 +1,11 @@
-"""README and the pages of docs/: short, found from one another, every link leads on."""
+"""README and the pages of docs/: every link leads on, every table and line is true."""
 
-import pathlib
+import json
 import re
 
 import pytest
+from conftest import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / 'docs').glob('*.md'))
 PAGES = [ROOT / 'README.md', *DOCS, *sorted(ROOT.glob('[a-z]*/README.md'))]
 MOST_LINES = 200
@@ -78,3 +78,21 @@ def test_pictures_are_small_and_shown():
     for path in {*(ROOT / 'docs').iterdir()} - {*DOCS}:
         assert path in shown
         assert path.stat().st_size <= LARGEST_PICTURE
+
+
+def section(path, heading):
+    """The text of a page below a heading, up to the next."""
+    return re.split(
+        r'^## ', path.read_text().split(f'\n## {heading}\n')[1], flags=re.M
+    )[0]
+
+
+def test_running_explains_every_metric(finished):
+    text = section(ROOT / 'docs' / 'running.md', 'What a run leaves')
+    rows = re.findall(r'^\| (`.+?`) \|', text.split('| metric |')[1], re.M)
+    told = set(re.findall(r'`(.+?)`', ' '.join(rows)))
+    files = [finished[0] / 'metrics.jsonl', *(ROOT / 'results').rglob('metrics.jsonl')]
+    written = {
+        key for file in files for line in file.open() for key in json.loads(line)
+    }
+    assert written - {'step'} <= told
