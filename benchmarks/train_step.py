@@ -18,9 +18,13 @@ Paper sizes unless flags say otherwise. The last line is one JSON object:
     peak_rss_mb  peak resident memory of the process in three updates, replay aside and
                  before these matrices are made; glibc's settings for the heap are those
                  of dreamer.py, or its own with --plain_allocator
+    launches, launches_16
+                 kernels that a GPU would start in one update in float32 and in float16;
+                 see launches.py for what counts
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import resource
@@ -39,6 +43,7 @@ import tensorflow as tf
 import configs
 import tools
 from agent import Dreamer, Policy
+from benchmarks import launches
 
 
 def dense(*sizes):
@@ -217,7 +222,11 @@ def main():
     if not args.plain_allocator:
         tools.keep_freed_memory()
     config, _ = tools.set_up_devices(config)
-    print(json.dumps(measure(config, args.task_actions, args.repeats)))
+    figures = measure(config, args.task_actions, args.repeats)
+    for name, precision in dict(launches='32', launches_16='16').items():
+        counted = dataclasses.replace(config, precision=precision)
+        figures[name] = launches.count(counted, args.task_actions).total()
+    print(json.dumps(figures))
 
 
 if __name__ == '__main__':

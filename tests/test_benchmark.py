@@ -7,10 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import configs
 from agent import Dreamer
-from benchmarks import train_step
+from benchmarks import launches, train_step
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUTPUT_SIZES = {'encoder': (31, 14, 6, 2), 'decoder': (1, 5, 13, 30)}
@@ -95,6 +96,40 @@ def test_last_line_is_the_contract():
         'policy_16_bound_ms',
         'build_s',
         'peak_rss_mb',
+        'launches',
+        'launches_16',
     }
     assert all(value > 0 for value in figures.values())
     assert figures['ratio'] == pytest.approx(figures['update_s'] / figures['floor_s'])
+
+
+def test_launches_of_a_loop_are_multiplied_and_what_starts_no_kernel_is_left_out():
+    """h_t = tanh(h_{t-1} w), 7 times, and its gradient."""
+    weight = tf.Variable(tf.eye(3))
+
+    @tf.function(autograph=False)
+    def slope(rows):
+        with tf.GradientTape() as tape:
+            states = tf.scan(
+                lambda state, _: tf.tanh(tf.reshape(state @ weight, (2, 3))),
+                tf.zeros(7),
+                rows,
+            )
+            loss = tf.reduce_sum(states[-1])
+        return tape.gradient(loss, weight)
+
+    graph = launches.optimised(slope.get_concrete_function(tf.TensorSpec((2, 3))))
+    counted = launches.tally(graph)
+    assert {loop for loop, _ in counted} == {
+        '',
+        'scan/while',
+        'gradient_tape/scan/while/scan/while_grad',
+    }
+    forward = {kind: n for (loop, kind), n in counted.items() if loop == 'scan/while'}
+    assert forward == {'MatMul': 7, 'Tanh': 7, 'LogicalAnd': 7}
+    backward = {
+        kind: n for (loop, kind), n in counted.items() if loop.endswith('_grad')
+    }
+    # Of state and weight, whose gradient is summed from step to step.
+    assert backward['MatMul'] == 14 and backward['TanhGrad'] == 7
+    assert backward['AddN'] in (7, 14)
