@@ -457,8 +457,7 @@ def main(argv=None):
         print(f'dreamer: stopped: {error}{saved}', file=sys.stderr)
         return 1
     finally:
-        for env in envs:
-            env.close()
+        workers.close_workers(envs)
     return 0
 
 

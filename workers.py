@@ -19,11 +19,13 @@ import ctypes
 import functools
 import mmap
 import os
+import pathlib
 import select
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from multiprocessing.connection import Connection, Pipe
 
@@ -37,6 +39,9 @@ _REFUSALS = {'ValueError': ValueError, 'RuntimeError': RuntimeError}
 
 # Simulators take their time to be imported, under load and on network drives too.
 STARTUP = 300  # seconds at least
+
+# An environment may have to end what it has started, but may hang there as well.
+CLOSING = 10  # seconds at most
 
 
 class WorkerError(RuntimeError):
@@ -112,7 +117,7 @@ class Worker:
         try:
             if not self._answers.poll(1000 * timeout):
                 # Its late answer would be taken for that to a later question.
-                self._process.kill()
+                self._kill()
                 raise WorkerError(
                     f'The simulator process of {self._task} gave no answer within '
                     f'{timeout} s and was stopped.'
@@ -135,17 +140,33 @@ class Worker:
         self._start()
         self.ready()
 
-    def close(self):
-        """Ends the process and waits for its end; can be called more than once."""
+    def hang_up(self):
+        """Lets the child close its environment and end, without waiting for it."""
         self._connection.close()
+        self._deadline = self._deadline or time.monotonic() + CLOSING
+
+    def close(self):
+        """Closes the environment, ends the process and waits for its end, which takes
+        `CLOSING` seconds at most; can be called more than once."""
+        self.hang_up()
         try:
-            self._process.wait(5)
+            self._process.wait(max(0, self._deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
             self._process.wait()
+
+    def _kill(self):
+        """Kills the process, and what its environment has started: that would go on
+        without anyone who could end it."""
+        started = _descendants(self.pid)
+        self._process.kill()
+        for pid in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _start(self):
         self._connection, theirs = Pipe()
+        self._deadline = None
         # Connection.poll makes a selector every time, which takes as long as the rest.
         self._answers = select.poll()
         self._answers.register(self._connection.fileno(), select.POLLIN)
@@ -198,6 +219,17 @@ def _map(descriptor):
     return np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
 
 
+def _descendants(pid):
+    """Returns the ids of the processes that a process has started, and those have
+    started; none where the system does not tell."""
+    found = []
+    for path in pathlib.Path(f'/proc/{pid}/task').glob('*/children'):
+        with contextlib.suppress(OSError):
+            for child in map(int, path.read_text().split()):
+                found += [child, *_descendants(child)]
+    return found
+
+
 class LocalWorker:
     """The interface of `Worker` for an environment in this very process.
 
@@ -243,11 +275,17 @@ class LocalWorker:
         self.close()
         self._start()
 
+    def hang_up(self):
+        """Does nothing: in this process there is nobody to do it meanwhile."""
+
     def close(self):
-        """Closes the environment."""
-        self._env.close()
+        """Closes the environment; can be called more than once."""
+        env, self._env = self._env, None
+        if env:
+            _close(env, self._task)
 
     def _start(self):
+        self._env = None
         self._env = wrappers.make(self._task, **self._kwargs)
         self.observation_space = self._env.observation_space
         self.action_space = self._env.action_space
@@ -305,10 +343,17 @@ def make_workers(
         for worker in workers:
             worker.ready()
     except BaseException:
-        for worker in workers:
-            worker.close()
+        close_workers(workers)
         raise
     return workers
+
+
+def close_workers(workers):
+    """Closes all of them at the same time, see `Worker.close`."""
+    for worker in workers:
+        worker.hang_up()
+    for worker in workers:
+        worker.close()
 
 
 class Collector:
@@ -504,13 +549,39 @@ def die_with_parent():
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
+def leave_signals_to_parent():
+    """Lets the signals that reach every process of a group do nothing in this one: the
+    parent decides what they mean.
+
+    What an environment starts dies of them as usual. Programs begin without this
+    process's handlers, but would go on to ignore what it ignores; forks have the
+    handlers taken back.
+    """
+
+    def nothing(*_):
+        pass
+
+    usual = {}
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+        # Whoever had it ignored (nohup, say) meant all that is started, too.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            usual[number] = signal.signal(number, nothing)
+            # Simulators need not know how to go on with an interrupted system call.
+            signal.siginterrupt(number, False)
+
+    def restore():
+        for number, handler in usual.items():
+            if signal.getsignal(number) is nothing:
+                signal.signal(number, handler)
+
+    os.register_at_fork(after_in_child=restore)
+
+
 def main():
     """Serves the environment that the parent process asks for."""
     # A simulator that hangs would not see that its killed parent is gone.
     die_with_parent()
-    # These reach every process of the group; the parent decides what they mean.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    leave_signals_to_parent()
     connection = Connection(int(sys.argv[1]))
     try:
         _serve(connection, _map(int(sys.argv[2])))
@@ -548,7 +619,15 @@ def _serve(connection, image):
     except Exception:
         connection.send(('error', traceback.format_exc()))
         return
-    connection.send(('result', (env.observation_space, env.action_space)))
+    try:
+        connection.send(('result', (env.observation_space, env.action_space)))
+        _answer(env, connection, image)
+    finally:
+        _close(env, task)
+
+
+def _answer(env, connection, image):
+    """Resets and steps the environment as the parent asks; returns never."""
     commands = {'reset': lambda seed: env.reset(seed=seed), 'step': env.step}
     while True:
         command, argument = connection.recv()
@@ -559,6 +638,20 @@ def _serve(connection, image):
         except Exception:
             answer = 'error', traceback.format_exc()
         connection.send(answer)
+
+
+def _close(env, task):
+    """Closes an environment. Its work is done: an error is no more than a warning."""
+    try:
+        env.close()
+    except Exception as error:
+        text = ' '.join(f'{type(error).__name__}: {error}'.split())
+        with contextlib.suppress(OSError):
+            print(
+                f'dreamer: warning: the environment of {task} did not close: {text}',
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 if __name__ == '__main__':

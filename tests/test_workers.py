@@ -1,10 +1,12 @@
 """Tests of the simulators' processes, with real processes and real faults."""
 
+import contextlib
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -140,6 +142,171 @@ class TestWorker:
     def test_interrupt_is_left_to_the_parent(self, worker):
         os.kill(worker.pid, signal.SIGINT)
         episode(worker)
+
+
+KEEPER = """
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+
+PIDS = pathlib.Path(__file__).with_name('pids')
+
+
+class Keeper(gymnasium.Env):
+    observation_space = Box(0, 255, (64, 64, 3), np.uint8)
+    action_space = Discrete(2)
+
+    def __init__(self, number=signal.SIGTERM, fork=False, way='ends'):
+        self.number, self.fork, self.way = number, fork, way
+        self.start()
+
+    def start(self):
+        if self.fork:
+            self.process = multiprocessing.get_context('fork').Process(
+                target=time.sleep, args=(1000,)
+            )
+            self.process.start()
+        else:
+            self.process = subprocess.Popen(['sleep', '1000'])
+        with open(PIDS, 'a') as file:
+            print(self.process.pid, file=file)
+
+    def end(self):
+        os.kill(self.process.pid, self.number)
+        self.process.join() if self.fork else self.process.wait()
+
+    def reset(self, seed=None, options=None):
+        self.end()
+        self.start()
+        self.steps = 0
+        return np.zeros((64, 64, 3), np.uint8), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.way == 'step_fails':
+            raise KeyError('nonsense')
+        return np.zeros((64, 64, 3), np.uint8), 1.0, self.steps == 20, False, {}
+
+    def close(self):
+        if self.way == 'hangs':
+            time.sleep(1000)
+        self.end()
+        if self.way == 'fails':
+            raise KeyError('nonsense')
+
+
+gymnasium.register('my/Keeper-v1', Keeper)
+for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+    for fork in False, True:
+        gymnasium.register(
+            f'my/{number.name}-v{fork:d}', Keeper, kwargs=dict(number=number, fork=fork)
+        )
+for way in 'hangs', 'fails', 'step_fails':
+    gymnasium.register(f'my/{way}-v1', Keeper, kwargs=dict(way=way))
+"""
+
+
+@pytest.fixture
+def keeper(tmp_path, monkeypatch):
+    """Makes workers whose environments have a process of their own, which they end when
+    they are reset or closed; and tells the ids of all those processes."""
+    (tmp_path / 'keeper.py').write_text(KEEPER)
+    monkeypatch.chdir(tmp_path)
+
+    def make(name, **kwargs):
+        kwargs = {'timeout': 20, **kwargs}
+        return workers.Worker(f'gym_my/{name}', {'gym_import': 'keeper'}, **kwargs)
+
+    def pids():
+        return list(map(int, (tmp_path / 'pids').read_text().split()))
+
+    yield make, pids
+    for pid in pids():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def until_gone(pid, seconds=20):
+    """Waits until a process is gone, which whoever adopted it may take up late."""
+    deadline = time.monotonic() + seconds
+    while not is_gone(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return is_gone(pid)
+
+
+class TestChildrenOfEnvironments:
+    @pytest.mark.parametrize('fork', [0, 1])
+    @pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM', 'SIGHUP'])
+    def test_die_of_signals(self, keeper, name, fork):
+        make, pids = keeper
+        worker = make(f'{name}-v{fork}')
+        # The worker itself lives on.
+        os.kill(worker.pid, getattr(signal, name))
+        for seed in range(2):
+            worker.start_reset(seed)
+            worker.result()
+        worker.close()
+        assert len(pids()) >= 3 and all(map(until_gone, pids()))
+
+    def test_are_ended_by_close_and_before_a_restart(self, keeper):
+        make, pids = keeper
+        worker = make('Keeper-v1')
+        (first,) = pids()
+        assert not is_gone(first)
+        worker.restart()
+        assert is_gone(first) and not is_gone(pids()[-1])
+        worker.close()
+        assert all(map(is_gone, pids()))
+
+    def test_are_ended_after_an_error(self, keeper):
+        make, pids = keeper
+        worker = make('step_fails-v1')
+        collector = workers.Collector([worker], seed=0)
+        collector.FAILURES = 2
+        with pytest.raises(workers.WorkerError, match='nonsense'):
+            for _ in range(3):
+                collector.step(lambda *_: np.eye(2)[:1])
+        worker.close()
+        assert len(pids()) >= 4 and all(map(is_gone, pids()))
+
+    def test_are_ended_with_several_at_the_same_time(self, keeper, monkeypatch):
+        monkeypatch.setattr(workers, 'CLOSING', 2)
+        make, pids = keeper
+        group = [make('hangs-v1') for _ in range(3)]
+        start = time.monotonic()
+        workers.close_workers(group)
+        assert 2 <= time.monotonic() - start < 4
+        assert all(until_gone(pid) for pid in [*pids(), *(w.pid for w in group)])
+
+    def test_are_ended_with_a_worker_that_hangs(self, keeper):
+        make, pids = keeper
+        worker = make('Keeper-v1')
+        worker._timeout = 0.5
+        os.kill(worker.pid, signal.SIGSTOP)
+        worker.start_reset(0)
+        with pytest.raises(workers.WorkerError, match='no answer within'):
+            worker.result()
+        worker.close()
+        assert all(map(until_gone, pids()))
+
+    @pytest.mark.parametrize('kind', ['process', 'none'])
+    def test_a_close_that_fails_is_a_warning(self, keeper, capfd, kind):
+        _, pids = keeper
+        kwargs = {'gym_import': 'keeper'}
+        group = workers.make_workers('gym_my/fails-v1', 2, kwargs, kind)
+        workers.close_workers(group)
+        workers.close_workers(group)
+        assert len(pids()) >= 2 and all(map(is_gone, pids()))
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == 2 and 'Traceback' not in ''.join(lines)
+        assert all('gym_my/fails-v1 did not close: KeyError' in line for line in lines)
 
 
 class TestLocalWorker:
