@@ -31,6 +31,9 @@ BASELINES = {
     'impala_1e9': 'IMPALA',
 }
 
+# Published spreads within which a score counts as the published one.
+INSIDE = 2
+
 # Resamples of the bootstrap; more than steadies an interval's second decimal.
 RESAMPLES = 2000
 
@@ -109,6 +112,16 @@ class Row:
         if self.published is None or not self.published_std:
             return None
         return (self.score - self.published) / self.published_std
+
+    @property
+    def verdict(self):
+        """Whether the score is 'inside' `INSIDE` published spreads, 'above' or
+        'below'."""
+        if self.difference is None:
+            return None
+        if abs(self.difference) <= INSIDE:
+            return 'inside'
+        return 'above' if self.difference > 0 else 'below'
 
 
 class Published:
@@ -237,16 +250,27 @@ def name_run(folder, root):
     return str(config['task']), str(method), str(config['seed'])
 
 
-def run_folders(root, notes):
-    """Folders below `root` with a `metrics.jsonl`; those without one are noted."""
-    for name, folders, files in os.walk(root):
-        folder = pathlib.Path(name)
-        folders.sort()
-        if 'metrics.jsonl' in files:
-            folders.clear()  # Episodes and checkpoints hold no further runs.
-            yield folder
-        elif 'config.json' in files or not (folders or files):
-            notes.append(f'left out {folder}: it has no metrics.jsonl')
+def run_folders(root, notes, seen):
+    """Folders below `root` with a `metrics.jsonl`; those without one are noted.
+
+    Symbolic links are followed, after what is here without them; no folder is looked
+    at twice: what was is in the set `seen`, which grows.
+    """
+    tops = [root]
+    for top in tops:
+        for name, folders, files in os.walk(top):
+            folder = pathlib.Path(name)
+            if folder.resolve() in seen:
+                folders.clear()
+                continue
+            seen.add(folder.resolve())
+            folders.sort()
+            if 'metrics.jsonl' in files:
+                folders.clear()  # Episodes and checkpoints hold no further runs.
+                yield folder
+            elif 'config.json' in files or not (folders or files):
+                notes.append(f'left out {folder}: it has no metrics.jsonl')
+            tops += [path for x in folders if (path := folder / x).is_symlink()]
 
 
 def find_runs(roots, key, tasks=None):
@@ -257,10 +281,8 @@ def find_runs(roots, key, tasks=None):
     """
     runs, notes, seen = {}, [], set()
     for root in roots:
-        for folder in run_folders(root, notes):
-            if folder.resolve() in seen:  # One root may lie in another.
-                continue
-            seen.add(folder.resolve())
+        # One root may lie in another.
+        for folder in run_folders(root, notes, seen):
             try:
                 name = name_run(folder, root)
                 if tasks and name[0] not in tasks:
@@ -370,6 +392,19 @@ def make_rows(curves, widths, published, step=None, notes=None):
         mean, std = published.at(task, method, steps) if published else (None, None)
         rows.append(Row(task, method, steps, column[np.isfinite(column)], mean, std))
     return rows
+
+
+def count_verdicts(rows):
+    """How many of `rows` lie inside, above and below the published scores, as a
+    sentence; empty where none can be compared."""
+    verdicts = [row.verdict for row in rows if row.verdict]
+    if not verdicts:
+        return ''
+    inside, above, below = map(verdicts.count, ('inside', 'above', 'below'))
+    return (
+        f'{inside} of {len(verdicts)} task(s) inside {INSIDE} published spreads, '
+        f'{above} above, {below} below'
+    )
 
 
 def aggregate(rows):

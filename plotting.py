@@ -285,9 +285,10 @@ def scores_markdown(rows, tasks, published, aggregates, key, widths):
         f'Own: `{key}`, averaged in the bin around the given environment steps (bins '
         f'of {bins or "-"}) and then over seeds, ± population standard deviation. '
         'Published: the released Dreamer curves at the same steps (PlaNet: the '
-        "paper's final score). Difference: (own - published) / published spread.\n",
+        "paper's final score). Difference: (own - published) / published spread; "
+        f'verdict: inside {comparison.INSIDE} spreads, above or below.\n',
         _markdown(
-            'task method seeds steps own published difference'.split(),
+            'task method seeds steps own published difference verdict'.split(),
             [
                 [
                     row.task,
@@ -297,11 +298,15 @@ def scores_markdown(rows, tasks, published, aggregates, key, widths):
                     _spread(row.score, row.std),
                     _spread(row.published, row.published_std),
                     '-' if row.difference is None else f'{row.difference:+.1f}',
+                    row.verdict or '-',
                 ]
                 for row in rows
             ],
         ),
     ]
+    count = comparison.count_verdicts(rows)
+    if count:
+        parts.append(f'{count}.\n')
     if published:
         parts += _finals_markdown(tasks, published)
     if aggregates:
@@ -369,6 +374,7 @@ def scores_csv(rows):
             'published',
             'published_std',
             'difference',
+            'verdict',
         ]
     )
     for row in rows:
@@ -380,6 +386,7 @@ def scores_csv(rows):
                 len(row.scores),
                 row.steps,
                 *('' if x is None else f'{x:.4f}' for x in numbers),
+                row.verdict or '',
             ]
         )
     return file.getvalue()
@@ -527,6 +534,8 @@ def make_files(args, published):
         for name, group in itertools.groupby(runs, lambda x: (x.task, x.method))
     }
     rows = comparison.make_rows(curves, widths, published, args.steps, notes)
+    count = comparison.count_verdicts(rows)
+    notes += [count] if count else []
     try:
         aggregates = comparison.aggregate(rows) if published else []
     except (ImportError, TypeError) as error:

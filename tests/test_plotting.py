@@ -184,6 +184,29 @@ def test_what_is_left_out_is_said(tmp_path):
     assert len(notes) == 6
 
 
+def test_symbolic_links_to_runs_are_followed_each_folder_once(tmp_path):
+    real = write_run(tmp_path / 'elsewhere' / 'x', [(1, 1)])
+    tree = tmp_path / 'tree'
+    write_run(tree / 'b' / 'dreamer' / '0', [(1, 1)])
+    (tree / 'a' / 'dreamer').mkdir(parents=True)
+    (tree / 'a' / 'dreamer' / '3').symlink_to(real)
+    # Another way to what is here, one to a tree, and circles.
+    (tree / 'a' / 'again').symlink_to(tree / 'b')
+    (tree / 'a' / 'up').symlink_to(tree)
+    (tree / 'b' / 'dreamer' / 'self').symlink_to('.')
+    others = tmp_path / 'others'
+    write_run(others / 'c' / 'dreamer' / '1', [(1, 1)])
+    (tree / 'c').symlink_to(others / 'c')
+    runs, notes = comparison.find_runs([tree, others], 'test/return')
+    assert [(run.task, run.method, run.seed) for run in runs] == [
+        ('a', 'dreamer', '3'),
+        ('b', 'dreamer', '0'),
+        ('c', 'dreamer', '1'),
+    ]
+    assert runs[1].folder == tree / 'b' / 'dreamer' / '0'
+    assert notes == []
+
+
 # Comparing.
 
 
@@ -194,6 +217,23 @@ def test_difference_is_in_units_of_the_published_spread():
     assert row([420], 440).difference is None
     assert row([420]).difference is None
     assert row([480, 520]).std == 20 and row([480]).std is None
+
+
+@pytest.mark.parametrize(
+    'score, verdict',
+    [(480, 'inside'), (400, 'inside'), (480.1, 'above'), (399.9, 'below')],
+)
+def test_verdicts_are_by_two_spreads(score, verdict):
+    assert row([score], 440, 20).verdict == verdict
+    assert row([score]).verdict is None
+
+
+def test_verdicts_are_counted_over_all_tasks():
+    rows = [row([score], 440, 20) for score in (440, 450, 500, 0)] + [row([440])]
+    assert comparison.count_verdicts(rows) == (
+        '2 of 4 task(s) inside 2 published spreads, 1 above, 1 below'
+    )
+    assert comparison.count_verdicts([row([440])]) == ''
 
 
 def test_published_curves_are_read_at_the_same_steps(published):
@@ -356,7 +396,8 @@ def test_command(tmp_path, capsys, published, monkeypatch):
         difference=(500 - mean) / std,
     ).items():
         assert float(first[name]) == pytest.approx(value, abs=1e-4)
-    assert [second[x] for x in ('method', 'score', 'score_std', 'difference')] == [
+    assert first['verdict'] == 'above'
+    assert [second[x] for x in ('method', 'score', 'difference', 'verdict')] == [
         'planet',
         '30.0000',
         '',
@@ -367,9 +408,12 @@ def test_command(tmp_path, capsys, published, monkeypatch):
         '-0.2500',
         '',
     ]
+    count = '0 of 1 task(s) inside 2 published spreads, 1 above, 0 below'
+    assert count in printed
     text = (out / 'scores.md').read_text()
+    assert count in text
     assert '| dmc_walker_walk | dreamer | 2 | 100,000 | 500.0 ± 20.0 |' in text
-    assert '| dummy_continuous | dreamer | 1 | 200 | -0.25 | - | - |' in text
+    assert '| dummy_continuous | dreamer | 1 | 200 | -0.25 | - | - | - |' in text
     assert '| mean of all dmc tasks | 243.70 | 786.33 | 332.97 | 823.39 |' in text
 
 
