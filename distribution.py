@@ -157,8 +157,8 @@ def whole_batch(values):
 
 
 def together(step, gradients, finite):
-    """`step(gradients, finite)` once for all replicas, which have come to equal values:
-    only there a step may depend on a condition."""
+    """`step(gradients, finite)` once for all replicas, which have come to equal
+    values: only there can counters be assigned to that they share."""
     context = _replica()
     if not context:
         step(gradients, finite)
@@ -170,21 +170,13 @@ def together(step, gradients, finite):
     context.merge_call(merged, (gradients, finite))
 
 
-def apply(optimizer, gradients, variables):
-    """One step of a Keras optimiser, inside `together`."""
+def for_each_copy(update, variable, *others):
+    """`update(variable, *others)` with each replica's copies of variables and values,
+    inside `together`."""
     if not tf.distribute.in_cross_replica_context():
-        optimizer.apply(gradients, variables)
+        update(variable, *others)
         return
-
-    # Keras' own `apply` would sum the replicas' gradients, and cannot be called here.
-    def update(variable, gradient):
-        optimizer.update_step(gradient, variable, optimizer.learning_rate)
-
-    for gradient, variable in zip(gradients, variables, strict=True):
-        tf.distribute.get_strategy().extended.update(
-            variable.value, update, (gradient,), group=False
-        )
-    optimizer.iterations.assign_add(1)
+    tf.distribute.get_strategy().extended.update(variable, update, others, group=False)
 
 
 def _replica():

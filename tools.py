@@ -328,25 +328,59 @@ class Optimizer(tf.Module):
 
     def apply(self, tape, scaled_loss):
         """Differentiate and take one step; returns the norm before clipping."""
-        # The loss too: a maximum has a finite gradient where it hides a NaN.
-        *gradients, loss = distribution.mean(
-            [*tape.gradient(scaled_loss, self._variables), scaled_loss]
+        gradients = tape.gradient(scaled_loss, self._variables)
+        # As one vector: on a GPU it is the number of operations that takes time. The
+        # loss too: a maximum has a finite gradient where it hides a NaN.
+        gradient, loss = distribution.mean(
+            [tf.concat([tf.reshape(x, (-1,)) for x in gradients], 0), scaled_loss]
         )
-        if self._scale_loss:
-            gradients = [gradient / self.loss_scale for gradient in gradients]
-        norm = tf.linalg.global_norm(gradients)
+        norm = tf.sqrt(2 * tf.nn.l2_loss(gradient))
+        scale = self.loss_scale if self._scale_loss else 1.0
         finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
-        factor = self._clip / tf.maximum(norm, self._clip)
-        clipped = [gradient * factor for gradient in gradients]
-        distribution.together(self._step, clipped, finite)
-        return norm
+        factor = self._clip / tf.maximum(norm, self._clip * scale)
+        # Zero, also where a number is not finite, if the step is to be skipped.
+        clipped = tf.math.multiply_no_nan(gradient, tf.where(finite, factor, 0.0))
+        parts = tf.split(clipped, [math.prod(x.shape) for x in self._variables])
+        distribution.together(self._step, parts, finite)
+        return norm / scale
 
     def _step(self, gradients, finite):
-        def step():
-            distribution.apply(self._adam, gradients, self._variables)
-            return tf.constant(0)
+        """One step of Keras' Adam, an operation a variable where Keras has 22.
 
-        tf.cond(finite, step, lambda: tf.constant(0))
+            m += (1 - b1) (g - m),  v += (1 - b2) (g^2 - v)
+            w -= rate sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + epsilon)
+
+        With a rate of 0 and b1 = b2 = 1 nothing changes: there is no branch, in which a
+        GPU would wait for the host.
+        """
+        adam = self._adam
+        step = tf.cast(adam.iterations + 1, tf.float32)
+        settings = dict(
+            beta1_power=adam.beta_1**step,
+            beta2_power=adam.beta_2**step,
+            lr=tf.where(finite, adam.learning_rate, 0.0),
+            beta1=tf.where(finite, adam.beta_1, 1.0),
+            beta2=tf.where(finite, adam.beta_2, 1.0),
+            epsilon=adam.epsilon,
+        )
+
+        def update(weight, m, v, gradient):
+            tf.raw_ops.ResourceApplyAdam(
+                var=weight.handle,
+                m=m.handle,
+                v=v.handle,
+                grad=tf.reshape(gradient, weight.shape),
+                **settings,
+            )
+
+        # Those of Keras' Adam, so that checkpoints have its names.
+        averages = adam._momentums, adam._velocities
+        for *variables, gradient in zip(
+            self._variables, *averages, gradients, strict=True
+        ):
+            variables = (variable.value for variable in variables)
+            distribution.for_each_copy(update, *variables, gradient)
+        adam.iterations.assign_add(tf.cast(finite, tf.int64))
         self._count(finite)
 
     def _count(self, finite):

@@ -294,6 +294,17 @@ def test_optimizer_skips_and_counts_non_finite_gradients(bad):
     assert (adam.skipped, adam.skipped_in_a_row) == (2, 0)
 
 
+def test_a_skipped_step_leaves_adam_as_it_was_to_the_last_bit():
+    variable, adam = optimizer([1.0, 2.0])
+    for slope in ([3.0, -4.0], [1e-3, 5.0]):
+        step(variable, adam, slope)
+    before = [tf.convert_to_tensor(x).numpy() for x in adam.weights]
+    step(variable, adam, [np.nan, 1.0])
+    for old, new in zip(before, adam.weights, strict=True):
+        np.testing.assert_array_equal(old, tf.convert_to_tensor(new))
+    assert adam._adam.iterations == 2
+
+
 def test_optimizer_skips_a_loss_that_hides_its_nan_from_the_gradient():
     variable, adam = optimizer([1.0, 2.0])
     with tf.GradientTape() as tape:
