@@ -24,7 +24,7 @@ lint: setup
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 
 soak: setup
-	$(PYTHON) tests/soak.py $(ARGS)
+	$(PYTHON) tests/run/soak.py $(ARGS)
 
 bench: setup
 	$(PYTHON) benchmarks/run.py $(ARGS)

@@ -13,11 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import distribution
-import fast
 import models
-import planet
 import tools
+from learning import layers, planet, replicas
+from learning.optimizer import Optimizer
 
 
 class WorldModel(tf.Module):
@@ -97,7 +96,7 @@ class WorldModel(tf.Module):
         if config.representation == 'reconstruction':
             losses['image_loss'] = self.image_loss(image, feature)
         elif config.representation == 'contrastive':
-            pairs = distribution.whole_batch([feature, *self.state_model(embed)])
+            pairs = replicas.whole_batch([feature, *self.state_model(embed)])
             losses['contrastive_loss'] = -tf.reduce_mean(
                 tools.contrastive(*pairs, config.contrastive_window)
             )
@@ -109,7 +108,7 @@ class WorldModel(tf.Module):
             total += config.pcont_scale * losses['pcont_loss']
         kl = tools.gaussian_kl(post, prior)
         total += config.kl_scale * tools.free_nats(
-            kl, config.free_nats, config.free_nats_per_step
+            kl, config.free_nats, config.free_nats_per_step, replicas.batch_mean
         )
         return (
             total,
@@ -125,7 +124,7 @@ class WorldModel(tf.Module):
 
     def image_loss(self, image, feature):
         """Mean negative log-likelihood of normalized images [B, L, 64, 64, 3]."""
-        return fast.mean_loss(
+        return layers.mean_loss(
             lambda feature, image: -self.decoder.dist(feature).log_prob(image),
             self.decoder,
             tf.reshape(feature, (-1, feature.shape[-1])),
@@ -260,7 +259,7 @@ class Dreamer(tf.Module):
     Args:
       config: `configs.Config` with its precision resolved.
       action_size: A.
-      strategy: of `distribution.make_strategy`; None is one device.
+      strategy: of `replicas.make_strategy`; None is one device.
     """
 
     MODE_SAMPLES = 100
@@ -317,7 +316,7 @@ class Dreamer(tf.Module):
             decoder=config.model_lr,
         )
         self.optimizers = {
-            name: tools.Optimizer(
+            name: Optimizer(
                 name, variables, rates[name], config.grad_clip, config.precision == '16'
             )
             for name, variables in trained.items()
@@ -337,12 +336,12 @@ class Dreamer(tf.Module):
         """One update of world model, actor and value network from a replay batch
         [B, L, ...], or this worker's part of it; returns scalar metrics."""
         rows, length = data['reward'].shape
-        rows *= distribution.workers(self._strategy)
+        rows *= replicas.workers(self._strategy)
         return self.update(data, self.noise(rows, length))
 
     def update(self, data, noise):
         """`train` with given noise."""
-        metrics = distribution.run(self._strategy, self._update, data, noise)
+        metrics = replicas.run(self._strategy, self._update, data, noise)
         self.gradient_step.assign_add(1)
         return metrics
 

@@ -15,7 +15,7 @@ import os
 import pathlib
 import sys
 
-import faults
+from storage import faults
 
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs eval_envs parallel precision '
@@ -466,6 +466,35 @@ def check(config):
             f'{config.expl_amount}; the noise can only fall'
         )
     return config
+
+
+def fit_to_actions(config, discrete):
+    """Settle the automatic action head and exploration for actions that are discrete or
+    not; raises ConfigError where those that were asked for do not fit them."""
+    if discrete and config.method == 'planet':
+        raise ConfigError(
+            f'--method planet plans continuous actions and those of {config.task} are '
+            'discrete; possible: dreamer, no_value'
+        )
+    fitting = dict(
+        action_dist='onehot' if discrete else 'tanh_normal',
+        expl='epsilon_greedy' if discrete else 'additive_gaussian',
+    )
+    for name, value in fitting.items():
+        asked = getattr(config, name)
+        if asked not in ('auto', value):
+            raise ConfigError(
+                f'--{name} {asked} does not fit the '
+                f'{"discrete" if discrete else "continuous"} actions of {config.task}; '
+                f'possible: auto, {value}'
+            )
+    for name in ('expl_amount', 'eval_noise') if discrete else ():
+        if getattr(config, name) > 1:
+            raise ConfigError(
+                f'--{name} {getattr(config, name)} is too much: with the discrete '
+                f'actions of {config.task} a share of random ones; possible: 0 to 1'
+            )
+    return dataclasses.replace(config, **fitting)
 
 
 def differences(config, path):

@@ -7,7 +7,6 @@ The training loop and the command line; the agent itself is in agent.py.
 Shapes: A action, E environments.
 """
 
-import dataclasses
 import pathlib
 import signal
 import sys
@@ -17,68 +16,19 @@ if __name__ == '__main__':
     # Until there is a run to save, Ctrl-C ends the program without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import quiet  # noqa: F401 (first: it imports TensorFlow without its chatter)
+from acting.collector import Collector
+from run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
 
 # isort: split
 import numpy as np
 
-import checkpoints
 import configs
-import faults
-import logger
-import machines
-import progress
-import replay
 import tools
-import workers
 import wrappers
+from acting import workers
 from agent import Dreamer, Policy
-
-
-def fit_to_actions(config, space):
-    """Settle the automatic action head and exploration by the action space; raises
-    ConfigError where those that were asked for do not fit it."""
-    discrete = isinstance(space, wrappers.OneHot)
-    if discrete and config.method == 'planet':
-        raise configs.ConfigError(
-            f'--method planet plans continuous actions and those of {config.task} are '
-            'discrete; possible: dreamer, no_value'
-        )
-    fitting = dict(
-        action_dist='onehot' if discrete else 'tanh_normal',
-        expl='epsilon_greedy' if discrete else 'additive_gaussian',
-    )
-    for name, value in fitting.items():
-        asked = getattr(config, name)
-        if asked not in ('auto', value):
-            raise configs.ConfigError(
-                f'--{name} {asked} does not fit the '
-                f'{"discrete" if discrete else "continuous"} actions of {config.task}; '
-                f'possible: auto, {value}'
-            )
-    for name in ('expl_amount', 'eval_noise') if discrete else ():
-        if getattr(config, name) > 1:
-            raise configs.ConfigError(
-                f'--{name} {getattr(config, name)} is too much: with the discrete '
-                f'actions of {config.task} a share of random ones; possible: 0 to 1'
-            )
-    return dataclasses.replace(config, **fitting)
-
-
-def make_envs(config, training, evaluation, devices):
-    """Workers with environments of the configuration's task, those for training first.
-
-    Raises ValueError or RuntimeError where the task cannot be made."""
-    kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
-    return workers.make_workers(
-        config.task,
-        training + evaluation,
-        kwargs,
-        config.parallel,
-        devices,
-        config.worker_timeout,
-        evaluation,
-    )
+from run import checkpoints, logger, machines, progress
+from storage import faults, replay
 
 
 class Run:
@@ -92,7 +42,9 @@ class Run:
 
     def __init__(self, config, envs, eval_envs, team=None):
         self.team = team or machines.Team(config)
-        config = fit_to_actions(config, envs[0].action_space)
+        config = configs.fit_to_actions(
+            config, isinstance(envs[0].action_space, wrappers.OneHot)
+        )
         self.config = config
         self.logdir = pathlib.Path(config.logdir)
         self.lock = checkpoints.Lock(self.logdir)
@@ -117,7 +69,7 @@ class Run:
             )
         self.progress = progress.Progress(config)
         in_turn = config.envs > 1 and config.parallel == 'process'
-        self.collector = workers.Collector(envs, config.seed, 2 if in_turn else 1)
+        self.collector = Collector(envs, config.seed, 2 if in_turn else 1)
         self.eval_envs = eval_envs
         self.policy = [
             Policy(self.agent, len(group), training=True)
@@ -235,7 +187,7 @@ class Run:
     def evaluate(self):
         """One episode in every evaluation environment, and videos."""
         seed = np.random.SeedSequence((self.config.seed, 1, self.step))
-        collector = workers.Collector(self.eval_envs, int(seed.generate_state(1)[0]))
+        collector = Collector(self.eval_envs, int(seed.generate_state(1)[0]))
         # Where episodes can end early, nobody knows how long they will be.
         self.progress.start(
             'evaluating',
@@ -416,13 +368,13 @@ def set_up(argv):
                 f'{logdir} belongs to another configuration ({"; ".join(changes)}); '
                 'choose another --logdir or add --allow_config_change true'
             )
-        tools.keep_freed_memory()
-        config, devices = tools.set_up_devices(config)
+        startup.keep_freed_memory()
+        config, devices = startup.set_up_devices(config)
         team = machines.connect(config)
         envs = (
             []
             if team.rank
-            else make_envs(config, config.envs, config.eval_envs, devices)
+            else workers.make_envs(config, config.envs, config.eval_envs, devices)
         )
     except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error)
@@ -442,7 +394,7 @@ def main(argv=None):
             configs.write(config, run.logdir / 'config.json')
         except (configs.ConfigError, OSError) as error:
             configs.fail(error)
-        tools.heed_signals(run.request_stop, 'saving')
+        startup.heed_signals(run.request_stop, 'saving')
         with run.progress, team.connected():
             run.loop()
         run.logger.close()

@@ -21,7 +21,8 @@ if __name__ == '__main__':
     # Ctrl-C ends the program without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import quiet  # noqa: F401 (first: it imports TensorFlow without its chatter)
+from acting.collector import Collector
+from run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
 
 # isort: split
 import imageio.v3
@@ -29,13 +30,11 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw
 
-import checkpoints
 import configs
-import dreamer
-import logger
-import tools
-import workers
+import wrappers
+from acting import workers
 from agent import Dreamer, Policy
+from run import checkpoints, logger
 
 VIDEOS = ('.gif', '.mp4')
 # An Atari game can last for half an hour.
@@ -137,7 +136,7 @@ def load_newest(agent, folder):
 def make_collector(env, seed):
     """Plays episodes by `seed`, other ones than training by the same seed."""
     entropy = np.random.SeedSequence((seed, 2)).generate_state(1)[0]
-    return workers.Collector([env], int(entropy))
+    return Collector([env], int(entropy))
 
 
 def episodes(agent, env, seed):
@@ -237,14 +236,16 @@ def main(argv=None):
         logdir = pathlib.Path(args.logdir)
         config = configs.read(logdir / 'config.json')
         # The run may have had a GPU that this machine lacks, or the other way round.
-        config, devices = tools.set_up_devices(
+        config, devices = startup.set_up_devices(
             dataclasses.replace(config, precision='auto')
         )
-        (env,) = dreamer.make_envs(config, 0, 1, devices)
+        (env,) = workers.make_envs(config, 0, 1, devices)
     except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error, 'evaluate')
     try:
-        config = dreamer.fit_to_actions(config, env.action_space)
+        config = configs.fit_to_actions(
+            config, isinstance(env.action_space, wrappers.OneHot)
+        )
         agent = Dreamer(config, *env.action_space.shape)
         if args.dream and not agent.world.decoder:
             raise configs.ConfigError(

@@ -11,8 +11,8 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-import fast
 import tools
+from learning import layers
 
 tfd = tfp.distributions
 
@@ -34,10 +34,10 @@ class Encoder(keras.layers.Layer):
         super().__init__(name='encoder')
         settings = dict(kernel_size=4, strides=2, activation=act)
         self._convs = [
-            fast.Conv2D(depth, **settings),
-            fast.Conv2D(2 * depth, **settings),
-            fast.Conv2D(4 * depth, **settings),
-            fast.WinogradConv2D(8 * depth, **settings),
+            layers.Conv2D(depth, **settings),
+            layers.Conv2D(2 * depth, **settings),
+            layers.Conv2D(4 * depth, **settings),
+            layers.WinogradConv2D(8 * depth, **settings),
         ]
         for conv, size, channels in zip(
             self._convs, (64, 31, 14, 6), (3, depth, 2 * depth, 4 * depth), strict=True
@@ -72,10 +72,10 @@ class Decoder(keras.layers.Layer):
         self._dense = keras.layers.Dense(32 * depth)
         self._dense.build((None, feature_size))
         self._convs = [
-            fast.ProjectConv2DTranspose(4 * depth, 5, 2, activation=act),
+            layers.ProjectConv2DTranspose(4 * depth, 5, 2, activation=act),
             keras.layers.Conv2DTranspose(2 * depth, 5, 2, activation=act),
             keras.layers.Conv2DTranspose(depth, 6, 2, activation=act),
-            fast.SubPixelConv2DTranspose(3, 6, 2),
+            layers.SubPixelConv2DTranspose(3, 6, 2),
         ]
         for conv, size, channels in zip(
             self._convs,
@@ -225,7 +225,7 @@ class RSSM(keras.layers.Layer):
         self.stoch_size, self.deter_size = stoch, deter
         self.feature_size = stoch + deter
         self._input = keras.layers.Dense(units, act)
-        self._cell = fast.GRUCell(deter, reset_after=True)
+        self._cell = layers.GRUCell(deter, reset_after=True)
         self._prior_hidden = keras.layers.Dense(units, act)
         self._prior_stats = keras.layers.Dense(2 * stoch)
         self._post_hidden = keras.layers.Dense(units, act)

@@ -27,9 +27,9 @@ from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
 from matplotlib.ticker import EngFormatter, MaxNLocator  # noqa: E402
 
-import comparison  # noqa: E402
 import configs  # noqa: E402
-from comparison import BASELINES, ScoreError  # noqa: E402
+from scores import comparison  # noqa: E402
+from scores.comparison import BASELINES, ScoreError  # noqa: E402
 
 # One colour a method, in every figure, whether local or published (Okabe and Ito's
 # palette, which stays apart for colour-blind readers; greys are for what only others

@@ -26,9 +26,9 @@ import subprocess
 import sys
 import time
 
-import comparison
 import configs
-import workers
+from acting import workers
+from scores import comparison
 
 DREAMER = pathlib.Path(__file__).resolve().parent / 'dreamer.py'
 

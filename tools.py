@@ -5,22 +5,10 @@ the first axis of what is imagined, [H, N, ...], and along the second of what co
 from replay, [B, L, ...].
 """
 
-import contextlib
-import ctypes
-import dataclasses
-import errno
 import math
-import os
-import signal
-import socket
-import sys
-import threading
 
-import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
-
-import distribution
 
 tfd = tfp.distributions
 
@@ -89,7 +77,7 @@ def gaussian_entropy(std):
     return tf.reduce_sum(tf.math.log(std) + constant, -1)
 
 
-def free_nats(kl, amount, per_step=False):
+def free_nats(kl, amount, per_step=False, mean=tf.reduce_mean):
     """The KL term of the world model's loss, free below `amount`.
 
     Args:
@@ -97,14 +85,14 @@ def free_nats(kl, amount, per_step=False):
       amount: free nats.
       per_step: the maximum at each step, then the mean (paper); else the maximum of
         the batch mean (2020 TF2 release).
+      mean: over the whole batch, of which `kl` may be one replica's part.
 
     Returns:
       scalar.
     """
     if per_step:
         return tf.reduce_mean(tf.maximum(kl, amount))
-    (mean,) = distribution.mean([tf.reduce_mean(kl)])
-    return tf.maximum(mean, amount)
+    return tf.maximum(mean(kl), amount)
 
 
 def contrastive(feature, mean, std, window=0):
@@ -282,120 +270,6 @@ class UnitNormal:
         return half_square(value, mean)
 
 
-class Optimizer(tf.Module):
-    """Adam with a clipped global norm, loss scaling, and no step on non-finite numbers.
-
-    The loss scale (float16 only) halves at every non-finite gradient and doubles after
-    `GROW_AFTER` good steps in a row.
-
-    Args:
-      name: of the module it trains, for messages and metrics.
-      variables: Keras variables, float32.
-      learning_rate: of Adam; other settings are Keras' defaults, as in the release.
-      clip: largest global gradient norm.
-      scale_loss: whether gradients pass through float16.
-    """
-
-    GROW_AFTER = 1000
-
-    def __init__(self, name, variables, learning_rate, clip, scale_loss=False):
-        super().__init__(name)
-        self._variables = variables
-        self._clip = clip
-        self._scale_loss = scale_loss
-        self._adam = keras.optimizers.Adam(learning_rate)
-        self._adam.build(variables)
-        # Unused without scaling, but a run may go on in float16.
-        self.loss_scale = tf.Variable(2.0**15, trainable=False)
-        # Of 64 bits: TensorFlow keeps int32 variables on the host, out of XLA's reach.
-        self.good_steps, self.skipped, self.skipped_in_a_row = (
-            tf.Variable(0, trainable=False, dtype=tf.int64) for _ in range(3)
-        )
-
-    @property
-    def parameters(self):
-        """How many numbers it trains."""
-        return sum(math.prod(variable.shape) for variable in self._variables)
-
-    @property
-    def weights(self):
-        """The variables that it trains, and Adam's averages."""
-        return [*self._variables, *self._adam.variables]
-
-    def scaled(self, loss):
-        """The loss to differentiate, inside the tape."""
-        return loss * self.loss_scale if self._scale_loss else loss
-
-    def apply(self, tape, scaled_loss):
-        """Differentiate and take one step; returns the norm before clipping."""
-        gradients = tape.gradient(scaled_loss, self._variables)
-        # As one vector: on a GPU it is the number of operations that takes time. The
-        # loss too: a maximum has a finite gradient where it hides a NaN.
-        gradient, loss = distribution.mean(
-            [tf.concat([tf.reshape(x, (-1,)) for x in gradients], 0), scaled_loss]
-        )
-        norm = tf.sqrt(2 * tf.nn.l2_loss(gradient))
-        scale = self.loss_scale if self._scale_loss else 1.0
-        finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
-        factor = self._clip / tf.maximum(norm, self._clip * scale)
-        # Zero, also where a number is not finite, if the step is to be skipped.
-        clipped = tf.math.multiply_no_nan(gradient, tf.where(finite, factor, 0.0))
-        parts = tf.split(clipped, [math.prod(x.shape) for x in self._variables])
-        distribution.together(self._step, parts, finite)
-        return norm / scale
-
-    def _step(self, gradients, finite):
-        """One step of Keras' Adam, an operation a variable where Keras has 22.
-
-            m += (1 - b1) (g - m),  v += (1 - b2) (g^2 - v)
-            w -= rate sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + epsilon)
-
-        With a rate of 0 and b1 = b2 = 1 nothing changes: there is no branch, in which a
-        GPU would wait for the host.
-        """
-        adam = self._adam
-        step = tf.cast(adam.iterations + 1, tf.float32)
-        settings = dict(
-            beta1_power=adam.beta_1**step,
-            beta2_power=adam.beta_2**step,
-            lr=tf.where(finite, adam.learning_rate, 0.0),
-            beta1=tf.where(finite, adam.beta_1, 1.0),
-            beta2=tf.where(finite, adam.beta_2, 1.0),
-            epsilon=adam.epsilon,
-        )
-
-        def update(weight, m, v, gradient):
-            tf.raw_ops.ResourceApplyAdam(
-                var=weight.handle,
-                m=m.handle,
-                v=v.handle,
-                grad=tf.reshape(gradient, weight.shape),
-                **settings,
-            )
-
-        # Those of Keras' Adam, so that checkpoints have its names.
-        averages = adam._momentums, adam._velocities
-        for *variables, gradient in zip(
-            self._variables, *averages, gradients, strict=True
-        ):
-            variables = (variable.value for variable in variables)
-            distribution.for_each_copy(update, *variables, gradient)
-        adam.iterations.assign_add(tf.cast(finite, tf.int64))
-        self._count(finite)
-
-    def _count(self, finite):
-        bad = 1 - tf.cast(finite, tf.int64)
-        self.skipped.assign_add(bad)
-        self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * bad)
-        if self._scale_loss:
-            good = (self.good_steps + 1) * (1 - bad)
-            grow = good >= self.GROW_AFTER
-            self.good_steps.assign(tf.where(grow, tf.zeros_like(good), good))
-            self.loss_scale.assign(
-                self.loss_scale * tf.where(finite, tf.where(grow, 2.0, 1.0), 0.5)
-            )
-
-
 class Every:
     """True once for every `period` steps, at the first call and after it.
 
@@ -412,86 +286,3 @@ class Every:
         if due:
             self.last = step
         return due
-
-
-def heed_signals(stop, what):
-    """From now on the first Ctrl-C or SIGTERM calls `stop`, in a thread, and a second
-    one ends the program at once.
-
-    Python's own handlers are not called before TensorFlow returns, which takes as long
-    as an update; what Python writes to the socket arrives while it computes.
-
-    Args:
-      stop: without arguments.
-      what: is printed as what happens first.
-    """
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    signal.set_wakeup_fd(theirs.fileno())
-    signals = signal.SIGINT, signal.SIGTERM
-    for number in signals:
-        signal.signal(number, lambda *_: None)
-
-    def listen(theirs):
-        asked = False
-        while True:
-            number = ours.recv(1)[0]
-            if number not in signals:
-                continue
-            if asked:
-                os._exit(128 + number)
-            asked = True
-            stop()
-            print(
-                f'stopping: {what} first, again to quit at once',
-                file=sys.stderr,
-                flush=True,
-            )
-
-    threading.Thread(target=listen, args=(theirs,), daemon=True).start()
-
-
-@contextlib.contextmanager
-def disk_errors(path):
-    """TensorFlow's errors from writing `path` as the OSError that they are."""
-    try:
-        yield
-    except tf.errors.OpError as error:
-        text = str(error.message).splitlines()[0]
-        raise OSError(errno.EIO, f'could not be written ({text})', str(path)) from None
-
-
-def set_up_devices(config):
-    """Let GPU memory grow, so that renderers and neighbours find some too; resolve the
-    automatic precision. Returns the configuration and the renderers' GPUs, if there are
-    several to choose from.
-
-    Without a GPU everything is deterministic, which costs nothing there."""
-    gpus = tf.config.list_physical_devices('GPU')
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if config.precision == 'auto':
-        config = dataclasses.replace(config, precision='16' if gpus else '32')
-    if not gpus:
-        tf.config.experimental.enable_op_determinism()
-    if len(gpus) < 2:
-        return config, None
-    # TensorFlow counts the visible GPUs from 0, EGL knows them by their own numbers.
-    visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
-    if all(name.strip().isdigit() for name in visible):
-        return config, [int(name) for name in visible]
-    return config, list(range(len(gpus)))
-
-
-def keep_freed_memory():
-    """Tell glibc to keep freed blocks in one heap: else the activations of every update
-    are unmapped and faulted in again (900,000 page faults an update at the paper's
-    sizes). To be called before threads start; no effect on other systems."""
-    trim_threshold, mmap_max, arena_max = -1, -4, -8
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, -1)
-        libc.mallopt(arena_max, 1)
-    except (OSError, AttributeError, TypeError):
-        return

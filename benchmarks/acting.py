@@ -26,8 +26,10 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import workers
 import wrappers
+from acting import workers
+from acting.collector import Collector
+from envs import rendering
 
 SETTINGS = {
     'dmc_walker_walk': dict(action_repeat=2, time_limit=1000),
@@ -52,7 +54,7 @@ def bare(task, steps):
 
 def bare_elsewhere(task, steps):
     """`bare` in a process of its own."""
-    env = {**os.environ, 'MUJOCO_GL': wrappers.choose_renderer()}
+    env = {**os.environ, 'MUJOCO_GL': rendering.choose_renderer()}
     output = subprocess.run(
         [sys.executable, __file__, '--bare', task, '--steps', str(steps)],
         env=env,
@@ -69,7 +71,7 @@ def collected(task, count, steps):
     try:
         envs[0].action_space.seed(0)
         actions = [envs[0].action_space.sample()[None] for _ in range(100)]
-        collector = workers.Collector(envs, seed=0, groups=count)
+        collector = Collector(envs, seed=0, groups=count)
 
         def step(i):
             for _ in collector.groups:

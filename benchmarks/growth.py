@@ -20,9 +20,9 @@ import numpy as np
 FOLDER = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
-import replay  # noqa: E402
 from benchmarks import data, run  # noqa: E402
 from configs import Config, home  # noqa: E402
+from storage import replay  # noqa: E402
 
 SIZES = dict(
     batch_size=(10, 25, 50, 75),

@@ -4,7 +4,8 @@
 
 Runs dmc_walker_walk with the small preset, whose short updates let the loop count most,
 for so many environment steps, evaluations, logs and checkpoints included, after a start
-that does not count. The last line is one JSON object:
+that does not count. A profiler watches, which makes Python itself slower, so that the
+overhead is rather too large than too small. The last line is one JSON object:
 
     total_s     of the steps
     update_s    in updates
@@ -16,77 +17,45 @@ that does not count. The last line is one JSON object:
 """
 
 import argparse
-import dataclasses
 import json
 import pathlib
+import pstats
+import subprocess
 import sys
 import tempfile
-import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-import dreamer
-
+DREAMER = pathlib.Path(__file__).resolve().parent.parent / 'dreamer.py'
 FLAGS = ['--task', 'dmc_walker_walk', '--configs', 'small']
-START = ['--prefill', '1000', '--pretrain', '10', '--steps', '2000']
+START, PREFILL = 2000, ['--prefill', '1000', '--pretrain', '10']
+# The function, by file and name, whose time each figure is, with all that it calls.
+FUNCTIONS = dict(
+    total_s=('dreamer.py', 'loop'),
+    update_s=('polymorphic_function.py', '__call__'),
+    policy_s=('agent.py', '__call__'),
+    env_s=('workers.py', 'result'),
+    save_s=('dreamer.py', 'save'),
+)
 
 
-class Clock:
-    """Adds up the seconds that are spent in functions."""
-
-    def __init__(self):
-        self.seconds = {}
-
-    def timed(self, name, function):
-        """`function`, with its seconds under `name`."""
-        self.seconds[name] = 0.0
-
-        def call(*args, **kwargs):
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds[name] += time.perf_counter() - start
-
-        return call
-
-
-def measure(logdir, steps, flags):
+def measure(folder, steps, flags):
     """The figures of the last line."""
-    config, team, envs = dreamer.set_up(
-        ['--logdir', str(logdir), *FLAGS, *START, *flags]
+    run = [str(DREAMER), '--logdir', str(folder / 'run'), *FLAGS, *PREFILL, *flags]
+    subprocess.run([sys.executable, *run, '--steps', str(START)], check=True)
+    profile = folder / 'profile'
+    subprocess.run(
+        [sys.executable, '-m', 'cProfile', '-o', profile, *run]
+        + ['--steps', str(START + steps)],
+        check=True,
     )
-    clock = Clock()
-    try:
-        run = dreamer.Run(config, envs[: config.envs], envs[config.envs :], team)
-        run.agent.train = clock.timed('update', run.agent.train)
-        run.policy = [clock.timed('policy', policy) for policy in run.policy]
-        run.eval_policy = clock.timed('eval_policy', run.eval_policy)
-        run.agent.openloop = clock.timed('openloop', run.agent.openloop)
-        run.save = clock.timed('save', run.save)
-        for i, env in enumerate(envs):
-            env.result = clock.timed(f'env{i}', env.result)
-        with run.progress:
-            run.loop()
-            run.config = dataclasses.replace(config, steps=run.step + steps)
-            for name in clock.seconds:
-                clock.seconds[name] = 0.0
-            start = time.perf_counter()
-            run.loop()
-            total = time.perf_counter() - start
-        run.logger.close()
-    finally:
-        for env in envs:
-            env.close()
-    spent = clock.seconds
-    figures = dict(
-        total_s=total,
-        update_s=spent['update'] + spent['openloop'],
-        policy_s=spent['policy'] + spent['eval_policy'],
-        env_s=sum(value for name, value in spent.items() if name.startswith('env')),
-    )
-    figures['overhead'] = 1 - sum(list(figures.values())[1:]) / total
-    return dict(figures, save_s=spent['save'])
+    figures = dict.fromkeys(FUNCTIONS, 0.0)
+    for (path, _, function), (*_, seconds, _) in pstats.Stats(
+        str(profile)
+    ).stats.items():
+        for name, place in FUNCTIONS.items():
+            if (pathlib.Path(path).name, function) == place:
+                figures[name] += seconds
+    known = figures['update_s'] + figures['policy_s'] + figures['env_s']
+    return dict(figures, overhead=1 - known / figures['total_s'])
 
 
 def main():
@@ -97,7 +66,7 @@ def main():
     parser.add_argument('--steps', type=int, default=6000, help='environment steps')
     args, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(pathlib.Path(folder) / 'run', args.steps, flags)
+        figures = measure(pathlib.Path(folder), args.steps, flags)
     print(json.dumps(figures))
 
 

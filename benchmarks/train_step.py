@@ -34,14 +34,13 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import quiet  # noqa: F401 (first: it imports TensorFlow without its chatter)
+from run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
 
 # isort: split
 import numpy as np
 import tensorflow as tf
 
 import configs
-import tools
 from agent import Dreamer, Policy
 from benchmarks import launches
 
@@ -220,8 +219,8 @@ def main():
     except configs.ConfigError as error:
         configs.fail(error)
     if not args.plain_allocator:
-        tools.keep_freed_memory()
-    config, _ = tools.set_up_devices(config)
+        startup.keep_freed_memory()
+    config, _ = startup.set_up_devices(config)
     figures = measure(config, args.task_actions, args.repeats)
     for name, precision in dict(launches='32', launches_16='16').items():
         counted = dataclasses.replace(config, precision=precision)

@@ -13,14 +13,14 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
     for name in ('OMP_NUM_THREADS', 'TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS'):
         os.environ.setdefault(name, '1')
 
-import quiet
+from run import startup
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A user's environment: without what this process has set for those that it starts.
 CLEAN = {
     name: value
     for name, value in os.environ.items()
-    if name not in (*quiet.SETTINGS, 'DREAMER_VERBOSE', 'NO_COLOR')
+    if name not in (*startup.SETTINGS, 'DREAMER_VERBOSE', 'NO_COLOR')
 }
 
 

@@ -6,8 +6,9 @@ import tensorflow as tf
 
 import configs
 import tools
-import workers
 import wrappers
+from acting import workers
+from acting.collector import Collector
 from agent import Dreamer, Policy
 
 BATCH, LENGTH, ACTION = 3, 6, 2
@@ -467,7 +468,7 @@ def record(seed, count):
     envs = workers.make_workers(
         'dummy_continuous', 2, dict(action_repeat=2, time_limit=7), 'none'
     )
-    collector = workers.Collector(envs, seed)
+    collector = Collector(envs, seed)
 
     def policy(image, is_first):
         firsts.append(is_first)

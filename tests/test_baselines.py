@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 
 import configs
-import planet
 import tools
 from agent import Dreamer
+from learning import planet
 
 BATCH, LENGTH, ACTION = 3, 6, 2
 TINY = [

@@ -18,9 +18,9 @@ from PIL import Image
 import configs
 import dreamer
 import evaluate
-import logger
 import plotting
 import sweep
+from run import logger
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LOSSES = set(
@@ -518,7 +518,7 @@ def test_a_second_signal_ends_the_program_at_once():
     """Also in the midst of a computation that no handler of Python's interrupts."""
     script = (
         'import hashlib, tools\n'
-        'tools.heed_signals(lambda: print("asked", flush=True), "saving")\n'
+        'startup.heed_signals(lambda: print("asked", flush=True), "saving")\n'
         'print("ready", flush=True)\n'
         'hashlib.pbkdf2_hmac("sha256", b"", b"", 10 ** 9)\n'
     )

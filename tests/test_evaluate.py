@@ -16,10 +16,10 @@ from conftest import CLEAN, ROOT
 from PIL import Image, ImageSequence
 
 import configs
-import dreamer
 import evaluate
-import workers
 import wrappers
+from acting import workers
+from acting.collector import Collector
 from agent import Dreamer
 
 
@@ -206,7 +206,7 @@ def test_episodes_follow_from_the_seed():
 
     assert evaluation(0) == evaluation(0)
     assert not {*evaluation(0)} & {*evaluation(1)}
-    assert not {*evaluation(0)} & {*starts(workers.Collector([env], 0))}
+    assert not {*evaluation(0)} & {*starts(Collector([env], 0))}
 
 
 def test_dream_shows_context_then_imagination():
@@ -279,7 +279,10 @@ def test_the_first_episode_that_is_long_enough_is_dreamt(tmp_path, capsys):
     )
     configs.write(config, tmp_path / 'config.json')
     agent = Dreamer(
-        dreamer.fit_to_actions(config, wrappers.make(config.task).action_space), 3
+        configs.fit_to_actions(
+            config, isinstance(wrappers.make(config.task).action_space, wrappers.OneHot)
+        ),
+        3,
     )
     tf.train.Checkpoint(agent=agent).write(str(tmp_path / 'checkpoints' / 'ckpt-1'))
     words = ['--logdir', str(tmp_path), '--dream', str(tmp_path / 'dream.gif')]

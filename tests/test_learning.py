@@ -13,10 +13,11 @@ import tensorflow as tf
 
 import configs
 import dreamer
-import replay
 import tools
-import workers
 import wrappers
+from acting import workers
+from acting.collector import Collector
+from storage import replay
 
 BAR = 0.8
 SMALL = """--precision 32 --parallel none --prefill 2500 --train_every 400
@@ -52,7 +53,7 @@ def make_run(logdir, seed, flags):
 
 def play(run, policy, count):
     """New episodes in the environment for evaluation."""
-    collector = workers.Collector(run.eval_envs, seed=12345)
+    collector = Collector(run.eval_envs, seed=12345)
     episodes = []
     while len(episodes) < count:
         episodes += collector.step(policy)[1]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import fast
 import models
+from learning import layers
 
 BATCH, LENGTH, ACTION, EMBED = 3, 7, 2, 12
 
@@ -119,31 +119,31 @@ def test_actor_starts_wide_and_its_mean_is_bounded():
     'fast, plain, settings, shape',
     [
         (
-            fast.Conv2D,
+            layers.Conv2D,
             keras.layers.Conv2D,
             dict(filters=5, kernel_size=4, strides=2, activation='relu'),
             (3, 7, 7, 4),
         ),
         (
-            fast.WinogradConv2D,
+            layers.WinogradConv2D,
             keras.layers.Conv2D,
             dict(filters=5, kernel_size=4, strides=2, activation='relu'),
             (3, 6, 6, 4),
         ),
         (
-            fast.WinogradConv2D,
+            layers.WinogradConv2D,
             keras.layers.Conv2D,
             dict(filters=5, kernel_size=4, strides=2),
             (100, 6, 6, 4),
         ),
         (
-            fast.SubPixelConv2DTranspose,
+            layers.SubPixelConv2DTranspose,
             keras.layers.Conv2DTranspose,
             dict(filters=3, kernel_size=6, strides=2),
             (2, 5, 5, 4),
         ),
         (
-            fast.ProjectConv2DTranspose,
+            layers.ProjectConv2DTranspose,
             keras.layers.Conv2DTranspose,
             dict(filters=5, kernel_size=5, strides=2, activation='relu'),
             (3, 1, 1, 4),
@@ -184,11 +184,11 @@ def test_loss_in_parts_equals_the_plain_one(monkeypatch, policy):
     def loss_and_gradients():
         with tf.GradientTape() as tape:
             tape.watch(feature)
-            loss = 3 * fast.mean_loss(losses, decoder, 2 * feature, image)
+            loss = 3 * layers.mean_loss(losses, decoder, 2 * feature, image)
         return loss, *tape.gradient(loss, [feature, *decoder.trainable_weights])
 
     plain = loss_and_gradients()
-    monkeypatch.setattr(fast, 'PART', 3)
+    monkeypatch.setattr(layers, 'PART', 3)
     parts = tf.function(loss_and_gradients.python_function)()
     assert calls == [7, *([3, 3, 1] if policy == 'float32' else [7])]
     for one, other in zip(parts, plain, strict=True):
@@ -209,7 +209,7 @@ def test_gradient_of_the_image_bias_does_not_overflow_in_float16():
 def test_gru_cell_equals_keras():
     cells = [
         cls(4, reset_after=True, bias_initializer='normal')
-        for cls in (fast.GRUCell, keras.layers.GRUCell)
+        for cls in (layers.GRUCell, keras.layers.GRUCell)
     ]
     for cell in cells:
         cell.build((None, 3))

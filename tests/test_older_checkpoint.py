@@ -5,11 +5,11 @@ import json
 import pathlib
 import shutil
 
+import checkpoints
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import checkpoints
 import configs
 from agent import Dreamer
 

@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 import pytest
 
-import comparison
 import plotting
+from scores import comparison
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RELEASED = ROOT.parent / 'shared' / 'published'

@@ -8,8 +8,8 @@ import pytest
 import agent
 import configs
 import dreamer
-import episodes
-import workers
+from acting import workers
+from storage import episodes
 
 
 class Counting(workers.LocalWorker):

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tools
+from learning.optimizer import Optimizer
 
 tfd = tfp.distributions
 
@@ -255,7 +256,7 @@ def test_unit_normal_has_the_gradients_of_tfp():
 
 def optimizer(values, clip=100.0, scale_loss=False):
     variable = keras.Variable(np.array(values, np.float32))
-    return variable, tools.Optimizer('model', [variable], 0.1, clip, scale_loss)
+    return variable, Optimizer('model', [variable], 0.1, clip, scale_loss)
 
 
 def step(variable, optimizer, slope):

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
-import dummies
 import wrappers
+from envs import dummies, rendering
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -40,7 +40,7 @@ def run_script(script, *args, env=None):
 
 @pytest.fixture(scope='session')
 def rendering_env():
-    return {'MUJOCO_GL': wrappers.choose_renderer()}
+    return {'MUJOCO_GL': rendering.choose_renderer()}
 
 
 class Counter(gymnasium.Env):
@@ -108,7 +108,8 @@ print(json.dumps(messages))
 
     def test_no_tensorflow(self):
         script = """
-import json, sys, wrappers, workers
+import json, sys
+from acting import workers
 worker = workers.LocalWorker('dummy_continuous')
 worker.start_reset(0)
 worker.result()
@@ -578,29 +579,29 @@ class TestOneHot:
 class TestChooseRenderer:
     def test_chooses_what_renders(self, monkeypatch):
         monkeypatch.delenv('MUJOCO_GL', raising=False)
-        monkeypatch.setattr(wrappers, 'LINUX_RENDERERS', ('disable', 'egl', 'osmesa'))
-        assert wrappers.choose_renderer() in ('egl', 'osmesa')
+        monkeypatch.setattr(rendering, 'LINUX_RENDERERS', ('disable', 'egl', 'osmesa'))
+        assert rendering.choose_renderer() in ('egl', 'osmesa')
         assert 'MUJOCO_GL' not in os.environ
 
     def test_keeps_the_users_choice(self, monkeypatch, rendering_env):
         monkeypatch.setenv('MUJOCO_GL', rendering_env['MUJOCO_GL'])
-        monkeypatch.setattr(wrappers, 'LINUX_RENDERERS', ('disable',))
-        assert wrappers.choose_renderer() == rendering_env['MUJOCO_GL']
+        monkeypatch.setattr(rendering, 'LINUX_RENDERERS', ('disable',))
+        assert rendering.choose_renderer() == rendering_env['MUJOCO_GL']
 
     def test_users_choice_fails(self, monkeypatch, rendering_env):
         monkeypatch.setenv('MUJOCO_GL', 'disable')
         with pytest.raises(RuntimeError) as caught:
-            wrappers.choose_renderer()
+            rendering.choose_renderer()
         message = str(caught.value)
         assert 'MUJOCO_GL=disable is set' in message and '\n' not in message
         assert f'MUJOCO_GL={rendering_env["MUJOCO_GL"]}' in message
 
     def test_nothing_renders(self, monkeypatch):
         monkeypatch.delenv('MUJOCO_GL', raising=False)
-        monkeypatch.setattr(wrappers, 'LINUX_RENDERERS', ('disable', 'nonsense'))
-        monkeypatch.setattr(wrappers, 'OTHER_RENDERERS', ('disable', 'nonsense'))
+        monkeypatch.setattr(rendering, 'LINUX_RENDERERS', ('disable', 'nonsense'))
+        monkeypatch.setattr(rendering, 'OTHER_RENDERERS', ('disable', 'nonsense'))
         with pytest.raises(RuntimeError) as caught:
-            wrappers.choose_renderer()
+            rendering.choose_renderer()
         message = str(caught.value)
         assert 'disable: ' in message and 'nonsense: ' in message
         assert 'apt-get install libegl1' in message and 'libosmesa6' in message

@@ -1,0 +1,1 @@
+"""Environments at work: each in a process of its own, all stepped together."""

@@ -1,0 +1,491 @@
+"""Simulators in processes of their own.
+
+TensorFlow and Mesa's software renderer crash in one process, so the simulators run
+beside the training process, also when there is only one of them. A worker process
+is a script of its own: it imports neither TensorFlow nor the caller's main script, so
+it starts fast and stays small, and its crash is not the run's.
+
+    workers = make_workers('dmc_walker_walk', 4, {'action_repeat': 2})
+    for worker in workers:
+        worker.start_reset(seed)
+    observations = [worker.result()[0] for worker in workers]
+
+Parent and child talk over a socket of their own, whose end also ends the child; images
+travel through memory that both have mapped.
+"""
+
+import contextlib
+import ctypes
+import functools
+import mmap
+import os
+import pathlib
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from multiprocessing.connection import Connection, Pipe
+
+import numpy as np
+
+import configs
+import wrappers
+from envs import rendering
+
+# With these errors an environment refuses to be made. Their messages, of one line,
+# are meant for the user, and arrive without the child's traceback.
+_REFUSALS = {'ValueError': ValueError, 'RuntimeError': RuntimeError}
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPT = (
+    'import sys; sys.path.insert(0, sys.argv.pop(1)); '
+    'from acting import workers; workers.main()'
+)
+
+# Simulators take their time to be imported, under load and on network drives too.
+STARTUP = 300  # seconds at least
+
+# An environment may have to end what it has started, but may hang there as well.
+CLOSING = 10  # seconds at most
+
+
+class WorkerError(RuntimeError):
+    """An environment raised an error, or its process died or gave no answer."""
+
+
+class Worker:
+    """An environment in a process of its own.
+
+    Every `start_reset` or `start_step` is followed by one `result`. The two are apart
+    so that several workers can compute at the same time.
+
+    Args:
+      task: Name of the task, as `wrappers.make` takes it.
+      kwargs: Further arguments of `wrappers.make`.
+      env: Environment variables of the child, on top of this process's own.
+      timeout: Longest time in seconds that an answer may take; until the environment is
+        made, `STARTUP` where that is longer.
+      wait: Whether to wait until the environment is made; if not, call `ready`.
+
+    Attributes:
+      observation_space, action_space: The environment's; known once it is made.
+
+    Raises:
+      ValueError, RuntimeError: If the environment refuses to be made, for instance
+        an unknown task.
+      WorkerError: If it fails in any other way.
+    """
+
+    def __init__(self, task, kwargs=None, *, env=None, timeout=300, wait=True):
+        self._task = task
+        self._kwargs = kwargs or {}
+        self._env = dict(env or {})
+        self._timeout = timeout
+        self._start()
+        if wait:
+            self.ready()
+
+    @property
+    def pid(self):
+        """The child's process id."""
+        return self._process.pid
+
+    def ready(self):
+        """Waits until the environment is made. Closes the worker if that fails."""
+        try:
+            self.observation_space, self.action_space = self._receive(
+                max(self._timeout, STARTUP)
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def start_reset(self, seed=None):
+        """Starts a new episode; its result is `(obs, info)`."""
+        self._send('reset', seed)
+
+    def start_step(self, action):
+        """Starts an agent step; its result is Gymnasium's 5-tuple."""
+        self._send('step', action)
+
+    def result(self):
+        """Waits for the result of what was started last.
+
+        Raises:
+          WorkerError: If the environment raised an error (the message holds its
+            traceback), or if its process died or gave no answer in time.
+        """
+        answer = self._receive(self._timeout)
+        return {'image': self._image.copy()}, *answer
+
+    def _receive(self, timeout):
+        try:
+            if not self._answers.poll(1000 * timeout):
+                # Its late answer would be taken for that to a later question.
+                self._kill()
+                raise WorkerError(
+                    f'The simulator process of {self._task} gave no answer within '
+                    f'{timeout} s and was stopped.'
+                )
+            kind, value = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerError(self._cause_of_death()) from error
+        if kind == 'result':
+            return value
+        if kind in _REFUSALS:
+            raise _REFUSALS[kind](value)
+        raise WorkerError(f'The environment of {self._task} failed:\n{value}')
+
+    def restart(self):
+        """Puts a fresh process in place of the present one, dead or alive.
+
+        The new environment begins with a reset.
+        """
+        self.close()
+        self._start()
+        self.ready()
+
+    def hang_up(self):
+        """Lets the child close its environment and end, without waiting for it."""
+        self._connection.close()
+        self._deadline = self._deadline or time.monotonic() + CLOSING
+
+    def close(self):
+        """Closes the environment, ends the process and waits for its end, which takes
+        `CLOSING` seconds at most; can be called more than once."""
+        self.hang_up()
+        try:
+            self._process.wait(max(0, self._deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._kill()
+            self._process.wait()
+
+    def _kill(self):
+        """Kills the process, and what its environment has started: that would go on
+        without anyone who could end it."""
+        started = _descendants(self.pid)
+        self._process.kill()
+        for pid in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _start(self):
+        self._connection, theirs = Pipe()
+        self._deadline = None
+        # Connection.poll makes a selector every time, which takes as long as the rest.
+        self._answers = select.poll()
+        self._answers.register(self._connection.fileno(), select.POLLIN)
+        height, width = self._kwargs.get('size', (64, 64))
+        shared = _make_shared(height * width * 3)
+        self._image = _map(shared.fileno()).reshape(height, width, 3)
+        descriptors = theirs.fileno(), shared.fileno()
+        # Without `-P` Python would look for modules in the caller's folder first.
+        self._process = subprocess.Popen(
+            [sys.executable, '-P', '-c', SCRIPT, str(ROOT), *map(str, descriptors)],
+            env={**os.environ, **self._env},
+            stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
+        )
+        theirs.close()
+        shared.close()
+        self._send('make', (self._task, self._kwargs))
+
+    def _send(self, command, argument):
+        try:
+            self._connection.send((command, argument))
+        except OSError as error:
+            raise WorkerError(self._cause_of_death()) from error
+
+    def _cause_of_death(self):
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return f'The simulator process of {self._task} closed its connection.'
+        how = f'ended with exit code {code}'
+        if code < 0:
+            how = f'was killed by {signal.Signals(-code).name}'
+        return f'The simulator process of {self._task} {how}.'
+
+
+def _make_shared(size):
+    """Returns a file in memory. Without a name, it is gone with the last process that
+    has it open, whatever ends them."""
+    if hasattr(os, 'memfd_create'):
+        file = open(os.memfd_create('image'), 'r+b')
+    else:
+        file = tempfile.TemporaryFile()
+    file.truncate(size)
+    return file
+
+
+def _map(descriptor):
+    """Returns the bytes of an open file, shared with all that map it."""
+    return np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
+
+
+def _descendants(pid):
+    """Returns the ids of the processes that a process has started, and those have
+    started; none where the system does not tell."""
+    found = []
+    for path in pathlib.Path(f'/proc/{pid}/task').glob('*/children'):
+        with contextlib.suppress(OSError):
+            for child in map(int, path.read_text().split()):
+                found += [child, *_descendants(child)]
+    return found
+
+
+class LocalWorker:
+    """The interface of `Worker` for an environment in this very process.
+
+    For debugging, and for environments that need no process of their own. MuJoCo
+    without a GPU is not one of them where TensorFlow is loaded.
+
+    Args:
+      task: Name of the task, as `wrappers.make` takes it.
+      kwargs: Further arguments of `wrappers.make`.
+
+    Raises:
+      ValueError, RuntimeError: If the environment refuses to be made.
+    """
+
+    def __init__(self, task, kwargs=None):
+        self._task = task
+        self._kwargs = kwargs or {}
+        self._start()
+
+    def start_reset(self, seed=None):
+        """Starts a new episode; its result is `(obs, info)`."""
+        self._pending = functools.partial(self._env.reset, seed=seed)
+
+    def start_step(self, action):
+        """Starts an agent step; its result is Gymnasium's 5-tuple."""
+        self._pending = functools.partial(self._env.step, action)
+
+    def result(self):
+        """Computes the result of what was started last.
+
+        Raises:
+          WorkerError: If the environment raised an error.
+        """
+        try:
+            return self._pending()
+        except Exception as error:
+            raise WorkerError(
+                f'The environment of {self._task} failed:\n{traceback.format_exc()}'
+            ) from error
+
+    def restart(self):
+        """Makes the environment anew; it begins with a reset."""
+        self.close()
+        self._start()
+
+    def hang_up(self):
+        """Does nothing: in this process there is nobody to do it meanwhile."""
+
+    def close(self):
+        """Closes the environment; can be called more than once."""
+        env, self._env = self._env, None
+        if env:
+            _close(env, self._task)
+
+    def _start(self):
+        self._env = None
+        self._env = wrappers.make(self._task, **self._kwargs)
+        self.observation_space = self._env.observation_space
+        self.action_space = self._env.action_space
+
+
+def make_workers(
+    task,
+    count,
+    kwargs=None,
+    parallel='process',
+    devices=None,
+    timeout=300,
+    evaluation=0,
+):
+    """Starts several environments of one task, all at the same time.
+
+    Args:
+      task, kwargs: The arguments of `wrappers.make`.
+      count: Number of environments.
+      parallel: 'process' for processes of their own, 'none' for this process.
+      devices: Indices of the GPUs that MuJoCo shall render on, dealt out in turn,
+        unless the user has set MUJOCO_EGL_DEVICE_ID.
+      timeout: Seconds after which a silent environment counts as dead.
+      evaluation: How many of them, the last ones, are made for evaluation.
+
+    Returns:
+      A list of `Worker` or `LocalWorker`.
+
+    Raises:
+      ValueError: If the task, or the kind of parallelism, is unknown.
+      RuntimeError: If nothing renders here (see `rendering.choose_renderer`).
+      WorkerError: If one fails in any other way. No process is left behind.
+    """
+    if parallel not in ('process', 'none'):
+        raise ValueError(
+            f"Unknown kind of parallelism '{parallel}': use 'process' or 'none'."
+        )
+    settings = [
+        {**(kwargs or {}), 'training': index < count - evaluation}
+        for index in range(count)
+    ]
+    env = {}
+    if rendering.needs_renderer(task):
+        env['MUJOCO_GL'] = rendering.choose_renderer()
+    if parallel == 'none':
+        os.environ.update(env)  # The chosen renderer is the user's, where one is set.
+        return [LocalWorker(task, kwargs) for kwargs in settings]
+    deal = devices and 'MUJOCO_EGL_DEVICE_ID' not in os.environ
+    workers = []
+    try:
+        for index, kwargs in enumerate(settings):
+            if deal:
+                env['MUJOCO_EGL_DEVICE_ID'] = str(devices[index % len(devices)])
+            workers.append(Worker(task, kwargs, env=env, timeout=timeout, wait=False))
+        for worker in workers:
+            worker.ready()
+    except BaseException:
+        close_workers(workers)
+        raise
+    return workers
+
+
+def close_workers(workers):
+    """Closes all of them at the same time, see `Worker.close`."""
+    for worker in workers:
+        worker.hang_up()
+    for worker in workers:
+        worker.close()
+
+
+def make_envs(config, training, evaluation, devices):
+    """Workers with environments of the configuration's task, those for training first.
+
+    Raises ValueError or RuntimeError where the task cannot be made."""
+    kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
+    return make_workers(
+        config.task,
+        training + evaluation,
+        kwargs,
+        config.parallel,
+        devices,
+        config.worker_timeout,
+        evaluation,
+    )
+
+
+def die_with_parent():
+    """Lets the system kill this process when its parent ends, however that comes."""
+    if sys.platform == 'linux':
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def leave_signals_to_parent():
+    """Lets the signals that reach every process of a group do nothing in this one: the
+    parent decides what they mean.
+
+    What an environment starts dies of them as usual. Programs begin without this
+    process's handlers, but would go on to ignore what it ignores; forks have the
+    handlers taken back.
+    """
+
+    def nothing(*_):
+        pass
+
+    usual = {}
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+        # Whoever had it ignored (nohup, say) meant all that is started, too.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            usual[number] = signal.signal(number, nothing)
+            # Simulators need not know how to go on with an interrupted system call.
+            signal.siginterrupt(number, False)
+
+    def restore():
+        for number, handler in usual.items():
+            if signal.getsignal(number) is nothing:
+                signal.signal(number, handler)
+
+    os.register_at_fork(after_in_child=restore)
+
+
+def main():
+    """Serves the environment that the parent process asks for."""
+    # A simulator that hangs would not see that its killed parent is gone.
+    die_with_parent()
+    leave_signals_to_parent()
+    connection = Connection(int(sys.argv[1]))
+    try:
+        _serve(connection, _map(int(sys.argv[2])))
+    except (EOFError, OSError):
+        pass  # The parent has closed this worker, or is gone.
+
+
+@contextlib.contextmanager
+def _without_model_warnings(task):
+    """Keeps MuJoCo from its remarks on a model that others have written, unless
+    `--verbose` is on; a simulation that goes wrong later is still reported."""
+    if 'DREAMER_VERBOSE' in os.environ or not rendering.needs_renderer(task):
+        yield
+        return
+    import mujoco
+
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(None)
+
+
+def _serve(connection, image):
+    """Answers the parent's questions until there are no more; observed images go into
+    the array `image`, everything else through the connection."""
+    _, (task, kwargs) = connection.recv()
+    try:
+        with _without_model_warnings(task):
+            env = wrappers.make(task, **kwargs)
+    except (ValueError, RuntimeError) as error:
+        kind = 'ValueError' if isinstance(error, ValueError) else 'RuntimeError'
+        connection.send((kind, str(error)))
+        return
+    except Exception:
+        connection.send(('error', traceback.format_exc()))
+        return
+    try:
+        connection.send(('result', (env.observation_space, env.action_space)))
+        _answer(env, connection, image)
+    finally:
+        _close(env, task)
+
+
+def _answer(env, connection, image):
+    """Resets and steps the environment as the parent asks; returns never."""
+    commands = {'reset': lambda seed: env.reset(seed=seed), 'step': env.step}
+    while True:
+        command, argument = connection.recv()
+        try:
+            observation, *rest = commands[command](argument)
+            image[:] = observation['image'].ravel()
+            answer = 'result', rest
+        except Exception:
+            answer = 'error', traceback.format_exc()
+        connection.send(answer)
+
+
+def _close(env, task):
+    """Closes an environment. Its work is done: an error is no more than a warning."""
+    try:
+        env.close()
+    except Exception as error:
+        text = ' '.join(f'{type(error).__name__}: {error}'.split())
+        with contextlib.suppress(OSError):
+            print(
+                f'dreamer: warning: the environment of {task} did not close: {text}',
+                file=sys.stderr,
+                flush=True,
+            )

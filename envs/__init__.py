@@ -1,0 +1,32 @@
+"""The environments: what a task is, whatever simulates it; one file a suite.
+
+`wrappers.make` builds them by name and adds what they have in common. Each has
+actions of its own (Box or Discrete) and shows itself through `render`, an image
+uint8 [H, W, 3]; its observations stay empty. One step is one simulator step, except
+in DeepMind Lab, which repeats actions itself.
+
+Simulators are imported inside their classes: a task needs no other task's packages.
+"""
+
+import difflib
+
+import numpy as np
+from gymnasium.spaces import Box
+
+
+def did_you_mean(name, names, suite):
+    """Returns the part of an error message that names tasks like `name`, if any."""
+    spelled = {n.lower(): f'{suite}_{n}' for n in names}
+    near = difflib.get_close_matches(name.lower(), spelled)
+    return f' (did you mean {" or ".join(map(spelled.get, near))}?)' if near else ''
+
+
+def action_box(low, high):
+    """Returns the float32 Box of actions between `low` and `high` [A].
+
+    Bounds from 1e10 on are none: MuJoCo writes them for an actuator without limits,
+    others the largest float.
+    """
+    low = np.where(low > -1e10, low, -np.inf)
+    high = np.where(high < 1e10, high, np.inf)
+    return Box(low.astype(np.float32), high.astype(np.float32))

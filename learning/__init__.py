@@ -1,0 +1,1 @@
+"""What learning needs besides the networks: layers, optimiser, replicas, planner."""

@@ -1,0 +1,189 @@
+"""One run on several GPUs or machines: the batch is split among replicas that stay
+equal.
+
+TensorFlow's `MirroredStrategy`, or `MultiWorkerMirroredStrategy` for several machines,
+keeps a copy of every weight on every GPU. Each replica takes the losses of its part of
+the batch, their gradients are averaged, and all clip and apply the same. That is the
+update of one GPU with the whole batch if two things hold: what is not linear in the
+batch (free nats, contrasted images) is computed from the whole batch, and noise is
+drawn once, for all.
+
+Without a strategy every function here hands through what it is given.
+
+Shapes: B batch, L length, H horizon.
+"""
+
+import signal
+import socket
+import time
+
+import tensorflow as tf
+
+PATIENCE = 60  # Seconds in which all workers' names have to get an address.
+
+# Along which axis the rows of the batch lie: [B, ...], or [H, B*L, ...].
+NOISE_AXES = dict(post=0, latent=1, action=1)
+
+
+def make_strategy(config, devices=None, cluster=None):
+    """The strategy for `devices`, by default all visible GPUs, on each worker of
+    `cluster` (of `machines.read_cluster`); None for a single device.
+
+    Raises:
+      ValueError: `config` cannot run on so many, or a worker's name has no address.
+      RuntimeError: this worker cannot be reached by the others.
+    """
+    if devices is None:
+        gpus = tf.config.list_physical_devices('GPU')
+        devices = [f'GPU:{i}' for i in range(len(gpus))]
+    count, where, fewer = (len(devices), 'GPUs', 'fewer GPUs (CUDA_VISIBLE_DEVICES=0)')
+    if cluster:
+        count = len(cluster.hosts) * max(1, count)
+        where, fewer = 'replicas of all workers', 'fewer workers in TF_CONFIG'
+    if count < 2:
+        return None
+    if config.batch_size % count:
+        raise ValueError(
+            f'--batch_size {config.batch_size} cannot be split among {count} {where}; '
+            f'possible: multiples of {count}, or {fewer}'
+        )
+    if config.jit:
+        raise ValueError(
+            f'--jit compiles for one device and there are {count} '
+            f'{where}; leave it out, or take {fewer}'
+        )
+    if not cluster:
+        return tf.distribute.MirroredStrategy(devices)
+    _resolve(cluster.hosts)
+    print(
+        f'worker {cluster.rank} of {len(cluster.hosts)}, waiting for the others: '
+        f'{", ".join(cluster.hosts)}',
+        flush=True,
+    )
+    # TensorFlow waits where Python's own handler is not heard.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise RuntimeError(
+            f'worker {cluster.rank} at {cluster.hosts[cluster.rank]}, its address in '
+            'TF_CONFIG, cannot join the others '
+            f'({str(error.message).splitlines()[0]})'
+        ) from None
+    # It has put a handler there that waits for its own ways of saving.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return strategy
+
+
+def _resolve(hosts):
+    """Raises ValueError where a HOST:PORT has no address, and gets none while machines
+    start: TensorFlow would wait for it without end."""
+    deadline = time.monotonic() + PATIENCE
+    for host in hosts:
+        name = host.rsplit(':', 1)[0].strip('[]')
+        while True:
+            try:
+                socket.getaddrinfo(name, None)
+                break
+            except (OSError, UnicodeError) as error:
+                if time.monotonic() >= deadline:
+                    raise ValueError(
+                        f'TF_CONFIG names {host}, and {name} has no address here '
+                        f'({getattr(error, "strerror", None) or error})'
+                    ) from None
+            print(f'waiting for an address of {name}', flush=True)
+            time.sleep(5)
+
+
+def workers(strategy):
+    """How many machines share a run."""
+    if strategy is None:
+        return 1
+    return strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
+
+
+def run(strategy, update, data, noise):
+    """`update(data, noise)`, each replica with its part of the batch.
+
+    Args:
+      strategy: of `make_strategy`, or None.
+      update: returns scalar metrics by name.
+      data: batch of replay, [B, L, ...]; of several machines, this one's rows of it.
+      noise: of `Dreamer.noise`, for the whole batch of all machines.
+
+    Returns:
+      metrics, their means over replicas.
+    """
+    if strategy is None:
+        return update(data, noise)
+
+    def part(context):
+        def rows(x, pieces, axis=0):
+            return tf.split(x, pieces, axis)[context.replica_id_in_sync_group % pieces]
+
+        count = context.num_replicas_in_sync
+        return (
+            {key: rows(x, count // workers(strategy)) for key, x in data.items()},
+            {key: rows(x, count, NOISE_AXES[key]) for key, x in noise.items()},
+        )
+
+    def step(parts):
+        metrics = update(*parts)
+        return dict(zip(metrics, mean(list(metrics.values())), strict=True))
+
+    parts = strategy.experimental_distribute_values_from_function(part)
+    return {
+        name: strategy.experimental_local_results(value)[0]
+        for name, value in strategy.run(step, (parts,)).items()
+    }
+
+
+def mean(values):
+    """Means over replicas of float32 tensors, for each of them; differentiable."""
+    context = _replica()
+    if not context:
+        return values
+    # As one: on a network each takes a round trip, however small it is.
+    sizes = [value.shape.num_elements() for value in values]
+    packed = tf.concat([tf.reshape(value, (-1,)) for value in values], 0)
+    means = tf.split(context.all_reduce('MEAN', packed), sizes)
+    return [tf.reshape(x, value.shape) for x, value in zip(means, values, strict=True)]
+
+
+def batch_mean(values):
+    """The mean of float32 `values` [...] over all replicas' rows; differentiable."""
+    return mean([tf.reduce_mean(values)])[0]
+
+
+def whole_batch(values):
+    """All replicas' rows of tensors [B, ...], for each of them; differentiable."""
+    context = _replica()
+    return context.all_gather(values, 0) if context else values
+
+
+def together(step, gradients, finite):
+    """`step(gradients, finite)` once for all replicas, which have come to equal
+    values: only there can counters be assigned to that they share."""
+    context = _replica()
+    if not context:
+        step(gradients, finite)
+        return
+
+    def merged(strategy, gradients, finite):
+        step(gradients, strategy.experimental_local_results(finite)[0])
+
+    context.merge_call(merged, (gradients, finite))
+
+
+def for_each_copy(update, variable, *others):
+    """`update(variable, *others)` with each replica's copies of variables and values,
+    inside `together`."""
+    if not tf.distribute.in_cross_replica_context():
+        update(variable, *others)
+        return
+    tf.distribute.get_strategy().extended.update(variable, update, others, group=False)
+
+
+def _replica():
+    context = tf.distribute.get_replica_context()
+    return context if context and context.num_replicas_in_sync > 1 else None

@@ -1,0 +1,335 @@
+"""One run on several machines: worker 0 runs it, the others learn with it.
+
+Every machine is started with the same command and a `TF_CONFIG`. Worker 0 collects,
+evaluates, logs and writes, as on a single machine. The others draw their part of each
+batch from the shared replay folder, and write nothing. Worker 0 says how many updates a
+phase of training has; before each of them all agree to go on, and after the phase that
+their weights are equal to the last bit. A worker that is alone agrees with itself.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import sys
+import threading
+import time
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+import configs
+from agent import Dreamer
+from learning import replicas
+from run import checkpoints, startup
+from storage import faults, replay
+
+EXAMPLE = (
+    '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
+    '"task": {"type": "worker", "index": 0}}'
+)
+SHARE = '--logdir must be one folder that all machines share'
+
+
+class Lost(RuntimeError):
+    """Another worker has gone; the message is one line for the user."""
+
+
+class Apart(RuntimeError):
+    """The workers do not learn the same; the message is one line for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The workers' addresses HOST:PORT by rank, and the rank of this one."""
+
+    hosts: tuple
+    rank: int
+
+
+def read_cluster(text):
+    """The cluster that `TF_CONFIG` describes; None without one, or with one worker.
+
+    A chief, where there is one, is worker 0.
+
+    Raises:
+      ConfigError: it is malformed.
+    """
+    if not text:
+        return None
+    try:
+        stored = json.loads(text)
+        jobs, task = stored['cluster'], stored['task']
+        hosts = [*jobs.get('chief', []), *jobs['worker']]
+        kind, index = task['type'], task['index']
+        problem = _problem(jobs, hosts, kind, index)
+    except json.JSONDecodeError as error:
+        problem = f'is not JSON ({error})'
+    except KeyError as error:
+        problem = f'has no {error}'
+    except (TypeError, AttributeError):
+        problem = 'is not made of the right parts'
+    if problem:
+        raise configs.ConfigError(f'TF_CONFIG {problem}; expected, like {EXAMPLE}')
+    rank = index + (len(hosts) - len(jobs['worker']) if kind == 'worker' else 0)
+    return Cluster(tuple(hosts), rank) if len(hosts) > 1 else None
+
+
+def _problem(jobs, hosts, kind, index):
+    """What is wrong with a cluster, in words; None if nothing is."""
+    if not set(jobs) <= {'chief', 'worker'}:
+        return f'has the jobs {", ".join(jobs)}; possible: worker, chief'
+    if len(jobs.get('chief', [])) > 1:
+        return 'has more than one chief'
+    if kind not in jobs:
+        return f'has a task of type {kind!r}; its jobs: {", ".join(jobs)}'
+    if type(index) is not int or not 0 <= index < len(jobs[kind]):
+        return (
+            f'has the index {index!r} and its {kind}s count from 0 to '
+            f'{len(jobs[kind]) - 1}'
+        )
+    for host in hosts:
+        match = isinstance(host, str) and re.fullmatch(r'\S+:(\d{1,5})', host)
+        if not match or not 0 < int(match[1]) < 2**16:
+            return f'has the address {host!r}, which is not HOST:PORT'
+        if hosts.count(host) > 1:
+            return f'names {host} twice'
+    return None
+
+
+class Team:
+    """The workers of a run, and what they tell one another.
+
+    Args:
+      config: `configs.Config`, the same for all.
+      strategy: of `replicas.make_strategy`.
+      cluster: of `read_cluster`.
+
+    Attributes:
+      rank: of this worker.
+      strategy: as given.
+      batch_size: this worker's part of a batch.
+      stopped: whether any worker was asked to stop.
+
+    All methods raise Lost where another worker has gone, and those that compare
+    weights raise Apart if they differ.
+    """
+
+    def __init__(self, config, strategy=None, cluster=None):
+        self.rank = cluster.rank if cluster else 0
+        self.strategy = strategy
+        self.stopped = False
+        self._hosts = cluster.hosts if cluster else ('',)
+        self.batch_size = config.batch_size // len(self._hosts)
+        self._settings = {
+            name: value
+            for name, value in vars(config).items()
+            if name not in configs.CHANGEABLE - {'precision'}
+        }
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._gather_rows = tf.function(self._gather_row, autograph=False)
+
+    def gather(self, *numbers):
+        """Tell the others some whole numbers, and wait for theirs.
+
+        Returns:
+          [workers, numbers] int64, by rank.
+        """
+        if len(self._hosts) == 1:
+            return np.array([numbers], np.int64)
+        with self.connected():
+            # In a thread, because signals are not heard inside of TensorFlow.
+            rows = self._pool.submit(
+                self._gather_rows, tf.constant([numbers], tf.int64)
+            ).result()
+        return rows.numpy()[:: len(rows) // len(self._hosts)]
+
+    def _gather_row(self, row):
+        def gather(row):
+            # A copy has a device, which an argument has not.
+            return tf.distribute.get_replica_context().all_gather(tf.identity(row), 0)
+
+        return self.strategy.experimental_local_results(
+            self.strategy.run(gather, (row,))
+        )[0]
+
+    @contextlib.contextmanager
+    def connected(self):
+        """TensorFlow's errors from what is done together as `Lost`."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if len(self._hosts) == 1 or 'ollective' not in str(error):
+                raise
+            others = [
+                f'{rank} ({host})'
+                for rank, host in enumerate(self._hosts)
+                if rank != self.rank
+            ]
+            raise Lost(
+                f'worker {" or ".join(others)} has ended or cannot be reached'
+            ) from None
+
+    def meet(self, action_size=0, discrete=False):
+        """Check that all were started alike, before any agent is made.
+
+        Returns:
+          worker 0's action size, and whether its actions are discrete.
+        """
+        mine = zlib.crc32(json.dumps(self._settings, sort_keys=True).encode())
+        rows = self.gather(mine, action_size, discrete)
+        for rank, (theirs, *_) in enumerate(rows):
+            if theirs != rows[0][0]:
+                raise configs.ConfigError(
+                    f'worker {rank} has other settings than worker 0; give all the '
+                    'same flags and the same precision'
+                )
+        return int(rows[0][1]), bool(rows[0][2])
+
+    def start_alike(self, agent, saved):
+        """Load what worker 0 has restored.
+
+        Args:
+          agent: `agent.Dreamer`.
+          saved: `checkpoints.Checkpoints`; worker 0 has called its `restore`.
+        """
+        number = int(self.gather(saved.restored)[0][0])
+        if self.rank and number:
+            if number not in saved.numbers():
+                raise Apart(f"worker 0's checkpoint {number} is not here; {SHARE}")
+            saved.load(number)
+        self.check_weights(agent)
+
+    def check_weights(self, agent):
+        """Raise Apart unless all have the same weights, to the last bit."""
+        if len(self._hosts) == 1:
+            return
+        sums = self.gather(agent.fingerprint())[:, 0]
+        for rank, fingerprint in enumerate(sums):
+            if fingerprint != sums[0]:
+                raise Apart(
+                    f"worker {rank}'s weights are not those of worker 0 any "
+                    'more; the same commands go on from the last checkpoint'
+                )
+
+    def lead(self, agent, episodes, updates, stop):
+        """Worker 0: begin a phase of so many updates; see `batches`."""
+        if updates:
+            self.gather(updates, checksum(episodes.newest), *agent.rng.state.numpy())
+        return self.batches(agent, episodes, updates, stop)
+
+    def batches(self, agent, episodes, updates, stop):
+        """Yields this worker's part of each batch of a phase, which ends early when
+        `stop()` is true anywhere."""
+        with contextlib.closing(episodes.stream(self.batch_size, updates)) as stream:
+            for _ in range(updates):
+                asked = self.gather(stop())[:, 0]
+                if asked.any():
+                    self.stopped = True
+                    if not asked[self.rank]:
+                        print(
+                            f'stopping: worker {asked.argmax()} was asked to',
+                            file=sys.stderr,
+                        )
+                    break
+                yield next(stream)
+        if updates:
+            self.check_weights(agent)
+
+    def end(self):
+        """Worker 0: the run has ended."""
+        self.gather(0, 0, 0, 0, 0)
+        self.leave()
+
+    def leave(self):
+        """Wait until all have heard of the end; some may be gone already."""
+        with contextlib.suppress(Lost):
+            self.gather(0)
+
+
+def checksum(text):
+    """A number for a text."""
+    return zlib.crc32(text.encode())
+
+
+def connect(config):
+    """The team of `TF_CONFIG`, once all are there.
+
+    Raises:
+      ValueError, RuntimeError: with one line; see `replicas.make_strategy`.
+    """
+    cluster = read_cluster(os.environ.get('TF_CONFIG'))
+    return Team(config, replicas.make_strategy(config, cluster=cluster), cluster)
+
+
+def serve(config, team):
+    """`follow`, for the command line; returns the exit code."""
+    try:
+        follow(config, team)
+    except configs.ConfigError as error:
+        configs.fail(error)
+    except (Lost, Apart, OSError) as error:
+        print(f'dreamer: stopped: {error}', file=sys.stderr)
+        return 1
+    print(f'worker {team.rank}: worker 0 has ended the run')
+    return 0
+
+
+def follow(config, team):
+    """Learn with worker 0 until it ends the run.
+
+    Args:
+      config: `configs.Config` with its precision resolved.
+      team: `Team`.
+
+    Raises:
+      Lost, Apart, ConfigError, OSError: with one line.
+    """
+    action_size, discrete = team.meet()
+    config = dataclasses.replace(
+        config, action_dist='onehot' if discrete else 'tanh_normal'
+    )
+    logdir = pathlib.Path(config.logdir)
+    with team.connected():
+        agent = Dreamer(config, action_size, team.strategy)
+        team.start_alike(agent, checkpoints.Checkpoints(logdir / 'checkpoints', agent))
+    episodes = replay.Replay(
+        logdir / 'episodes',
+        length=config.batch_length,
+        balance=config.dataset_balance,
+        memory=int(config.replay_memory) or None,
+    )
+    stopping = threading.Event()
+    startup.heed_signals(stopping.set, 'worker 0 saves')
+    while True:
+        updates, newest, *noise = team.gather(0, 0, 0, 0, 0)[0]
+        if not updates:
+            break
+        agent.rng.state.assign(noise)
+        wait_for(episodes, newest, logdir)
+        # By the update: a run that was resumed draws what it would have drawn.
+        episodes.set_state(
+            np.random.default_rng(
+                (config.seed, team.rank, int(agent.gradient_step))
+            ).bit_generator.state
+        )
+        with team.connected():
+            for batch in team.batches(agent, episodes, int(updates), stopping.is_set):
+                agent.train(batch)
+                faults.reach('update')
+    team.leave()
+
+
+def wait_for(episodes, newest, logdir, seconds=60):
+    """Take up new episodes until the newest is worker 0's, by its checksum: shared
+    folders may show them late."""
+    for _ in range(seconds):
+        episodes.refresh()
+        if checksum(episodes.newest) == newest:
+            return
+        time.sleep(1)
+    raise Apart(f"worker 0's newest episode is not in {logdir}; {SHARE}")

@@ -1,0 +1,153 @@
+"""A process begins: TensorFlow without its chatter, devices, memory, signals.
+
+To be imported before anything that imports TensorFlow. With `--verbose` on the command
+line everything is printed. TensorFlow writes its first lines to file descriptor 2
+before any setting of its own is heard, so that they are caught there; what is written
+later obeys the environment variables below, which the simulators' processes inherit.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import itertools
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+
+SETTINGS = dict(
+    TF_CPP_MIN_LOG_LEVEL='3',
+    EGL_LOG_LEVEL='fatal',
+    PYGAME_HIDE_SUPPORT_PROMPT='1',
+    # Without any, the library behind pygame complains.
+    XDG_RUNTIME_DIR=tempfile.gettempdir(),
+)
+
+
+def asked_for_chatter(words):
+    """Whether `--verbose` is among the words of a command line, and not as false."""
+    verbose = False
+    for word, following in itertools.pairwise([*words, '']):
+        name, _, value = word.partition('=')
+        if name == '--verbose':
+            verbose = (value or following).lower() != 'false'
+    return verbose
+
+
+@contextlib.contextmanager
+def caught_stderr():
+    """Keeps what the block writes to file descriptor 2, C++ included, from the
+    screen. If the block raises, it is printed after all."""
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            sys.stderr.flush()
+            file.seek(0)
+            os.write(screen, file.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(screen, 2)
+            os.close(screen)
+
+
+# Off by default on processors without AVX-512, where it doubles the speed too.
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
+if asked_for_chatter(sys.argv[1:]):
+    os.environ['DREAMER_VERBOSE'] = '1'
+    import tensorflow as tf
+else:
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with caught_stderr():
+        import tensorflow as tf
+
+
+def set_up_devices(config):
+    """Let GPU memory grow, so that renderers and neighbours find some too; resolve the
+    automatic precision. Returns the configuration and the renderers' GPUs, if there are
+    several to choose from.
+
+    Without a GPU everything is deterministic, which costs nothing there."""
+    gpus = tf.config.list_physical_devices('GPU')
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if config.precision == 'auto':
+        config = dataclasses.replace(config, precision='16' if gpus else '32')
+    if not gpus:
+        tf.config.experimental.enable_op_determinism()
+    if len(gpus) < 2:
+        return config, None
+    # TensorFlow counts the visible GPUs from 0, EGL knows them by their own numbers.
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
+    if all(name.strip().isdigit() for name in visible):
+        return config, [int(name) for name in visible]
+    return config, list(range(len(gpus)))
+
+
+def keep_freed_memory():
+    """Tell glibc to keep freed blocks in one heap: else the activations of every update
+    are unmapped and faulted in again (900,000 page faults an update at the paper's
+    sizes). To be called before threads start; no effect on other systems."""
+    trim_threshold, mmap_max, arena_max = -1, -4, -8
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)
+        libc.mallopt(arena_max, 1)
+    except (OSError, AttributeError, TypeError):
+        return
+
+
+def heed_signals(stop, what):
+    """From now on the first Ctrl-C or SIGTERM calls `stop`, in a thread, and a second
+    one ends the program at once.
+
+    Python's own handlers are not called before TensorFlow returns, which takes as long
+    as an update; what Python writes to the socket arrives while it computes.
+
+    Args:
+      stop: without arguments.
+      what: is printed as what happens first.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno())
+    signals = signal.SIGINT, signal.SIGTERM
+    for number in signals:
+        signal.signal(number, lambda *_: None)
+
+    def listen(theirs):
+        asked = False
+        while True:
+            number = ours.recv(1)[0]
+            if number not in signals:
+                continue
+            if asked:
+                os._exit(128 + number)
+            asked = True
+            stop()
+            print(
+                f'stopping: {what} first, again to quit at once',
+                file=sys.stderr,
+                flush=True,
+            )
+
+    threading.Thread(target=listen, args=(theirs,), daemon=True).start()
+
+
+@contextlib.contextmanager
+def disk_errors(path):
+    """TensorFlow's errors from writing `path` as the OSError that they are."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        text = str(error.message).splitlines()[0]
+        raise OSError(errno.EIO, f'could not be written ({text})', str(path)) from None

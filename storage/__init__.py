@@ -1,0 +1,1 @@
+"""Episodes on disk, written whole or not at all, and drawn from in batches."""

@@ -1,0 +1,71 @@
+"""Kills a run at random instants, again and again, and checks that nothing is lost.
+
+    make soak                           100 kills, on one core about an hour
+    python tests/run/soak.py --kills 300 --seed 1
+
+Half of the kills come while the program starts and restores, half while it runs.
+"""
+
+import argparse
+import pathlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from test_faults import (  # noqa: E402
+    LENGTH,
+    Ledger,
+    episodes,
+    finish,
+    start,
+    wait_for,
+)
+
+
+def kill_once(logdir, instant, running):
+    """Starts the run and kills it `instant` seconds later, or that much after it has
+    begun to collect; returns the seconds it lived."""
+    born = time.time()
+    process = start(logdir, steps=1e9)
+    if running:
+        count = len(episodes(logdir))
+        wait_for(lambda: len(episodes(logdir)) > count, process)
+    time.sleep(instant)
+    assert process.poll() is None, process.stdout.read()
+    process.kill()
+    finish(process, -signal.SIGKILL)
+    return time.time() - born
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--kills', type=int, default=100)
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    folder = pathlib.Path(tempfile.mkdtemp())
+    print(f'in {folder}, which stays there if anything fails', flush=True)
+    logdir = folder / 'run'
+    ledger = Ledger(logdir)
+    for number in range(1, args.kills + 1):
+        running = rng.random() < 0.5
+        seconds = kill_once(logdir, rng.uniform(0, 4 if running else 15), running)
+        ledger.check()
+        print(
+            f'kill {number} after {seconds:.1f} s: {len(ledger.seen)} episodes',
+            flush=True,
+        )
+    steps = (len(ledger.seen) + 5) * LENGTH
+    finish(start(logdir, steps=steps))
+    ledger.check_run(steps)
+    shutil.rmtree(folder)
+    print(f'{args.kills} kills, {len(ledger.seen)} episodes, nothing lost')
+
+
+if __name__ == '__main__':
+    main()

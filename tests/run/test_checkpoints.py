@@ -1,0 +1,217 @@
+"""Checkpoints that are whole or absent, the lock, and the metrics that go with them."""
+
+import errno
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import configs
+from run import checkpoints, logger
+from storage import faults
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def make(folder, value=0.0, size=1000):
+    """Returns the checkpoints of an agent whose weights are `value`."""
+    agent = tf.Module()
+    agent.weight = tf.Variable(tf.fill((size,), float(value)))
+    return agent, checkpoints.Checkpoints(folder, agent)
+
+
+def fill(folder, count=3):
+    """Saves checkpoints with the weights and the state 1, 2, and so on."""
+    agent, saved = make(folder)
+    for number in range(1, count + 1):
+        agent.weight.assign(tf.fill((1000,), float(number)))
+        saved.save({'number': number})
+
+
+def restored(folder):
+    agent, saved = make(folder)
+    state = saved.restore()
+    return state.get('number'), float(agent.weight[0])
+
+
+def test_newest_two_are_kept_and_the_newest_is_restored(tmp_path):
+    assert restored(tmp_path / 'none') == (None, 0)
+    fill(tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        'checkpoint',
+        'ckpt-2.data-00000-of-00001',
+        'ckpt-2.index',
+        'ckpt-3.data-00000-of-00001',
+        'ckpt-3.index',
+    ]
+    assert restored(tmp_path) == (3, 3)
+    assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'ckpt-3')
+
+
+ODD = ['a [b] c', 'a\\b', 'a*?b', '[!a]', os.fsdecode(b'a\xff')]
+
+
+@pytest.mark.parametrize('name', ODD)
+def test_names_of_folders_are_not_patterns(tmp_path, monkeypatch, name):
+    # One that it would match as a pattern, with other numbers.
+    fill(tmp_path / 'a b c', 1)
+    fill(tmp_path / name)
+    assert restored(tmp_path / name) == (3, 3)
+    assert checkpoints.read(tmp_path / name / 'ckpt-2') == {'number': 2}
+    with checkpoints.plain(tmp_path / name / 'ckpt-3') as prefix:
+        assert tf.train.load_checkpoint(prefix).has_tensor(checkpoints.STATE)
+    # A relative name, and a place for temporary files that is no better.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / name))
+    agent, saved = make(pathlib.Path(name))
+    assert saved.restore() == {'number': 3}
+    writer = logger.Logger(pathlib.Path(name))
+    writer.scalars(1, {'loss': 2.0})
+    writer.close()
+    assert list(pathlib.Path(name).glob('events.out.tfevents.*'))
+
+
+@pytest.mark.parametrize('suffix', [checkpoints.INDEX, checkpoints.DATA])
+@pytest.mark.parametrize('damage', ['truncated', 'emptied', 'flipped', 'removed'])
+def test_damaged_newest_is_named_kept_and_passed_over(tmp_path, capfd, suffix, damage):
+    fill(tmp_path)
+    path = tmp_path / f'ckpt-3{suffix}'
+    content = bytearray(path.read_bytes())
+    if damage == 'removed':
+        path.unlink()
+    elif damage == 'flipped':
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[:-50] if damage == 'truncated' else b'')
+    assert restored(tmp_path) == (2, 2)
+    if (damage, suffix) == ('removed', checkpoints.INDEX):
+        return  # Without it, it looks like a checkpoint that never became whole.
+    lines = [line for line in capfd.readouterr().err.splitlines() if 'dreamer' in line]
+    assert len(lines) == 1 and 'ckpt-3 is damaged' in lines[0] and 'ckpt-2' in lines[0]
+    kept = tmp_path / f'damaged-3{suffix}'
+    assert kept.exists() != (damage == 'removed')
+    # Its number is not used again, and it outlives later checkpoints.
+    before = kept.exists() and kept.read_bytes()
+    fill(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob('ckpt-*.index')) == [
+        'ckpt-5.index',
+        'ckpt-6.index',
+    ]
+    assert (kept.exists() and kept.read_bytes()) == before
+
+
+def test_a_checkpoint_that_claims_more_than_there_is_is_not_read(tmp_path):
+    fill(tmp_path, 1)
+    data = tmp_path / f'ckpt-1{checkpoints.DATA}'
+    os.truncate(data, 3999)
+    with pytest.raises(ValueError, match='claims 40.. bytes'):
+        checkpoints.read(tmp_path / 'ckpt-1')
+
+
+def test_nothing_but_damaged_ones_is_refused(tmp_path):
+    fill(tmp_path)
+    for path in tmp_path.glob('*.index'):
+        path.write_bytes(b'')
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(configs.ConfigError, match='no checkpoint in .* is whole') as e:
+        make(tmp_path)[1].restore()
+    assert '\n' not in str(e.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_another_network_is_refused_and_not_taken_for_damage(tmp_path):
+    fill(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(configs.ConfigError, match='another network'):
+        make(tmp_path, size=7)[1].restore()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize('place', ['written', 'checkpoint'])
+def test_failed_save_leaves_those_before(tmp_path, monkeypatch, place):
+    fill(tmp_path)
+    agent, saved = make(tmp_path, 4)
+    with monkeypatch.context() as patch:
+        for name, value in ('_place', place), ('_kind', 'full'), ('_left', 1):
+            patch.setattr(faults, name, value)
+        with pytest.raises(OSError) as error:
+            saved.save({'number': 4})
+    assert error.value.errno == errno.ENOSPC
+    assert restored(tmp_path) == (3, 3)
+    saved.save({'number': 4})
+    assert restored(tmp_path) == (4, 4)
+
+
+def test_tensorflows_own_errors_arrive_as_oserror(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(OSError, match='could not be written'):
+        make(tmp_path)[1].write(tmp_path / 'file' / 'ckpt')
+
+
+def test_lock_names_its_holder_and_ends_with_it(tmp_path):
+    script = (
+        'import sys, pathlib\n'
+        'from run import checkpoints\n'
+        'lock = checkpoints.Lock(pathlib.Path(sys.argv[1]))\n'
+        'print("held", flush=True); sys.stdin.read()\n'
+    )
+    process = subprocess.Popen(
+        [sys.executable, '-c', script, str(tmp_path / 'run')],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout.readline() == 'held\n'
+    with pytest.raises(configs.ConfigError, match=f'process {process.pid} on \\S+;'):
+        checkpoints.Lock(tmp_path / 'run')
+    process.kill()
+    process.communicate()
+    lock = checkpoints.Lock(tmp_path / 'run')
+    assert re.fullmatch(r'process \d+ on \S+\n', (tmp_path / 'run/lock').read_text())
+    lock._file.close()
+
+
+def test_lock_removes_what_a_killed_write_left(tmp_path):
+    (tmp_path / 'episodes').mkdir()
+    for name in ('.20200401T101112-0-5.npz.tmp', '20200401T101112-0-5.npz'):
+        (tmp_path / 'episodes' / name).write_bytes(b'part')
+    checkpoints.Lock(tmp_path)._file.close()
+    assert [path.name for path in (tmp_path / 'episodes').iterdir()] == [
+        '20200401T101112-0-5.npz'
+    ]
+
+
+def lines(path):
+    return [json.loads(line)['step'] for line in path.read_text().splitlines()]
+
+
+def test_lines_behind_the_checkpoint_are_moved(tmp_path):
+    first = logger.Logger(tmp_path)
+    first.scalars(1, {'x': 1})
+    size = first.size
+    first.scalars(2, {'x': np.nan})
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 3, "x')
+    again = logger.Logger(tmp_path, size)
+    again.scalars(4, {'x': 1})
+    assert lines(tmp_path / 'metrics.jsonl') == [1, 4]
+    undone = (tmp_path / 'metrics_undone.jsonl').read_text()
+    assert undone == '{"step": 2, "x": null}\n{"step": 3, "x\n'
+
+
+def test_a_half_line_does_not_swallow_the_next(tmp_path):
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"st')
+    logger.Logger(tmp_path, 1000).scalars(2, {})
+    text = (tmp_path / 'metrics.jsonl').read_text()
+    assert text == '{"step": 1}\n{"st\n{"step": 2}\n'

@@ -1,0 +1,360 @@
+"""Faults through the command line: whatever happens, what was collected and learned is
+still there, and the run goes on.
+
+`kill -9` comes in named places (see faults.py); what must not be lost is written down
+by the tests, outside the run, and compared after every start.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from run import checkpoints
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS, LENGTH = 400, 20
+SMALL = (
+    '--configs debug --prefill 60 --train_every 40 --log_every 80 --save_every 60 '
+    f'--eval_every 120 --time_limit {LENGTH} --precision 32'
+).split()
+# Wall time.
+SPEEDS = {'fps', 'updates_per_s'}
+
+pytestmark = pytest.mark.slow
+
+
+def start(logdir, *flags, task='dummy_continuous', steps=STEPS, **env):
+    return subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / 'dreamer.py'),
+            '--logdir',
+            str(logdir),
+            '--task',
+            task,
+            *SMALL,
+            '--steps',
+            str(steps),
+            *map(str, flags),
+        ],
+        env={**os.environ, **env},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process, code=0):
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == code, output
+    # TensorFlow speaks while it is imported, before anything of ours.
+    return [line for line in output.splitlines() if line.startswith('dreamer:')], output
+
+
+def metrics(logdir):
+    lines = (logdir / 'metrics.jsonl').read_text().splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in SPEEDS}
+        for line in lines
+    ]
+
+
+def evaluations(logdir):
+    """Environment steps of the evaluations."""
+    return [line['step'] for line in metrics(logdir) if 'test/return' in line]
+
+
+def weights(logdir):
+    """All numbers of the newest checkpoint."""
+    reader = tf.train.load_checkpoint(
+        tf.train.latest_checkpoint(str(logdir / 'checkpoints'))
+    )
+    kinds = reader.get_variable_to_dtype_map()
+    return {name: reader.get_tensor(name) for name in kinds if kinds[name] != tf.string}
+
+
+def episodes(logdir):
+    """Hashes of the complete episodes by name."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((logdir / 'episodes').glob('*.npz'))
+    }
+
+
+def wait_for(condition, process):
+    deadline = time.time() + 600
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.time() < deadline, 'waited too long'
+        time.sleep(0.05)
+
+
+def children(process):
+    """Process ids below `process`."""
+    path = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children')
+    return [int(word) for word in path.read_text().split()]
+
+
+def is_gone(pid):
+    return not pathlib.Path(f'/proc/{pid}').exists()
+
+
+class Ledger:
+    """Remembers the complete episodes of a run and checks that none is missing."""
+
+    def __init__(self, logdir):
+        self.logdir = logdir
+        self.seen = {}
+
+    def check(self):
+        now = episodes(self.logdir)
+        assert self.seen.items() <= now.items(), 'an episode is missing or changed'
+        self.seen = now
+        if (self.logdir / 'metrics.jsonl').exists():
+            metrics(self.logdir)  # No line is damaged.
+
+    def check_run(self, steps=STEPS):
+        """The metrics of a finished run tell of every episode once, in order."""
+        self.check()
+        lines = metrics(self.logdir)
+        train = [line for line in lines if 'train/return' in line]
+        stored = []
+        for name in self.seen:
+            with np.load(self.logdir / 'episodes' / name) as episode:
+                stored.append(float(np.sum(episode['reward'])))
+        assert [line['train/return'] for line in train] == stored
+        assert [line['episodes'] for line in train] == list(range(1, len(train) + 1))
+        assert [line['step'] for line in train] == list(
+            range(LENGTH, steps + 1, LENGTH)
+        )
+        losses = [line for line in lines if 'gradient_step' in line]
+        updates = [line['gradient_step'] for line in losses]
+        assert updates == sorted(set(updates))
+        began = weights(self.logdir)['agent/train_start/.ATTRIBUTES/VARIABLE_VALUE']
+        assert updates[-1] == 2 + 2 * ((losses[-1]['step'] - began) // 40)
+        assert losses[-1]['episodes_dropped'] == 0
+        assert losses[-1]['episodes_skipped'] == 0
+        tests = evaluations(self.logdir)
+        assert tests == sorted(set(tests)) and tests
+
+
+@pytest.fixture(scope='module')
+def reference(tmp_path_factory):
+    """A run that nothing happened to."""
+    logdir = tmp_path_factory.mktemp('reference')
+    finish(start(logdir))
+    Ledger(logdir).check_run()
+    return logdir
+
+
+def assert_same_run(logdir, reference):
+    assert metrics(logdir) == metrics(reference)
+    one, other = weights(logdir), weights(reference)
+    assert one.keys() == other.keys() and len(one) > 100
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], name)
+
+
+def test_equal_seeds_and_stops_at_saves_make_equal_runs(tmp_path, reference):
+    """One run that nothing happens to, and one that is stopped twice: killed behind a
+    save, and ended by --steps."""
+    same = start(tmp_path / 'same')
+    logdir = tmp_path / 'stopped'
+    finish(start(logdir, DREAMER_FAULT='saved:3'), -signal.SIGKILL)
+    finish(start(logdir, steps=260))
+    _, output = finish(start(logdir))
+    assert 'resumed at step 260' in output
+    finish(same)
+    assert_same_run(logdir, reference)
+    assert_same_run(tmp_path / 'same', reference)
+
+
+def test_evaluation_that_a_signal_breaks_off_is_done_again(tmp_path, reference):
+    logdir = tmp_path / 'run'
+    _, output = finish(start(logdir, DREAMER_FAULT='evaluation:1:term'))
+    assert 'stopping: saving' in output
+    finish(start(logdir))
+    assert evaluations(logdir) == evaluations(reference)
+
+
+def go_through(logdir, places):
+    """Starts a run again after every fault and checks it each time."""
+    ledger = Ledger(logdir)
+    for place in places:
+        if place.endswith('full'):
+            lines, output = finish(start(logdir, DREAMER_FAULT=place), 1)
+            assert len(lines) == 1 and 'No space left on device' in lines[0], output
+            assert 'Traceback' not in output
+        else:
+            finish(start(logdir, DREAMER_FAULT=place), -signal.SIGKILL)
+        ledger.check()
+    finish(start(logdir))
+    ledger.check_run()
+    assert len(ledger.seen) == STEPS // LENGTH
+    assert not list((logdir / 'episodes').glob('.*'))
+    assert not (logdir / 'checkpoints' / 'unfinished').exists()
+
+
+def test_killed_or_without_space_at_named_places_nothing_is_lost(tmp_path):
+    """Two runs at the same time: all that is waited for is their starts."""
+    places = [
+        'rename:2 write:2 metrics:2:full update:4 evaluation:3 checkpoint:2 metrics:6 '
+        'write:1:full written:1',
+        'write:1 update:1 video:1:full rename:3 checkpoint:1 metrics:3 evaluation:3 '
+        'checkpoint:1:full',
+    ]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        runs = [
+            pool.submit(go_through, tmp_path / str(number), words.split())
+            for number, words in enumerate(places)
+        ]
+        for run in runs:
+            run.result()
+
+
+def faulty(folder, *faults):
+    """Environment variables and flags for tests/standins/faulty.py."""
+    folder.mkdir()
+    for fault in faults:
+        (folder / fault).touch()
+    return dict(FAULTS=str(folder), PYTHONPATH=str(ROOT / 'tests' / 'standins'))
+
+
+FAULTY = ['--gym_import', 'faulty']
+
+
+def test_environments_that_fail_are_restarted(tmp_path):
+    """All kinds of failures, then one from outside, with episodes in between.
+
+    The five faults drop an episode each; whether one was open when the workers were
+    killed, and at the end, is left to chance."""
+    env = faulty(tmp_path / 'faults')
+    logdir = tmp_path / 'run'
+    process = start(
+        logdir, *FAULTY, '--worker_timeout', 10, task='gym_Faulty-v0', steps=1e6, **env
+    )
+    for fault in ('raise', 'kill', 'exit', 'hang', 'nan'):
+        (tmp_path / 'faults' / fault).touch()
+        wait_for(lambda: not os.listdir(tmp_path / 'faults'), process)
+        count = len(episodes(logdir))
+        wait_for(lambda: len(episodes(logdir)) > count, process)  # noqa: B023
+    # Of two workers one evaluates: its end is noticed when it is asked for something.
+    before = children(process)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: all(map(is_gone, before)), process)
+    count = len(episodes(logdir))
+    wait_for(lambda: len(episodes(logdir)) > count + 4, process)
+    after = children(process)
+    assert len(before) == len(after) == 2
+    process.send_signal(signal.SIGTERM)
+    _, output = finish(process)
+    for text in (
+        "KeyError: 'a fault of the environment",
+        'killed by SIGKILL',
+        'exit code 3',
+        'no answer within 10.0 s',
+        'reward nan',
+    ):
+        assert text in output, text
+    assert all(is_gone(pid) for pid in after)
+    newest = tf.train.latest_checkpoint(str(logdir / 'checkpoints'))
+    assert checkpoints.read(newest)['dropped'] >= 5
+    losses = [line for line in metrics(logdir) if 'episodes_dropped' in line]
+    assert losses[-1]['episodes_dropped'] >= 5
+    train = [line for line in metrics(logdir) if 'train/return' in line]
+    assert len(train) == len(episodes(logdir)) == train[-1]['episodes']
+
+
+def test_environment_that_always_fails_and_gradients_that_stay_non_finite(tmp_path):
+    env = faulty(tmp_path / 'faults', 'always_raise')
+    logdir = tmp_path / 'run'
+    flags = dict(task='gym_Faulty-v0', **env)
+    lines, output = finish(start(logdir, *FAULTY, **flags), 1)
+    assert 'failed 5 times in a row' in lines[-2] and 'saved' in lines[-1]
+    assert "KeyError: 'a fault of the environment'" in output
+    # Rewards whose squares no float32 holds, all from one module.
+    os.rename(tmp_path / 'faults/always_raise', tmp_path / 'faults/always_huge')
+    before = weights(logdir)
+    lines, _ = finish(
+        start(logdir, *FAULTY, '--pretrain', 60, '--allow_config_change', **flags), 1
+    )
+    assert 'the gradient of the model was not finite 50 times' in lines[-1]
+    (dump,) = (logdir / 'dumps').glob('*.index')
+    assert str(dump.with_suffix('')) in lines[-1]
+    reader = tf.train.load_checkpoint(str(dump.with_suffix('')))
+    name = 'agent/optimizers/model/skipped_in_a_row/.ATTRIBUTES/VARIABLE_VALUE'
+    assert reader.get_tensor(name) >= 50
+    # The checkpoints are not from behind that.
+    assert weights(logdir)[name] < 50 and before[name] == 0
+
+
+def test_second_process_stopped_worker_and_vanished_folder(tmp_path):
+    logdir = tmp_path / 'run'
+    process = start(logdir, steps=1e6)
+    wait_for(lambda: (logdir / 'metrics.jsonl').exists(), process)
+    lines, output = finish(start(logdir), 2)
+    assert len(lines) == 1 and f'in use by process {process.pid} on' in lines[0]
+    assert 'Traceback' not in output
+    wait_for(lambda: len(episodes(logdir)) > 5, process)
+    workers = children(process)
+    os.kill(workers[0], signal.SIGSTOP)  # It cannot end by itself.
+    os.rename(logdir, tmp_path / 'gone')
+    os.kill(workers[0], signal.SIGCONT)
+    lines, output = finish(process, 1)
+    assert len(lines) == 1 and 'No such file' in lines[0] and str(logdir) in lines[0]
+    assert 'Traceback' not in output and not logdir.exists()
+    assert all(is_gone(pid) for pid in workers)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB, where this user may mount one."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    mount = shutil.which('mount')
+    if (
+        not mount
+        or subprocess.run(
+            [mount, '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', folder],
+            capture_output=True,
+        ).returncode
+    ):
+        pytest.skip('mounting is for root alone')
+    yield folder
+    subprocess.run(['umount', folder], check=True)
+
+
+def test_disk_that_really_fills_up_and_one_that_is_read_only(small_disk):
+    ledger = Ledger(small_disk / 'run')
+    lines, output = finish(start(small_disk / 'run', steps=1e6), 1)
+    assert len(lines) == 1 and 'stopped' in lines[0] and 'Traceback' not in output
+    assert str(small_disk) in lines[0] or 'space' in lines[0]
+    ledger.check()
+    subprocess.run(['mount', '-o', 'remount,ro', small_disk], check=True)
+    lines, output = finish(start(small_disk / 'run', steps=1e6), 2)
+    assert len(lines) == 1 and 'Read-only' in lines[0] and 'Traceback' not in output
+    subprocess.run(['mount', '-o', 'remount,rw,size=64m', small_disk], check=True)
+    finish(start(small_disk / 'run', steps=200 + LENGTH * len(ledger.seen)))
+    ledger.check()
+
+
+def test_soak():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tests/soak.py'), '--kills', '1'],
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
+    assert done.stdout.splitlines()[-1].endswith('nothing lost'), done.stderr

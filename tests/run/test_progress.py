@@ -1,0 +1,399 @@
+"""What a run prints, with and without a terminal, and what TensorBoard shows of it."""
+
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import CLEAN, ROOT, short_run
+from PIL import Image, ImageSequence
+from rich.console import Console
+
+import configs
+from run import logger, progress, startup
+
+COLOUR = re.compile(r'\x1b\[[0-9;]*(3|4|9|10)[0-7]m')
+
+
+def config_for(tmp_path, *flags):
+    return configs.parse(['--logdir', str(tmp_path), '--precision', '32', *flags])
+
+
+def test_durations():
+    seconds = [0, 7, 65, 3600, 3723, 172799, 172800 + 3 * 3600]
+    assert [progress.duration(s) for s in seconds] == [
+        '0:00',
+        '0:07',
+        '1:05',
+        '1:00:00',
+        '1:02:03',
+        '47:59:59',
+        '2 d 3 h',
+    ]
+
+
+def measured(config, monkeypatch, output=None, updates=4):
+    """Progress that saw 8 steps a second, then 2 updates a second."""
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
+    shown = progress.Progress(
+        config, console=Console(file=output or io.StringIO(), width=200)
+    )
+    for name, steps, each in ('prefill', 100, 0.125), ('pretraining', updates, 0.5):
+        shown.start(name, steps)
+        for _ in range(steps):
+            clock[0] += each
+            shown.advance()
+    return shown
+
+
+def test_remaining_time_is_what_is_left_by_the_rates(tmp_path, monkeypatch):
+    config = config_for(
+        tmp_path,
+        '--task',
+        'dummy_continuous',
+        '--steps',
+        '1100',
+        '--prefill',
+        '100',
+        '--train_every',
+        '100',
+        '--train_steps',
+        '6',
+        '--pretrain',
+        '4',
+    )
+    shown = measured(config, monkeypatch)
+    # 1000 steps of 1/8 s, and 10 phases of 6 updates of 1/2 s.
+    assert shown.remaining(100, 4) == 125 + 30
+    assert shown.remaining(1100, 64) == 0
+    assert progress.Progress(config).remaining(100, 4) is None
+
+
+def test_lines_of_phases(tmp_path, monkeypatch):
+    config = config_for(tmp_path, '--task', 'dummy_continuous', '--log_every', '40')
+    output = io.StringIO()
+    measured(config, monkeypatch, output).finish()
+    assert output.getvalue().splitlines() == [
+        'prefill: 100 steps',
+        'prefill: 40/100 steps, 8 steps/s, 0:07 left',
+        'prefill: 80/100 steps, 8 steps/s, 0:02 left',
+        'prefill: 100 steps done in 0:12',
+        'pretraining: 4 steps',
+        'pretraining: 4 steps done in 0:02',
+    ]
+
+
+def test_a_slow_phase_speaks_once_a_minute(tmp_path, monkeypatch):
+    output = io.StringIO()
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
+    shown = progress.Progress(
+        config_for(tmp_path), console=Console(file=output, width=200)
+    )
+    shown.start('training', 100, 'updates')
+    for _ in range(30):
+        clock[0] += 9
+        shown.advance()
+    lines = output.getvalue().splitlines()
+    assert len(lines) == 4
+    assert lines[0] == 'training: 7/100 updates, 0.111 updates/s, 13:57 left'
+
+
+def test_hours_are_told_where_they_matter(tmp_path):
+    paper = config_for(tmp_path)
+    text = progress.advise_time(paper, 45 * 3600, [])
+    assert '45.0 hours' in text and '--configs small' in text and '100,000' in text
+    assert progress.advise_time(paper, 45 * 3600, ['NVIDIA H100']) is None
+    assert progress.advise_time(paper, 600, []) is None
+    small = config_for(tmp_path, '--configs', 'small')
+    assert progress.advise_time(small, 45 * 3600, []) is None
+
+
+def test_advice_comes_while_the_first_updates_go_on(tmp_path, monkeypatch):
+    output = io.StringIO()
+    config = config_for(tmp_path, '--task', 'dummy_continuous')
+    assert not measured(config, monkeypatch, updates=60).advice_is_due
+    shown = measured(config, monkeypatch, output, updates=62)
+    assert shown.advice_is_due
+    shown.advise(100, 60)
+    assert not shown.advice_is_due
+    # A thing said once is not said again.
+    shown.advise(100, 60)
+    gpus = tf.config.list_physical_devices('GPU')
+    assert output.getvalue().count('advice: without a GPU') == (not gpus)
+
+
+def test_replay_by_the_end_of_the_run(tmp_path):
+    config = config_for(tmp_path, '--replay_memory', '4e9')
+    # 2.5e6 images of 12,288 bytes, and 8 numbers beside each.
+    assert progress.replay_size(config, 6) == (
+        'by the end 30.8 GB on disk, 4 GB in memory'
+    )
+    assert progress.advise_disk(config_for(tmp_path, '--steps', '1e4'), 6, 0) is None
+    kept = dataclasses.replace(config, replay_capacity=200_000)
+    assert progress.replay_size(kept, 6) == (
+        'by the end 1.23 GB on disk, 1.23 GB in memory'
+    )
+    huge = dataclasses.replace(config, steps=10**15)
+    assert not progress.advise_disk(dataclasses.replace(huge, replay_capacity=1), 6, 0)
+    assert 'are free' in progress.advise_disk(huge, 6, 0)
+    assert progress.advise_disk(huge, 6, 10**15) is None
+
+
+@pytest.mark.parametrize('no_color', [False, True])
+def test_colours_of_the_bars(tmp_path, monkeypatch, no_color):
+    monkeypatch.delenv('NO_COLOR', raising=False)
+    if no_color:
+        monkeypatch.setenv('NO_COLOR', '1')
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, color_system='truecolor')
+    with progress.Progress(config_for(tmp_path), console=console) as shown:
+        shown.start('collecting', 10)
+        shown.advance(5)
+    assert 'collecting' in output.getvalue()
+    assert bool(COLOUR.search(output.getvalue())) != no_color
+
+
+def test_colours_of_videos():
+    """One pixel of yellow among thousands of red and green is yellow."""
+    ramp = np.arange(64, dtype=np.uint8) * 4
+    frames = np.zeros((3, 64, 64, 3), np.uint8)
+    frames[:, :32, :, 0] = ramp
+    frames[:, 32:, :, 1] = ramp
+    for i in range(3):
+        frames[i, 10 + i, 5] = 200, 200, 0
+    shown = Image.open(io.BytesIO(logger.encode_gif(frames, 20)))
+    for i, image in enumerate(ImageSequence.Iterator(shown)):
+        pixels = np.asarray(image.convert('RGB')).astype(int)
+        assert np.abs(pixels - frames[i]).max() <= 32
+    assert i == 2 and shown.info['duration'] == 50
+
+
+def test_tensorboard_groups():
+    assert [
+        logger.tag(key)
+        for key in (
+            'test/return',
+            'image_loss',
+            'div',
+            'model_grad_norm',
+            'actor_loss',
+            'action_ent',
+            'value_skipped',
+            'fps',
+            'updates_per_s',
+            'gradient_step',
+            'episodes',
+        )
+    ] == [
+        'test/return',
+        'model/image_loss',
+        'model/div',
+        'model/model_grad_norm',
+        'actor/actor_loss',
+        'actor/action_ent',
+        'value/value_skipped',
+        'time/fps',
+        'time/updates_per_s',
+        'time/gradient_step',
+        'replay/episodes',
+    ]
+
+
+@pytest.mark.parametrize(
+    'words, wanted',
+    [
+        ([], False),
+        (['--verbose'], True),
+        (['--verbose', 'false'], False),
+        (['--verbose=false'], False),
+        (['--verbose', 'true', '--jit', 'false'], True),
+        (['--verbose', '--jit', 'false'], True),
+        (['--verbose', '--verbose=false'], False),
+    ],
+)
+def test_chatter_is_asked_for(words, wanted):
+    assert startup.asked_for_chatter(words) == wanted
+
+
+def test_what_is_caught_is_printed_after_an_error(capfd):
+    with startup.caught_stderr():
+        os.write(2, b'chatter\n')
+    assert capfd.readouterr().err == ''
+    with pytest.raises(ImportError), startup.caught_stderr():
+        os.write(2, b'the reason\n')
+        raise ImportError
+    os.write(2, b'after\n')
+    assert capfd.readouterr().err == 'the reason\nafter\n'
+
+
+@pytest.mark.slow
+def test_verbose_lets_tensorflow_speak():
+    for flags, speaks in ([], False), (['--verbose'], True):
+        done = subprocess.run(
+            [sys.executable, '-c', 'from run import startup', *flags],
+            cwd=ROOT,
+            env=CLEAN,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0 and bool(done.stderr) == speaks, done.stderr
+
+
+@pytest.mark.slow
+def test_plain_lines_without_a_terminal(finished):
+    logdir, output, errors = finished
+    lines = output.splitlines()
+    assert errors == '' and '\x1b' not in output and '\r' not in output
+    header = dict(line.split(maxsplit=1) for line in lines[:7])
+    assert list(header) == [
+        'task',
+        'method',
+        'device',
+        'parameters',
+        'steps',
+        'replay',
+        'logs',
+    ]
+    assert header['task'] == 'dummy_continuous, seed 0'
+    assert header['method'] == 'dreamer, reconstruction'
+    assert 'float32' in header['device']
+    assert re.fullmatch(
+        r'model [\d,]+, actor [\d,]+, value [\d,]+', header['parameters']
+    )
+    assert header['steps'] == '300 to go, 0 of 300 done'
+    assert header['replay'].startswith('by the end 3.69 MB on disk')
+    assert str(logdir) in header['logs']
+    logged = [line for line in lines if re.match(r'step [\d,]+/300 ', line)]
+    rows = [
+        json.loads(line) for line in (logdir / 'metrics.jsonl').read_text().splitlines()
+    ]
+    assert len(logged) == len([row for row in rows if 'model_loss' in row]) == 3
+    for line in logged:
+        assert re.search(r'train return .*model_loss .* steps/s, .*left', line), line
+    evaluated = [line for line in lines if 'evaluation return' in line]
+    scores = [row['test/return'] for row in rows if 'test/return' in row]
+    assert len(evaluated) == len(scores) >= 2
+    for i, line in enumerate(evaluated):
+        assert f'return {scores[i]:.1f}, ' in line
+        assert f'best so far {max(scores[: i + 1]):.1f} ' in line
+    # A slow machine has a line a minute too.
+    phases = [line for line in lines[7:] if not re.match(r'step |\w+: \d+/', line)]
+    assert [line.split(' in ')[0] for line in phases] == [
+        'prefill: 100 steps',
+        'prefill: 100 steps done',
+        'pretraining: 2 updates',
+        'pretraining: 2 updates done',
+    ]
+
+
+def read_terminal(command, until, **env):
+    """Runs `command` on a terminal of 150 columns, stops it with SIGTERM once the
+    patterns `until` have been printed; returns the exit code and all output."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 150, 0, 0))
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**CLEAN, 'TERM': 'xterm-256color', **env},
+    )
+    os.close(theirs)
+    output, stopped, deadline = '', False, time.time() + 600
+    while time.time() < deadline:
+        if select.select([ours], [], [], 1)[0]:
+            try:
+                output += os.read(ours, 65536).decode(errors='replace')
+            except OSError:  # The other end is closed.
+                break
+        if not stopped and all(re.search(pattern, output) for pattern in until):
+            process.send_signal(signal.SIGTERM)
+            stopped = True
+    os.close(ours)
+    return process.wait(300), output
+
+
+@pytest.mark.slow
+def test_bars_and_advice_on_a_terminal(finished, tmp_path):
+    logdir = tmp_path / 'run'
+    shutil.copytree(finished[0], logdir)
+    collecting = r'collecting .* \d+/100 steps, .* steps/s, .* left'
+    gpus = tf.config.list_physical_devices('GPU')
+    advice = [] if gpus else ['advice: without a GPU']
+    code, output = read_terminal(
+        [*short_run(logdir), '--steps', '1e12'], [collecting, *advice], NO_COLOR='1'
+    )
+    assert code == 0, output
+    assert 'resumed at step 300' in output
+    assert '999,999,999,700 to go, 300 of 1,000,000,000,000 done' in output
+    assert 'advice: the episodes to come take 1.23e+07 GB' in output
+    assert 'stopping: saving first' in output
+    assert re.search(collecting, output) and '━' in output
+    assert not COLOUR.search(output)
+    assert output.count('advice: without a GPU') == (not gpus)
+    # A second interrupt would leave a hidden cursor behind.
+    assert output.rfind('\x1b[?25h') > output.rfind('\x1b[?25l')
+    first, later = (
+        list(map(float, re.findall(r'best so far (\S+)', text)))
+        for text in (finished[1], output)
+    )
+    assert all(score >= first[-1] for score in later)
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_the_run(finished):
+    """As TensorBoard itself reads it; looked at in a browser by hand."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(finished[0]), size_guidance={'tensors': 0})
+    events.Reload()
+    tags = events.Tags()['tensors']
+    assert {tag.split('/')[0] for tag in tags} == {
+        'train',
+        'test',
+        'model',
+        'actor',
+        'value',
+        'time',
+        'replay',
+        'videos',
+        'config',
+    }
+    returns = [
+        (event.step, float(make_ndarray(event.tensor_proto)))
+        for event in events.Tensors('test/return')
+    ]
+    rows = [
+        json.loads(line)
+        for line in (finished[0] / 'metrics.jsonl').read_text().splitlines()
+    ]
+    assert returns == [
+        (row['step'], pytest.approx(row['test/return']))
+        for row in rows
+        if 'test/return' in row
+    ]
+    text = make_ndarray(events.Tensors('config')[0].tensor_proto).item().decode()
+    assert '| task | dummy_continuous |' in text and '| horizon | 11 |' in text
+    for name in 'eval', 'openloop':
+        width, height, gif = make_ndarray(
+            events.Tensors(f'videos/{name}')[0].tensor_proto
+        )
+        assert gif.startswith(b'GIF8') and int(width) % 64 == int(height) % 64 == 0

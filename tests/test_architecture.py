@@ -1,0 +1,93 @@
+"""The plan of the house: imports run downwards, walls hold, scripts stand alone."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+# From the cellar up (see docs/architecture.md): a place imports from those before it.
+PLACES = (
+    'storage envs tools learning scores wrappers configs models acting agent run '
+    'dreamer evaluate plotting sweep benchmarks'
+).split()
+SCRIPTS = {'dreamer', 'evaluate', 'plotting', 'sweep'}
+WALLED = {'storage', 'envs', 'acting', 'wrappers', 'configs'}
+HEAVY = {'tensorflow', 'keras', 'tensorflow_probability', 'tf_keras'}
+FILES = sorted(
+    path
+    for path in [*ROOT.glob('*.py'), *ROOT.glob('*/*.py')]
+    if path.relative_to(ROOT).parts[0] != 'tests'
+)
+
+
+def place(path):
+    """The room, a file in front or a folder, that a file stands in."""
+    return path.relative_to(ROOT).with_suffix('').parts[0]
+
+
+def imports(path):
+    """Dotted names of all that a file imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f'{path} imports relatively'
+            names.update(f'{node.module}.{alias.name}' for alias in node.names)
+    return names
+
+
+def file_of(name):
+    """The project's file that a dotted name leads to; None if it is another's."""
+    parts = name.split('.')
+    for count in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:count])
+        for file in (path.with_suffix('.py'), path / '__init__.py'):
+            if file.exists():
+                return file
+    return None
+
+
+def reach(path, seen):
+    """Dotted names of all that a file imports, also through the project's files."""
+    names = imports(path)
+    for file in set(map(file_of, names)) - {None} - seen:
+        seen.add(file)
+        names |= reach(file, seen)
+    return names
+
+
+def test_every_file_has_its_place():
+    assert {place(path) for path in FILES} == set(PLACES)
+    front = [path for path in FILES if path.parent == ROOT]
+    assert len(front) == 9
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_downwards(path):
+    here = place(path)
+    for name in imports(path):
+        file = file_of(name)
+        if file and place(file) != here:
+            assert PLACES.index(place(file)) < PLACES.index(here), name
+
+
+def test_files_of_a_folder_import_one_another_in_one_direction():
+    for path in FILES:
+        inside = {file_of(name) for name in reach(path, set())}
+        assert path not in inside, f'{path} imports itself in a circle'
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_tensorflow_behind_the_wall(path):
+    if place(path) in WALLED:
+        assert not {name.split('.')[0] for name in reach(path, set())} & HEAVY
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_script_is_imported(path):
+    assert not {name.split('.')[0] for name in imports(path)} & SCRIPTS
+
+
+def test_tools_import_no_other_file():
+    assert not [name for name in imports(ROOT / 'tools.py') if file_of(name)]
