@@ -517,7 +517,8 @@ def test_damaged_episodes_are_named_and_skipped(tmp_path):
 def test_a_second_signal_ends_the_program_at_once():
     """Also in the midst of a computation that no handler of Python's interrupts."""
     script = (
-        'import hashlib, tools\n'
+        'import hashlib\n'
+        'from run import startup\n'
         'startup.heed_signals(lambda: print("asked", flush=True), "saving")\n'
         'print("ready", flush=True)\n'
         'hashlib.pbkdf2_hmac("sha256", b"", b"", 10 ** 9)\n'
