@@ -20,7 +20,7 @@ from storage import faults
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs eval_envs parallel precision '
     'jit verbose worker_timeout replay_memory replay_capacity allow_config_change '
-    'lab_renderer lab_level_cache'.split()
+    'lab_renderer lab_level_cache lab_dataset'.split()
 )
 
 # Groups of flags in --help: each begins with this one, as in `Config`.
@@ -43,6 +43,7 @@ ENVIRONMENT_FLAGS = (
     'lab_renderer',
     'lab_holdout',
     'lab_level_cache',
+    'lab_dataset',
     'gym_import',
 )
 
@@ -163,6 +164,9 @@ class Config:
         'DeepMind Lab: folder for compiled levels, shared '
         'by all environments; empty is none',
         path=True,
+    )
+    lab_dataset: str = _flag(
+        '', 'DeepMind Lab: folder of the images that two psychlab levels show'
     )
     gym_import: str = _flag(
         '', 'module that registers further Gymnasium environments when imported'

@@ -46,6 +46,7 @@ def make(
     lab_renderer='software',
     lab_holdout=False,
     lab_level_cache='',
+    lab_dataset='',
     gym_import='',
 ):
     """Builds the environment of a task.
@@ -63,8 +64,8 @@ def make(
         multisampling: 3 to 6 times as many images a second where no GPU renders, but
         other images than the published results were made with.
       same_game: In Atari, see `envs.atari.Atari`.
-      lab_actions, lab_renderer, lab_holdout, lab_level_cache: In DeepMind Lab, see
-        `envs.lab.DeepMindLab`.
+      lab_actions, lab_renderer, lab_holdout, lab_level_cache, lab_dataset: In
+        DeepMind Lab, see `envs.lab.DeepMindLab`.
       gym_import: For gym_ tasks, see `envs.registered.GymnasiumTask`.
 
     Returns:
@@ -96,6 +97,7 @@ def make(
             lab_renderer,
             lab_holdout,
             lab_level_cache,
+            lab_dataset,
         )
         env = TimeLimit(env, -(-time_limit // action_repeat))
     else:

@@ -1,8 +1,14 @@
 """Levels of DeepMind Lab, and their cache."""
 
+import contextlib
+import io
 import os
+import pathlib
+import re
 import shutil
+import sys
 import tempfile
+import zipfile
 
 import gymnasium
 import numpy as np
@@ -29,6 +35,22 @@ LAB_LEVELS = (
     'explore_object_rewards_many'
 ).split()
 
+# Levels at the top of the simulator's folder. Users add their own there.
+LAB_TOP_LEVELS = (
+    'lt_chasm lt_hallway_slope lt_horseshoe_color lt_space_bounce_hard '
+    'nav_maze_random_goal_01 nav_maze_random_goal_02 nav_maze_random_goal_03 '
+    'nav_maze_static_01 nav_maze_static_02 nav_maze_static_03 seekavoid_arena_01 '
+    'stairway_to_melon'
+).split()
+
+# Levels that are in two parts, NAME_train and NAME_test; the others are held out by
+# the seeds that `mixerSeed` makes of those of the episodes.
+LAB_HELD_OUT = ('rooms_collect_good_objects', 'rooms_exploit_deferred_effects')
+
+# Levels that show images, which are no part of the package: these and, by their paths,
+# their like.
+LAB_WITH_IMAGES = ('arbitrary_visuomotor_mapping', 'continuous_recognition')
+
 # The nine actions of the first author's release (look left-right, look up-down,
 # strafe, move, fire, jump, crouch), in the notation of the keyword `lab_actions`.
 LAB_ACTIONS = (
@@ -40,9 +62,12 @@ LAB_ACTIONS = (
 LAB_HINT = (
     'DeepMind Lab is not installed: it is on no registry; build its wheel with Bazel '
     'from https://github.com/google-deepmind/lab (target '
-    '//python/pip_package:build_pip_package, see docs/users/build.md there) and '
+    '//python/pip_package:build_pip_package, see docs/deepmind-lab.md here) and '
     'install it with pip'
 )
+
+# A file of the cache, also one that is being written.
+CACHED = re.compile(r'\.?.+_(no)?aas_[0-9a-f]{32}(\..+)?', re.IGNORECASE)
 
 
 class DeepMindLab(gymnasium.Env):
@@ -51,25 +76,29 @@ class DeepMindLab(gymnasium.Env):
     The image of a finished episode is the last one that was seen while it ran: the
     simulator shows none behind the end, which terminates. `info['simulator_steps']`
     is the action repeat, also where a level ends within it, which the simulator does
-    not tell.
+    not tell. An episode is a function of the seed given to `reset` and of the actions,
+    except in levels with opponents.
 
     Args:
-      name: One of `LAB_LEVELS` (DMLab-30), or the path of any other level, which is
-        recognised by a slash.
-      size: Height and width of the images in pixels.
+      name: One of `LAB_LEVELS` (DMLab-30), or any other level, as the simulator calls
+        it: its path below its folder of levels, without the ending.
+      size: Height and width of the images in pixels, rounded up to multiples of 4.
       training: Whether the episodes are for training.
       action_repeat: Frames for which an action is held.
-      lab_actions: The actions: seven integers each, separated by commas, as the
-        simulator takes them; actions are separated by semicolons. Empty for the
-        nine of `LAB_ACTIONS`.
-      lab_renderer: 'software', or 'hardware' where a GPU renders.
+      lab_actions: The actions: integers as the simulator takes them, separated by
+        commas; actions are separated by semicolons. Empty for the nine of
+        `LAB_ACTIONS`, in which whatever else a level has stays at rest.
+      lab_renderer: 'software', or 'hardware' where a GPU renders: the one of the
+        environment variable MUJOCO_EGL_DEVICE_ID, if it is set.
       lab_holdout: Evaluate on the hold-out levels, which training never shows.
       lab_level_cache: Folder that keeps compiled levels; several environments may
         share it. Without one, every episode compiles its level anew.
+      lab_dataset: Folder of the images that some levels show.
 
     Raises:
-      ValueError: If there is no such level, or the actions are malformed.
-      RuntimeError: If the package is not installed.
+      ValueError: If there is no such level, if it is not for training, or if the
+        actions are malformed or do not fit it.
+      RuntimeError: If the package is not installed, or the level cannot be loaded.
     """
 
     metadata = {'render_modes': ['rgb_array']}
@@ -85,50 +114,54 @@ class DeepMindLab(gymnasium.Env):
         lab_renderer='software',
         lab_holdout=False,
         lab_level_cache='',
+        lab_dataset='',
     ):
-        if '/' not in name and name not in LAB_LEVELS:
-            hint = did_you_mean(name, LAB_LEVELS, 'dmlab')
-            raise ValueError(
-                f"Unknown task 'dmlab_{name}'{hint}: the levels are "
-                f'{", ".join(LAB_LEVELS)}, and paths such as tests/empty_room_test.'
-            )
+        self._task = f'dmlab_{name}'
+        self._repeat = action_repeat
+        level = _find_level(name, training, lab_holdout)
+        actions = _parse_actions(lab_actions or LAB_ACTIONS)
         if lab_renderer not in ('software', 'hardware'):
             raise ValueError(
                 f"Unknown renderer '{lab_renderer}' of DeepMind Lab: use 'software' or "
                 "'hardware'."
             )
-        self._actions = self._parse(lab_actions or LAB_ACTIONS)
-        try:
-            import deepmind_lab
-        except ImportError as error:
-            raise RuntimeError(f'{LAB_HINT} ({error}).') from error
         # All values are strings, which the simulator insists on.
-        config = {'width': str(size[1]), 'height': str(size[0]), 'logLevel': 'WARN'}
+        height, width = (str(-(-pixels // 4) * 4) for pixels in size)
+        config = {'width': width, 'height': height, 'logLevel': 'WARN'}
         if lab_holdout and not training:
             config |= {'allowHoldOutLevels': 'true', 'mixerSeed': '1611489005'}
-        self._env = deepmind_lab.Lab(
-            name if '/' in name else f'contributed/dmlab30/{name}',
-            ['RGB_INTERLEAVED'],
-            config=config,
-            renderer=lab_renderer,
-            level_cache=LevelCache(lab_level_cache) if lab_level_cache else None,
-        )
-        self._repeat = action_repeat
+        if lab_dataset:
+            config['datasetPath'] = _find_dataset(lab_dataset)
+        if lab_renderer == 'hardware' and os.environ.get('MUJOCO_EGL_DEVICE_ID'):
+            config['gpuDeviceIndex'] = os.environ['MUJOCO_EGL_DEVICE_ID']
+        cache = LevelCache(lab_level_cache) if lab_level_cache else None
+        self._env = self._load(name, level, config, lab_renderer, cache)
+        try:
+            self._actions = self._fit_actions(actions, lab_actions)
+            # The first episode of a simulator differs from later ones of its seed.
+            self._start(0)
+        except BaseException:
+            self.close()
+            raise
         self.action_space = Discrete(len(self._actions))
         self.observation_space = Dict()
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        # The simulator takes a seed for every episode, a signed integer of 32 bits.
-        self._env.reset(seed=int(self.np_random.integers(2**31)))
-        self._image = self._env.observations()['RGB_INTERLEAVED']
+        if self._env is None:  # The simulator would end the process.
+            raise RuntimeError(f"'{self._task}' is closed: it cannot be reset.")
+        # It takes a seed for every episode, a signed integer of 32 bits.
+        self._start(int(self.np_random.integers(2**31)))
         return {}, {}
 
     def step(self, action):
-        reward = self._env.step(self._actions[action], num_steps=self._repeat)
-        running = self._env.is_running()
-        if running:
-            self._image = self._env.observations()['RGB_INTERLEAVED']
+        if self._env is None:
+            raise RuntimeError(f"'{self._task}' is closed: it cannot take a step.")
+        with self._one_line():
+            reward = self._env.step(self._actions[action], num_steps=self._repeat)
+            running = self._env.is_running()
+            if running:
+                self._image = self._env.observations()['RGB_INTERLEAVED']
         info = {'simulator_steps': self._repeat}
         return {}, float(reward), not running, False, info
 
@@ -136,51 +169,223 @@ class DeepMindLab(gymnasium.Env):
         return self._image
 
     def close(self):
-        self._env.close()
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
 
-    @staticmethod
-    def _parse(text):
-        """Returns the actions, np.intc [A, 7], that the text describes."""
+    def _load(self, name, level, config, renderer, cache):
+        """Returns the simulator."""
+        unknown = ''
+        if '/' not in name and name not in LAB_LEVELS + LAB_TOP_LEVELS:
+            hint = did_you_mean(name, LAB_LEVELS + LAB_TOP_LEVELS, 'dmlab')
+            unknown = (
+                f"Unknown task '{self._task}'{hint}: the levels are "
+                f'{", ".join(LAB_LEVELS)}, and others as the simulator calls them, '
+                'such as lt_chasm or tests/empty_room_test'
+            )
         try:
-            rows = [list(map(int, row.split(','))) for row in text.split(';')]
-            actions = np.array(rows, np.intc)
-            if actions.shape[1] != 7:
-                raise ValueError
-        except (ValueError, OverflowError):
-            raise ValueError(
-                f"The actions '{text}' of DeepMind Lab are not seven integers each, "
-                f"such as '{LAB_ACTIONS[:30]}'."
-            ) from None
-        return actions
+            import deepmind_lab
+        except ImportError as error:
+            if unknown:
+                raise ValueError(f'{unknown}.') from error
+            missing = isinstance(error, ModuleNotFoundError)
+            if missing and error.name == 'deepmind_lab':
+                raise RuntimeError(f'{LAB_HINT} ({error}).') from error
+            raise RuntimeError(
+                f'DeepMind Lab is installed, but cannot be imported ({error}): it '
+                'needs Python 3.11 or older, dm_env, six, and a setuptools that has '
+                'pkg_resources.'
+            ) from error
+        try:
+            with self._one_line():
+                return deepmind_lab.Lab(
+                    level,
+                    ['RGB_INTERLEAVED'],
+                    config=config,
+                    renderer=renderer,
+                    level_cache=cache,
+                )
+        except RuntimeError as error:
+            if unknown:
+                raise ValueError(f'{unknown} ({error}).') from error
+            raise
+
+    def _start(self, seed):
+        hints = []
+        if not shutil.which('zip'):
+            hints.append('levels that it generates need the program zip')
+        if self._task.endswith(LAB_WITH_IMAGES):
+            hints.append(
+                'this level needs images, in a folder that --lab_dataset names'
+            )
+        with self._one_line(*hints):
+            self._env.reset(seed=seed)
+            self._image = self._env.observations()['RGB_INTERLEAVED']
+
+    def _fit_actions(self, actions, text):
+        """Returns the actions, np.intc [A, components], with all that this level has.
+
+        The simulator checks no bounds: moving forward by 2 moves backwards.
+        """
+        spec = self._env.action_spec()
+        if not text and actions.shape[1] < len(spec):
+            actions = np.pad(actions, [(0, 0), (0, len(spec) - actions.shape[1])])
+        fault = ''
+        if actions.shape[1] != len(spec):
+            fault = f'they have {actions.shape[1]} components'
+        else:
+            low, high = ([part[key] for part in spec] for key in ('min', 'max'))
+            for row, column in np.argwhere((actions < low) | (actions > high))[:1]:
+                fault = f'action {row + 1} has the component {actions[row, column]}'
+        if not fault:
+            return actions
+        bounds = ', '.join('{name} {min} to {max}'.format(**part) for part in spec)
+        raise ValueError(
+            f"The actions '{text or LAB_ACTIONS}' do not fit '{self._task}': {fault}, "
+            f'and its {len(spec)} are {bounds}.'
+        )
+
+    @contextlib.contextmanager
+    def _one_line(self, *hints):
+        """Makes one line with the cause of the simulator's errors of many lines."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            # Lua writes the cause first, and behind it where it was found.
+            text = ' '.join(str(error).partition('stack traceback')[0].split())
+            raise RuntimeError(
+                f"DeepMind Lab, '{self._task}': {'; '.join((text, *hints))}"
+            ) from error
+
+
+def _find_level(name, training, holdout):
+    """Returns the simulator's name of a level, or its hold-out part in evaluation."""
+    level = f'contributed/dmlab30/{name}' if name in LAB_LEVELS else name
+    stem, _, part = level.rpartition('_')
+    if not stem.endswith(LAB_HELD_OUT):
+        return level
+    if part == 'test' and training:
+        train = f'dmlab_{name.removesuffix("test")}train'
+        raise ValueError(
+            f"'dmlab_{name}' is held out for evaluation: train on '{train}', which "
+            '--lab_holdout true evaluates on it.'
+        )
+    return f'{stem}_test' if part == 'train' and holdout and not training else level
+
+
+def _find_dataset(folder):
+    path = os.path.abspath(os.path.expanduser(folder))
+    if not os.path.isdir(path):
+        raise ValueError(f"--lab_dataset is '{folder}', which is not a folder.")
+    return path
+
+
+def _parse_actions(text):
+    """Returns the actions that the text describes, np.intc [A, components]."""
+    try:
+        return np.array(
+            [list(map(int, row.split(','))) for row in text.split(';')], np.intc
+        )
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"The actions '{text}' of DeepMind Lab are not integers, as many in each, "
+            f"such as '{LAB_ACTIONS[:30]}'."
+        ) from None
 
 
 class LevelCache:
     """Compiled levels of DeepMind Lab in a folder that processes can share.
 
+    A cache is a convenience: where it cannot be read or written, there is a warning,
+    once, and levels are compiled.
+
     Args:
       directory: The folder; made where it is missing.
+      limit: Size of all levels in it [bytes]. Those that were used longest ago are
+        deleted, now and then; other files stay.
     """
 
-    def __init__(self, directory):
-        self._directory = directory
-        os.makedirs(directory, exist_ok=True)
+    CHECK_EVERY = 100  # writes; a level takes about 50 kB
+
+    def __init__(self, directory, limit=2 * 10**9):
+        self._directory = pathlib.Path(directory).expanduser().absolute()
+        self._limit = limit
+        self._writes = 0
+        self._warned = False
+        with self._warn():
+            self._directory.mkdir(parents=True, exist_ok=True)
 
     def fetch(self, key, pk3_path):
-        """Copies the level to `pk3_path`; returns whether there is one."""
-        try:
-            shutil.copyfile(os.path.join(self._directory, key), pk3_path)
-        except FileNotFoundError:
-            return False
-        return True
+        """Copies the level to `pk3_path`; returns whether there is one that is whole.
+
+        A damaged one would end the process. It is written anew.
+        """
+        path = self._directory / key
+        with self._warn():
+            try:
+                level = path.read_bytes()
+            except FileNotFoundError:
+                return False
+            if not _is_whole(level, key):
+                return False
+            pathlib.Path(pk3_path).write_bytes(level)
+            with contextlib.suppress(OSError):  # Who may only read it, may do so.
+                os.utime(path)
+            return True
+        return False
 
     def write(self, key, pk3_path):
         """Stores the level at `pk3_path`, whole or not at all."""
-        # A name of its own for every writer; the last one to finish wins.
-        handle, temporary = tempfile.mkstemp(prefix='.', dir=self._directory)
-        os.close(handle)
+        with self._warn():
+            # A name of its own for every writer; the last one to finish wins.
+            handle, temporary = tempfile.mkstemp(prefix=f'.{key}.', dir=self._directory)
+            os.close(handle)
+            try:
+                shutil.copyfile(pk3_path, temporary)
+                os.replace(temporary, self._directory / key)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+            if self._writes % self.CHECK_EVERY == 0:
+                self._make_room()
+            self._writes += 1
+
+    def _make_room(self):
+        """Deletes what was used longest ago, also what killed writers have left."""
+        found = []
+        for entry in os.scandir(self._directory):
+            with contextlib.suppress(FileNotFoundError):  # Another may be deleting too.
+                if CACHED.fullmatch(entry.name):
+                    found.append((entry.stat().st_mtime, entry.stat().st_size, entry))
+        excess = sum(size for _, size, _ in found) - self._limit
+        for _, size, entry in sorted(found, key=lambda file: file[0]):
+            if excess <= 0:
+                break
+            pathlib.Path(entry).unlink(missing_ok=True)
+            excess -= size
+
+    @contextlib.contextmanager
+    def _warn(self):
+        """Makes a warning of an error of the file system."""
         try:
-            shutil.copyfile(pk3_path, temporary)
-            os.replace(temporary, os.path.join(self._directory, key))
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            yield
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                print(
+                    f'dreamer: warning: the level cache {self._directory} cannot be '
+                    f'used ({error}); levels are compiled',
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+def _is_whole(level, key):
+    """Whether the bytes of a level are those of an archive with the map of `key`, which
+    is MAP_(aas|noaas)_MD5."""
+    name = key.rsplit('_', 2)[0]
+    try:
+        with zipfile.ZipFile(io.BytesIO(level)) as archive:
+            return f'maps/{name}.bsp' in archive.namelist() and not archive.testzip()
+    except Exception:  # Damage has many kinds.
+        return False

@@ -1,9 +1,16 @@
-"""Tests of DeepMind Lab, on a stand-in that implements its interface strictly."""
+"""Tests of DeepMind Lab, on a stand-in that does what was seen of the real one."""
 
+import hashlib
 import os
 import pathlib
+import random
+import shutil
+import signal
 import subprocess
 import sys
+import time
+import zipfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,11 +18,13 @@ import pytest
 import wrappers
 from acting import workers
 from acting.collector import Collector
+from envs import lab as envs_lab
 from envs.lab import LevelCache
 
 STANDINS = str(pathlib.Path(__file__).parents[1] / 'standins')
 TASK = 'dmlab_rooms_watermaze'
 KWARGS = {'action_repeat': 4, 'time_limit': 1000}
+HELD_OUT = ['rooms_collect_good_objects', 'rooms_exploit_deferred_effects']
 
 
 @pytest.fixture
@@ -23,6 +32,7 @@ def lab(monkeypatch):
     """The stand-in, freshly imported."""
     monkeypatch.syspath_prepend(STANDINS)
     monkeypatch.delitem(sys.modules, 'deepmind_lab', raising=False)
+    monkeypatch.delenv('MUJOCO_EGL_DEVICE_ID', raising=False)
     import deepmind_lab
 
     yield deepmind_lab
@@ -31,6 +41,14 @@ def lab(monkeypatch):
 
 def one_hot(index, size=9):
     return np.eye(size, dtype=np.float32)[index]
+
+
+def refusal(kind, task=TASK, **kwargs):
+    """The message, of one line, with which a task is refused."""
+    with pytest.raises(kind) as caught:
+        wrappers.make(task, **kwargs)
+    assert caught.type is kind and '\n' not in str(caught.value)
+    return str(caught.value)
 
 
 def test_level_and_config(lab):
@@ -45,6 +63,30 @@ def test_level_and_config(lab):
     assert lab.created[1].renderer == 'hardware'
 
 
+def test_images_of_any_size(lab):
+    """The simulator renders multiples of 4 only."""
+    env = wrappers.make(TASK, size=(50, 63), **KWARGS)
+    assert lab.created[0].config['height'] == '52'
+    assert lab.created[0].config['width'] == '64'
+    assert env.reset(seed=0)[0]['image'].shape == (50, 63, 3)
+
+
+@pytest.mark.parametrize('name', ['lt_chasm', 'nav_maze_static_01', 'users_own_level'])
+def test_levels_at_the_top(lab, name):
+    wrappers.make(f'dmlab_{name}').reset(seed=0)
+    assert lab.created[0].level == name
+
+
+def test_unknown_levels(lab):
+    message = refusal(ValueError, 'dmlab_lt_chasms')
+    assert 'did you mean dmlab_lt_chasm?' in message and 'Level not found' in message
+    message = refusal(ValueError, 'dmlab_zzz')
+    assert 'rooms_watermaze, ' in message and 'lt_chasm or' in message
+    message = refusal(RuntimeError, 'dmlab_tests/zzz')
+    assert 'Level not found' in message and 'tests/zzz.lua' in message
+    assert 'traceback' not in message
+
+
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('holdout', [True, False])
 def test_holdout_levels_in_evaluation_only(lab, training, holdout):
@@ -55,6 +97,21 @@ def test_holdout_levels_in_evaluation_only(lab, training, holdout):
         assert config['mixerSeed'] == '1611489005'
     else:
         assert not {'allowHoldOutLevels', 'mixerSeed'} & config.keys()
+
+
+@pytest.mark.parametrize('folder', ['', 'contributed/dmlab30/'])
+@pytest.mark.parametrize('name', HELD_OUT)
+def test_levels_in_two_parts(lab, name, folder):
+    """Evaluation takes the other part, by whatever name the level is given."""
+    task = f'dmlab_{folder}{name}_train'
+    for training in True, False:
+        for holdout in True, False:
+            wrappers.make(task, training=training, lab_holdout=holdout).reset(seed=0)
+    levels = [env.level.rpartition('/')[2] for env in lab.created]
+    assert levels == [f'{name}_{part}' for part in ('train', 'train', 'test', 'train')]
+    for holdout in True, False:
+        message = refusal(ValueError, f'dmlab_{folder}{name}_test', lab_holdout=holdout)
+        assert f"train on '{task}'" in message and '--lab_holdout true' in message
 
 
 def test_nine_actions_are_held_within_the_simulator(lab):
@@ -84,11 +141,42 @@ def test_other_actions(lab):
     assert lab.created[0].actions == [(0, 0, 0, 1, 0, 1, 0, 2)]
 
 
-@pytest.mark.parametrize('text', ['1,2', 'a', '1,2,3,4,5,6,7;1', '9999999999' * 7])
+def test_levels_with_further_actions(lab):
+    """The release's nine keep what is further at rest; others name it."""
+    task = 'dmlab_tests/custom_actions_test'
+    env = wrappers.make(task)
+    env.reset(seed=0)
+    env.step(one_hot(0))
+    env = wrappers.make(task, lab_actions='0,0,0,1,0,0,0,-1,10')
+    env.reset(seed=0)
+    env.step(one_hot(0, 1))
+    assert lab.created[0].actions == [(0, 0, 0, 1, 0, 0, 0, 0, 0, 2)]
+    assert lab.created[1].actions == [(0, 0, 0, 1, 0, 0, 0, -1, 10, 2)]
+    message = refusal(ValueError, task, lab_actions='0,0,0,1,0,0,0')
+    assert 'they have 7 components' in message
+    assert 'its 9 are ' in message and 'SELECT_GADGET 0 to 10' in message
+
+
+@pytest.mark.parametrize('text', ['a', '1,2,3,4,5,6,7;1', ';', '9999999999' * 7])
 def test_malformed_actions(lab, text):
-    with pytest.raises(ValueError, match='seven integers') as caught:
-        wrappers.make(TASK, lab_actions=text)
-    assert '\n' not in str(caught.value)
+    assert 'are not integers' in refusal(ValueError, lab_actions=text)
+
+
+@pytest.mark.parametrize(
+    'text, fault',
+    [
+        ('1,2', 'they have 2 components'),
+        ('0,0,0,1,0,0,0,0', 'they have 8 components'),
+        ('0,0,0,2,0,0,0', 'action 1 has the component 2'),
+        ('0,0,0,1,0,0,0; -513,0,0,0,0,0,0', 'action 2 has the component -513'),
+        ('0,0,0,0,-1,0,0', 'action 1 has the component -1'),
+        ('0,0,0,0,0,0,2', 'action 1 has the component 2'),
+    ],
+)
+def test_actions_that_do_not_fit_the_level(lab, text, fault):
+    message = refusal(ValueError, lab_actions=text)
+    assert fault in message and 'MOVE_BACK_FORWARD -1 to 1' in message
+    assert TASK in message
 
 
 def test_end_terminates_and_shows_the_last_image(lab):
@@ -114,15 +202,121 @@ def test_every_episode_has_a_seed(lab):
     env = wrappers.make(TASK, **KWARGS)
     for seed in (2**32 - 1, None, 5, 2**32 - 1, None):
         env.reset(seed=seed)
-    one, two, three, again, two_again = lab.created[0].seeds
+    _, one, two, three, again, two_again = lab.created[0].seeds
     assert one == again and two == two_again and len({one, two, three}) == 3
 
 
-def test_close(lab):
+def test_first_episode_of_a_simulator_is_thrown_away(lab):
+    """Otherwise a run that goes on would not be the one that was not interrupted."""
+    raw = lab.Lab('lt_chasm', ['RGB_INTERLEAVED'], {'width': '64', 'height': '64'})
+    first, second = (
+        raw.reset(seed=3) and raw.observations()['RGB_INTERLEAVED'] for _ in 'ab'
+    )
+    assert (first != second).any()
     env = wrappers.make(TASK, **KWARGS)
+    first, second = (env.reset(seed=3)[0]['image'] for _ in 'ab')
+    assert (first == second).all()
+    worker = workers.Worker(TASK, KWARGS, env={'PYTHONPATH': STANDINS})
+    worker.start_reset(3)
+    assert (worker.result()[0]['image'] == first).all()
+    worker.restart()
+    worker.start_reset(3)
+    assert (worker.result()[0]['image'] == first).all()
+    worker.close()
+
+
+def test_close(lab):
+    """The simulator itself would end the process where it is reset once more."""
+    env = wrappers.make(TASK, **KWARGS)
+    env.reset(seed=0)
     env.close()
-    with pytest.raises(RuntimeError):
+    env.close()
+    for call in lambda: env.reset(seed=0), lambda: env.step(one_hot(0)):
+        with pytest.raises(RuntimeError, match=f"'{TASK}' is closed"):
+            call()
+    assert lab.created[0].close() is False
+
+
+def test_refused_levels_are_closed(lab):
+    refusal(ValueError, lab_actions='1,2')
+    refusal(RuntimeError, 'dmlab_psychlab_continuous_recognition')
+    assert [env.close() for env in lab.created] == [False, False]
+
+
+def test_errors_have_their_cause(lab, monkeypatch):
+    """The cause stands before the many lines of a traceback of Lua's."""
+    env = wrappers.make(TASK, **KWARGS)
+    env.reset(seed=0)
+    cause = 'lost a bot \n (twice)\nstack traceback:\n\t[C]: in ?\n\tlevel.lua:31: in ?'
+    for kind, name, call in (
+        (RuntimeError, 'reset', lambda: env.reset(seed=1)),
+        (ValueError, 'step', lambda: env.step(one_hot(0))),
+        (RuntimeError, 'observations', lambda: env.reset(seed=1)),
+    ):
+        error = kind(f'Failed to advance environment "{cause}"')
+        fail = mock.Mock(side_effect=error)
+        with monkeypatch.context() as patch:
+            patch.setattr(lab.Lab, name, fail)
+            with pytest.raises(RuntimeError) as caught:
+                call()
+        message = str(caught.value)
+        assert message.endswith('lost a bot (twice)') and TASK in message
+        assert '\n' not in message
+
+
+def test_refusals_of_the_simulator_have_their_cause(lab):
+    """Whatever it refuses while it loads a level is one line, in a worker too."""
+    task = 'dmlab_contributed/dmlab30/rooms_collect_good_objects_test'
+    message = refusal(RuntimeError, task, training=False)
+    assert 'must only be used during evaluation' in message
+    assert 'traceback' not in message
+    env = {'PYTHONPATH': STANDINS}
+    with pytest.raises(RuntimeError, match='must only be used') as caught:
+        workers.Worker(task, {'training': False}, env=env)
+    assert '\n' not in str(caught.value)
+
+
+def test_missing_zip_is_named(lab, monkeypatch):
+    env = wrappers.make(TASK, **KWARGS)
+    monkeypatch.setenv('PATH', '/nowhere')
+
+    error = RuntimeError('Failed to start environment - no map')
+    monkeypatch.setattr(lab.Lab, 'reset', mock.Mock(side_effect=error))
+    with pytest.raises(RuntimeError, match='map; .* need the program zip'):
         env.reset(seed=0)
+
+
+@pytest.mark.parametrize('name', envs_lab.LAB_WITH_IMAGES)
+def test_images_of_psychlab(lab, tmp_path, name):
+    task = f'dmlab_psychlab_{name}'
+    message = refusal(RuntimeError, task)
+    assert 'Follow instructions to download datasets' in message
+    assert '--lab_dataset' in message
+    wrappers.make(task, lab_dataset=str(tmp_path)).reset(seed=0)
+    assert lab.created[-1].config['datasetPath'] == str(tmp_path)
+    message = refusal(ValueError, task, lab_dataset=str(tmp_path / 'none'))
+    assert '--lab_dataset' in message and 'none' in message
+
+
+def test_images_are_found_from_anywhere(lab, tmp_path, monkeypatch):
+    """The simulator may look from another folder than the user."""
+    (tmp_path / 'images').mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for folder in 'images', '~/images':
+        wrappers.make(TASK, lab_dataset=folder)
+        assert lab.created[-1].config['datasetPath'] == str(tmp_path / 'images')
+
+
+def test_renders_on_the_gpu_of_the_run(lab, monkeypatch):
+    wrappers.make(TASK, lab_renderer='hardware')
+    monkeypatch.setenv('MUJOCO_EGL_DEVICE_ID', '3')
+    wrappers.make(TASK, lab_renderer='software')
+    wrappers.make(TASK, lab_renderer='hardware')
+    indices = [env.config.get('gpuDeviceIndex') for env in lab.created]
+    assert indices == [None, None, '3']
+    monkeypatch.setenv('MUJOCO_EGL_DEVICE_ID', 'first')
+    assert "'gpuDeviceIndex = first'" in refusal(RuntimeError, lab_renderer='hardware')
 
 
 def test_levels_are_compiled_once(lab, tmp_path):
@@ -132,42 +326,136 @@ def test_levels_are_compiled_once(lab, tmp_path):
             env.reset(seed=seed)
     assert len(lab.compiled) == 2
     wrappers.make(TASK).reset(seed=0)
-    assert len(lab.compiled) == 3
+    assert len(lab.compiled) == 4
+
+
+def make_level(path, text='map', name='maze', number=0):
+    """Writes a compiled level; returns its key."""
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f'maps/{name}.bsp', text)
+    return f'{name}_noaas_{hashlib.md5(b"%d" % number).hexdigest()}'
 
 
 def test_cache_is_whole_while_many_write(tmp_path):
     """Processes write and read one key; whoever reads sees a whole file."""
+    key = make_level(tmp_path / 'level', 'x' * 1_000_000)
     script = """
 import pathlib, sys
 from envs.lab import LevelCache
-cache, number = LevelCache(sys.argv[1]), sys.argv[2]
-source, target = (pathlib.Path(sys.argv[1] + name + number) for name in 'st')
-source.write_bytes(number.encode() * 1_000_000)
+folder, key, number = sys.argv[1:]
+cache = LevelCache(folder)
+source, target = (pathlib.Path(folder + name + number) for name in 'st')
+source.write_bytes(pathlib.Path(folder).with_name('level').read_bytes())
 for _ in range(40):
-    cache.write('key', str(source))
-    assert cache.fetch('key', str(target))
-    data = target.read_bytes()
-    assert len(data) == 1_000_000 and len(set(data)) == 1
+    cache.write(key, str(source))
+    assert cache.fetch(key, str(target))
+    assert target.read_bytes() == source.read_bytes()
 """
     folder = tmp_path / 'cache'
     root = str(pathlib.Path(__file__).resolve().parents[2])
     processes = [
         subprocess.Popen(
-            [sys.executable, '-c', script, str(folder), str(number)],
+            [sys.executable, '-c', script, str(folder), key, str(number)],
             env={**os.environ, 'PYTHONPATH': root},
         )
         for number in range(2)
     ]
     assert [process.wait(60) for process in processes] == [0, 0]
-    assert os.listdir(folder) == ['key']
+    assert os.listdir(folder) == [key]
 
 
-def test_failed_write_leaves_nothing(tmp_path):
+def test_failed_write_leaves_nothing(tmp_path, capsys):
     cache = LevelCache(str(tmp_path))
-    with pytest.raises(FileNotFoundError):
-        cache.write('key', str(tmp_path / 'missing'))
-    assert not cache.fetch('key', str(tmp_path / 'target'))
+    cache.write('maze_noaas_0', str(tmp_path / 'missing'))
+    assert 'warning: the level cache' in capsys.readouterr().err
+    assert not cache.fetch('maze_noaas_0', str(tmp_path / 'target'))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('fault', ['a file', 'below a file', 'full'])
+def test_cache_that_cannot_be_written_is_a_warning(
+    lab, tmp_path, capsys, monkeypatch, fault
+):
+    (tmp_path / 'file').write_text('')
+    folder = {'a file': 'file', 'below a file': 'file/cache', 'full': 'cache'}[fault]
+    if fault == 'full':
+
+        def copy(source, target):
+            pathlib.Path(target).write_text('part')
+            raise OSError(28, 'No space left on device')
+
+        monkeypatch.setattr(shutil, 'copyfile', copy)
+    env = wrappers.make(TASK, lab_level_cache=str(tmp_path / folder))
+    for seed in range(4):
+        env.reset(seed=seed)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('dreamer: warning: the level cache') and folder in line
+    assert len(lab.compiled) == 5
+    if fault == 'full':
+        assert os.listdir(tmp_path / 'cache') == []
+
+
+def test_damaged_levels_are_left_out(tmp_path):
+    generator = random.Random(0)
+    cache, target = LevelCache(str(tmp_path / 'cache')), tmp_path / 'target'
+    source = tmp_path / 'source'
+    key = make_level(source, ''.join(map(str, range(5000))))
+    cache.write(key, str(source))
+    whole, path = source.read_bytes(), tmp_path / 'cache' / key
+    assert cache.fetch(key, str(target)) and target.read_bytes() == whole
+    target.unlink()
+    damaged = [b'', b'no archive', whole[:-1], whole[: len(whole) // 2], whole[1:]]
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(20):
+            data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+        damaged.append(bytes(data))
+    for data in damaged:
+        path.write_bytes(data)
+        assert not cache.fetch(key, str(target)) and not target.exists()
+    make_level(path, name='another')
+    assert not cache.fetch(key, str(target)) and not target.exists()
+    cache.write(key, str(source))
+    assert cache.fetch(key, str(target)) and target.read_bytes() == whole
+
+
+def test_damaged_level_does_not_end_the_process(lab, tmp_path):
+    kwargs = {**KWARGS, 'lab_level_cache': str(tmp_path)}
+    wrappers.make(TASK, **kwargs)
+    (entry,) = tmp_path.iterdir()
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[: len(whole) // 2])
+    worker = workers.Worker(TASK, kwargs, env={'PYTHONPATH': STANDINS})
+    worker.start_reset(0)
+    worker.result()
+    worker.close()
+    assert LevelCache(str(tmp_path)).fetch(entry.name, str(tmp_path / 'target'))
+
+
+def test_cache_has_a_bound(tmp_path, monkeypatch):
+    """What was used longest ago goes; what is no level stays."""
+    monkeypatch.setattr(LevelCache, 'CHECK_EVERY', 5)
+    folder, source = tmp_path / 'cache', tmp_path / 'source'
+    key = make_level(source, random.Random(0).randbytes(10_000))
+    cache = LevelCache(str(folder), limit=20 * source.stat().st_size)
+    (folder / 'thesis.txt').write_text('x' * 1_000_000)
+    (folder / 'notes').mkdir()
+    keys = [make_level(source, b'x' * 10_000, number=number) for number in range(100)]
+    make_level(source, random.Random(0).randbytes(10_000))
+    left_behind = folder / f'.{key}.killed'
+    left_behind.write_bytes(source.read_bytes())
+    os.utime(left_behind, (0, 0))
+    for number, key in enumerate(keys):
+        cache.write(key, str(source))
+        os.utime(folder / key, (number, number))
+        # The first one is used again and again.
+        assert cache.fetch(keys[0], str(tmp_path / 'target'))
+        levels = [path for path in folder.iterdir() if '_noaas_' in path.name]
+        assert len(levels) <= 20 + 5
+    assert (folder / keys[0]).stat().st_mtime > time.time() - 100
+    assert {'thesis.txt', 'notes'} < set(os.listdir(folder))
+    assert not left_behind.exists()
+    assert all((folder / key).exists() for key in keys[-19:])
 
 
 def test_in_worker_processes(tmp_path):
@@ -188,15 +476,107 @@ def test_in_worker_processes(tmp_path):
 
 
 def test_unknown_renderer(lab):
-    with pytest.raises(ValueError, match="'gpu'.*'software' or 'hardware'"):
-        wrappers.make(TASK, lab_renderer='gpu')
+    message = refusal(ValueError, lab_renderer='gpu')
+    assert "'gpu'" in message and "'software' or 'hardware'" in message
 
 
 def test_missing_package(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'deepmind_lab', None)
-    (tmp_path / 'deepmind_lab.py').write_text('raise ImportError("none here")')
-    with pytest.raises(RuntimeError, match='Bazel.*google-deepmind/lab') as caught:
-        wrappers.make(TASK)
-    assert '\n' not in str(caught.value)
-    with pytest.raises(RuntimeError, match='Bazel'):
+    message = refusal(RuntimeError)
+    assert 'Bazel' in message and 'google-deepmind/lab' in message
+    assert 'Unknown task' in refusal(ValueError, 'dmlab_zzz')
+    with pytest.raises(RuntimeError, match='is not installed.*Bazel'):
+        workers.Worker(TASK)
+
+
+@pytest.mark.parametrize('module', ['imp_of_python_311', 'pkg_resources_of_old'])
+def test_package_that_cannot_be_imported(tmp_path, module):
+    """It needs what newer versions of Python and setuptools no longer have."""
+    (tmp_path / 'deepmind_lab.py').write_text(f'import {module}')
+    with pytest.raises(RuntimeError, match='Python 3.11') as caught:
         workers.Worker(TASK, env={'PYTHONPATH': str(tmp_path)})
+    message = str(caught.value)
+    assert f"No module named '{module}'" in message
+    assert 'is installed' in message and '\n' not in message
+
+
+def standin(code):
+    """The return code of a process that does something to the stand-in `env`."""
+    start = (
+        'import numpy as np, deepmind_lab; '
+        "env = deepmind_lab.Lab('lt_chasm', ['RGB_INTERLEAVED']); "
+    )
+    process = subprocess.run(
+        [sys.executable, '-c', start + code],
+        env={**os.environ, 'PYTHONPATH': STANDINS},
+        timeout=60,
+        check=False,
+    )
+    return process.returncode
+
+
+def test_standin_is_like_the_real_one_where_that_ends_the_process():
+    assert standin('env.reset()') == 0
+    assert standin('env.close(); env.reset()') == -signal.SIGSEGV
+
+
+def test_standin_is_like_the_real_one(lab):
+    """What was seen of the real one, and what its Python module says in C."""
+    for kind, args in (
+        (TypeError, ('lt_chasm', ('RGB_INTERLEAVED',))),
+        (TypeError, ('lt_chasm', [], {'width': 64})),
+        (TypeError, ('lt_chasm', [], ['width'])),
+        (ValueError, ('lt_chasm', ['none'])),
+        (RuntimeError, ('none', [])),
+        (RuntimeError, ('lt_chasm', [], {'width': '62'})),
+        (RuntimeError, ('lt_chasm', [], {'height': '62'})),
+        (RuntimeError, ('lt_chasm', [], {'logLevel': 'WARNING'})),
+        (RuntimeError, ('lt_chasm', [], {}, 'gpu')),
+        (RuntimeError, ('contributed/dmlab30/rooms_collect_good_objects_test', [], {})),
+    ):
+        with pytest.raises(kind) as caught:
+            lab.Lab(*args)
+        assert caught.type is kind
+    lines = str(caught.value).splitlines()
+    assert 'must only be used' in lines[0] and 'stack traceback' in lines[1]
+    assert len(lines) > 3
+    env = lab.Lab('lt_chasm', ['RGB_INTERLEAVED'], {'logLevel': 'WARN'})
+    forward = np.array([0, 0, 0, 1, 0, 0, 0], np.intc)
+    for kind, call in (
+        (RuntimeError, env.observations),
+        (RuntimeError, lambda: env.step(forward)),
+        (ValueError, lambda: env.reset(seed='1')),
+        (ValueError, lambda: env.reset(seed=np.int64(1))),
+    ):
+        with pytest.raises(kind):
+            call()
+    assert not env.is_running()
+    assert env.reset() is True and env.reset(seed=None) is True
+    assert env.observations()['RGB_INTERLEAVED'].shape == (240, 320, 3)
+    assert env.step(forward, num_steps=4) == 4.0
+    assert env.step(2 * forward, num_steps=4) == 0.0  # It moves backwards.
+    for kind, action in (
+        (ValueError, forward[:-1]),
+        (ValueError, forward.astype(np.int64)),
+        (TypeError, list(forward)),
+    ):
+        with pytest.raises(kind):
+            env.step(action)
+    env.step(forward, num_steps=lab.LENGTH)
+    assert not env.is_running()
+    for call in env.observations, lambda: env.step(forward):
+        with pytest.raises(RuntimeError):
+            call()
+    assert env.close() is True and env.close() is False
+    assert not env.is_running()
+    assert [part['max'] for part in env.action_spec()] == [512, 512, 1, 1, 1, 1, 1]
+
+
+def test_standin_lets_errors_of_the_cache_surface_in_reset(lab):
+    class Broken:
+        def fetch(self, key, path):
+            raise KeyError(key)
+
+    env = lab.Lab('lt_chasm', [], level_cache=Broken())
+    with pytest.raises(KeyError, match='lt_chasm_noaas_[0-9a-f]{32}'):
+        env.reset(seed=0)
