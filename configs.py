@@ -166,7 +166,9 @@ class Config:
         path=True,
     )
     lab_dataset: str = _flag(
-        '', 'DeepMind Lab: folder of the images that two psychlab levels show'
+        '',
+        'DeepMind Lab: folder of the images that two psychlab levels show',
+        path=True,
     )
     gym_import: str = _flag(
         '', 'module that registers further Gymnasium environments when imported'

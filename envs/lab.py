@@ -123,7 +123,7 @@ class DeepMindLab(gymnasium.Env):
         if lab_renderer not in ('software', 'hardware'):
             raise ValueError(
                 f"Unknown renderer '{lab_renderer}' of DeepMind Lab: use 'software' or "
-                "'hardware'."
+                "'hardware'"
             )
         # All values are strings, which the simulator insists on.
         height, width = (str(-(-pixels // 4) * 4) for pixels in size)
@@ -149,14 +149,14 @@ class DeepMindLab(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         if self._env is None:  # The simulator would end the process.
-            raise RuntimeError(f"'{self._task}' is closed: it cannot be reset.")
+            raise RuntimeError(f"'{self._task}' is closed: it cannot be reset")
         # It takes a seed for every episode, a signed integer of 32 bits.
         self._start(int(self.np_random.integers(2**31)))
         return {}, {}
 
     def step(self, action):
         if self._env is None:
-            raise RuntimeError(f"'{self._task}' is closed: it cannot take a step.")
+            raise RuntimeError(f"'{self._task}' is closed: it cannot take a step")
         with self._one_line():
             reward = self._env.step(self._actions[action], num_steps=self._repeat)
             running = self._env.is_running()
@@ -174,7 +174,7 @@ class DeepMindLab(gymnasium.Env):
             env.close()
 
     def _load(self, name, level, config, renderer, cache):
-        """Returns the simulator."""
+        """Return the simulator."""
         unknown = ''
         if '/' not in name and name not in LAB_LEVELS + LAB_TOP_LEVELS:
             hint = did_you_mean(name, LAB_LEVELS + LAB_TOP_LEVELS, 'dmlab')
@@ -187,14 +187,14 @@ class DeepMindLab(gymnasium.Env):
             import deepmind_lab
         except ImportError as error:
             if unknown:
-                raise ValueError(f'{unknown}.') from error
+                raise ValueError(unknown) from error
             missing = isinstance(error, ModuleNotFoundError)
             if missing and error.name == 'deepmind_lab':
-                raise RuntimeError(f'{LAB_HINT} ({error}).') from error
+                raise RuntimeError(f'{LAB_HINT} ({error})') from error
             raise RuntimeError(
                 f'DeepMind Lab is installed, but cannot be imported ({error}): it '
                 'needs Python 3.11 or older, dm_env, six, and a setuptools that has '
-                'pkg_resources.'
+                'pkg_resources'
             ) from error
         try:
             with self._one_line():
@@ -207,7 +207,7 @@ class DeepMindLab(gymnasium.Env):
                 )
         except RuntimeError as error:
             if unknown:
-                raise ValueError(f'{unknown} ({error}).') from error
+                raise ValueError(f'{unknown} ({error})') from error
             raise
 
     def _start(self, seed):
@@ -223,7 +223,7 @@ class DeepMindLab(gymnasium.Env):
             self._image = self._env.observations()['RGB_INTERLEAVED']
 
     def _fit_actions(self, actions, text):
-        """Returns the actions, np.intc [A, components], with all that this level has.
+        """Return the actions, np.intc [A, components], with all that this level has.
 
         The simulator checks no bounds: moving forward by 2 moves backwards.
         """
@@ -242,12 +242,12 @@ class DeepMindLab(gymnasium.Env):
         bounds = ', '.join('{name} {min} to {max}'.format(**part) for part in spec)
         raise ValueError(
             f"The actions '{text or LAB_ACTIONS}' do not fit '{self._task}': {fault}, "
-            f'and its {len(spec)} are {bounds}.'
+            f'and its {len(spec)} are {bounds}'
         )
 
     @contextlib.contextmanager
     def _one_line(self, *hints):
-        """Makes one line with the cause of the simulator's errors of many lines."""
+        """Make one line with the cause of the simulator's errors of many lines."""
         try:
             yield
         except (RuntimeError, ValueError) as error:
@@ -259,7 +259,7 @@ class DeepMindLab(gymnasium.Env):
 
 
 def _find_level(name, training, holdout):
-    """Returns the simulator's name of a level, or its hold-out part in evaluation."""
+    """Return the simulator's name of a level, or its hold-out part in evaluation."""
     level = f'contributed/dmlab30/{name}' if name in LAB_LEVELS else name
     stem, _, part = level.rpartition('_')
     if not stem.endswith(LAB_HELD_OUT):
@@ -268,20 +268,20 @@ def _find_level(name, training, holdout):
         train = f'dmlab_{name.removesuffix("test")}train'
         raise ValueError(
             f"'dmlab_{name}' is held out for evaluation: train on '{train}', which "
-            '--lab_holdout true evaluates on it.'
+            '--lab_holdout true evaluates on it'
         )
     return f'{stem}_test' if part == 'train' and holdout and not training else level
 
 
 def _find_dataset(folder):
-    path = os.path.abspath(os.path.expanduser(folder))
+    path = os.path.abspath(folder)
     if not os.path.isdir(path):
-        raise ValueError(f"--lab_dataset is '{folder}', which is not a folder.")
+        raise ValueError(f"--lab_dataset is '{folder}', which is not a folder")
     return path
 
 
 def _parse_actions(text):
-    """Returns the actions that the text describes, np.intc [A, components]."""
+    """Return the actions that the text describes, np.intc [A, components]."""
     try:
         return np.array(
             [list(map(int, row.split(','))) for row in text.split(';')], np.intc
@@ -289,7 +289,7 @@ def _parse_actions(text):
     except (ValueError, OverflowError):
         raise ValueError(
             f"The actions '{text}' of DeepMind Lab are not integers, as many in each, "
-            f"such as '{LAB_ACTIONS[:30]}'."
+            f"such as '{LAB_ACTIONS[:30]}'"
         ) from None
 
 
@@ -308,7 +308,7 @@ class LevelCache:
     CHECK_EVERY = 100  # writes; a level takes about 50 kB
 
     def __init__(self, directory, limit=2 * 10**9):
-        self._directory = pathlib.Path(directory).expanduser().absolute()
+        self._directory = pathlib.Path(directory).absolute()
         self._limit = limit
         self._writes = 0
         self._warned = False
@@ -316,7 +316,7 @@ class LevelCache:
             self._directory.mkdir(parents=True, exist_ok=True)
 
     def fetch(self, key, pk3_path):
-        """Copies the level to `pk3_path`; returns whether there is one that is whole.
+        """Copy the level to `pk3_path`; return whether there is one that is whole.
 
         A damaged one would end the process. It is written anew.
         """
@@ -335,7 +335,7 @@ class LevelCache:
         return False
 
     def write(self, key, pk3_path):
-        """Stores the level at `pk3_path`, whole or not at all."""
+        """Store the level at `pk3_path`, whole or not at all."""
         with self._warn():
             # A name of its own for every writer; the last one to finish wins.
             handle, temporary = tempfile.mkstemp(prefix=f'.{key}.', dir=self._directory)
@@ -351,7 +351,7 @@ class LevelCache:
             self._writes += 1
 
     def _make_room(self):
-        """Deletes what was used longest ago, also what killed writers have left."""
+        """Delete what was used longest ago, also what killed writers have left."""
         found = []
         for entry in os.scandir(self._directory):
             with contextlib.suppress(FileNotFoundError):  # Another may be deleting too.
@@ -366,7 +366,7 @@ class LevelCache:
 
     @contextlib.contextmanager
     def _warn(self):
-        """Makes a warning of an error of the file system."""
+        """Make a warning of an error of the file system."""
         try:
             yield
         except OSError as error:

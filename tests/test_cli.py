@@ -65,9 +65,12 @@ def test_home_is_meant_in_every_path(tmp_path, monkeypatch):
     """Behind `=` a shell leaves `~` as it is, and so does an exec without one."""
     monkeypatch.setenv('HOME', str(tmp_path))
     (tmp_path / 'x').mkdir()
-    run = configs.parse(['--logdir=~/x', '--lab_level_cache=~/cache'])
+    run = configs.parse(
+        ['--logdir=~/x', '--lab_level_cache=~/cache', '--lab_dataset=~/images']
+    )
     assert run.logdir == str(tmp_path / 'x')
     assert run.lab_level_cache == str(tmp_path / 'cache')
+    assert run.lab_dataset == str(tmp_path / 'images')
     shown = evaluate.parse(['--logdir=~/x', '--video=~/v.gif', '--dream=~/x/d.mp4'])
     assert shown.logdir == str(tmp_path / 'x')
     assert shown.video == tmp_path / 'v.gif' and shown.dream == tmp_path / 'x/d.mp4'
