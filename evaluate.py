@@ -133,6 +133,46 @@ def load_newest(agent, folder):
     )
 
 
+def build(logdir, **changes):
+    """The agent of a run as it was before it learned, and where to evaluate it.
+
+    Args:
+      logdir: folder of the run, which is only read.
+      changes: settings in the place of the run's, by the names of their flags.
+
+    Returns:
+      `Dreamer`; a worker with an environment, which the caller closes; `Config`, with
+      what depends on this machine and on the environment.
+
+    Raises ValueError, RuntimeError or OSError where one of them cannot be made.
+    """
+    config = configs.read(pathlib.Path(logdir) / 'config.json')
+    # The run may have had a GPU that this machine lacks, or the other way round.
+    config = dataclasses.replace(config, **{'precision': 'auto', **changes})
+    config, devices = startup.set_up_devices(config)
+    (env,) = workers.make_envs(config, 0, 1, devices)
+    try:
+        config = configs.fit_to_actions(
+            config, isinstance(env.action_space, wrappers.OneHot)
+        )
+        return Dreamer(config, *env.action_space.shape), env, config
+    except BaseException:
+        env.close()
+        raise
+
+
+def load(logdir, **changes):
+    """What a run has learned, to act with it from Python: as `build`, with the newest
+    whole checkpoint. Raises ConfigError, too, where there is none that fits."""
+    agent, env, config = build(logdir, **changes)
+    try:
+        load_newest(agent, pathlib.Path(logdir) / 'checkpoints')
+    except BaseException:
+        env.close()
+        raise
+    return agent, env, config
+
+
 def make_collector(env, seed):
     """Plays episodes by `seed`, other ones than training by the same seed."""
     entropy = np.random.SeedSequence((seed, 2)).generate_state(1)[0]
@@ -234,19 +274,10 @@ def main(argv=None):
     try:
         args = parse(argv)
         logdir = pathlib.Path(args.logdir)
-        config = configs.read(logdir / 'config.json')
-        # The run may have had a GPU that this machine lacks, or the other way round.
-        config, devices = startup.set_up_devices(
-            dataclasses.replace(config, precision='auto')
-        )
-        (env,) = workers.make_envs(config, 0, 1, devices)
+        agent, env, config = build(logdir)
     except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error, 'evaluate')
     try:
-        config = configs.fit_to_actions(
-            config, isinstance(env.action_space, wrappers.OneHot)
-        )
-        agent = Dreamer(config, *env.action_space.shape)
         if args.dream and not agent.world.decoder:
             raise configs.ConfigError(
                 '--dream needs a decoder, and the run was '

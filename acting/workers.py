@@ -56,7 +56,21 @@ class WorkerError(RuntimeError):
     """An environment raised an error, or its process died or gave no answer."""
 
 
-class Worker:
+class Stepped:
+    """Gymnasium's two calls, for callers that do nothing meanwhile."""
+
+    def reset(self, seed=None):
+        """Start a new episode; returns `(obs, info)`."""
+        self.start_reset(seed)
+        return self.result()
+
+    def step(self, action):
+        """Take an agent step; returns Gymnasium's 5-tuple."""
+        self.start_step(action)
+        return self.result()
+
+
+class Worker(Stepped):
     """An environment in a process of its own.
 
     Every `start_reset` or `start_step` is followed by one `result`. The two are apart
@@ -237,7 +251,7 @@ def _descendants(pid):
     return found
 
 
-class LocalWorker:
+class LocalWorker(Stepped):
     """The interface of `Worker` for an environment in this very process.
 
     For debugging, and for environments that need no process of their own. MuJoCo
