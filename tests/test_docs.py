@@ -1,10 +1,13 @@
 """README and the pages of docs/: every link leads on, every table and line is true."""
 
+import ast
 import json
 import re
 
 import pytest
 from conftest import ROOT
+
+import configs
 
 DOCS = sorted((ROOT / 'docs').glob('*.md'))
 PAGES = [ROOT / 'README.md', *DOCS, *sorted(ROOT.glob('[a-z]*/README.md'))]
@@ -80,11 +83,49 @@ def test_pictures_are_small_and_shown():
         assert path.stat().st_size <= LARGEST_PICTURE
 
 
+def names(path):
+    """Functions and classes of a file, methods as `Class.method`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+            for inner in getattr(node, 'body', ()):
+                if isinstance(node, ast.ClassDef) and hasattr(inner, 'name'):
+                    yield f'{node.name}.{inner.name}'
+
+
 def section(path, heading):
     """The text of a page below a heading, up to the next."""
     return re.split(
         r'^## ', path.read_text().split(f'\n## {heading}\n')[1], flags=re.M
     )[0]
+
+
+def test_readme_leads_from_the_paper_to_code_that_exists():
+    text = section(ROOT / 'README.md', 'From the paper to the code')
+    places = re.findall(r'`([\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)', text)
+    assert len(places) >= 10 and len(places) == text.count('.py`: ')
+    for file, found in places:
+        assert set(re.findall(r'`(.+?)`', found)) <= {*names(ROOT / file)}, file
+
+
+def test_architecture_has_every_file_and_no_other():
+    text = section(ROOT / 'docs' / 'architecture.md', 'The rooms')
+    rows = re.findall(r'^\|[^|]*\| (`.+) \| (.+) \|$', text, re.M)
+    told, folder = set(), ''
+    for place, contents in rows:
+        for name in re.findall(r'`([\w/.]+)`', place):
+            assert (ROOT / name).exists(), name
+            told.add(name)
+            folder = name
+        if folder.endswith('/'):
+            told |= {folder + name for name in re.findall(r'`(\w+\.py)`', contents)}
+    there = {
+        str(path.relative_to(ROOT))
+        for path in [*ROOT.glob('*.py'), *ROOT.glob('[a-z]*/*.py')]
+        if path.name != '__init__.py'
+        and path.relative_to(ROOT).parts[0] not in ('tests', 'benchmarks')
+    }
+    assert {name for name in told if name.endswith('.py')} == there
 
 
 def test_running_explains_every_metric(finished):
@@ -96,3 +137,24 @@ def test_running_explains_every_metric(finished):
         key for file in files for line in file.open() for key in json.loads(line)
     }
     assert written - {'step'} <= told
+
+
+def test_lines_that_act_from_python(finished, tmp_path, monkeypatch):
+    text = section(ROOT / 'docs' / 'running.md', 'Acting from Python')
+    first, episodes, elsewhere = re.findall(r'^```python\n(.*?)^```', text, re.M | re.S)
+    assert len(first.strip().splitlines()) == 1 + 1 + 5  # What is imported, and five.
+    (tmp_path / 'logs').mkdir()
+    (tmp_path / 'logs' / 'debug').symlink_to(finished[0])
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    exec(first, space)
+    config = configs.read(finished[0] / 'config.json')
+    assert space['config'].task == config.task
+    assert int(space['agent'].gradient_step) == 2 + 2 * 2
+    assert space['action'].shape == space['env'].action_space.shape
+    assert space['observation']['image'].shape == (64, 64, 3)
+    assert isinstance(space['reward'], float)
+    exec(episodes, space)
+    assert space['episode']['image'].shape == (config.time_limit + 1, 64, 64, 3)
+    exec(elsewhere, space)
+    assert len(space['episode']['reward']) == 20 + 1
