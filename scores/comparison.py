@@ -16,7 +16,7 @@ import pathlib
 
 import numpy as np
 
-SCORES = pathlib.Path(__file__).resolve().parent / 'scores'
+SCORES = pathlib.Path(__file__).resolve().parent
 
 # Columns of the tables in scores/, named METHOD_STEPS..., and their labels.
 BASELINES = {
