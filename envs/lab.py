@@ -370,8 +370,10 @@ class LevelCache:
         try:
             yield
         except OSError as error:
-            if not self._warned:
-                self._warned = True
+            if self._warned:
+                return
+            self._warned = True
+            with contextlib.suppress(OSError):  # Nobody may be listening any more.
                 print(
                     f'dreamer: warning: the level cache {self._directory} cannot be '
                     f'used ({error}); levels are compiled',

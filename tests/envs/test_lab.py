@@ -22,6 +22,7 @@ from envs import lab as envs_lab
 from envs.lab import LevelCache
 
 STANDINS = str(pathlib.Path(__file__).parents[1] / 'standins')
+ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 TASK = 'dmlab_rooms_watermaze'
 KWARGS = {'action_repeat': 4, 'time_limit': 1000}
 HELD_OUT = ['rooms_collect_good_objects', 'rooms_exploit_deferred_effects']
@@ -350,11 +351,10 @@ for _ in range(40):
     assert target.read_bytes() == source.read_bytes()
 """
     folder = tmp_path / 'cache'
-    root = str(pathlib.Path(__file__).resolve().parents[2])
     processes = [
         subprocess.Popen(
             [sys.executable, '-c', script, str(folder), key, str(number)],
-            env={**os.environ, 'PYTHONPATH': root},
+            env={**os.environ, 'PYTHONPATH': ROOT},
         )
         for number in range(2)
     ]
@@ -391,6 +391,28 @@ def test_cache_that_cannot_be_written_is_a_warning(
     assert len(lab.compiled) == 5
     if fault == 'full':
         assert os.listdir(tmp_path / 'cache') == []
+
+
+def test_warning_that_nobody_hears_ends_nothing(tmp_path):
+    """Its pipe may be broken, as of `2>&1 | head`."""
+    (tmp_path / 'file').write_text('')
+    script = (
+        'import sys, wrappers; '
+        f"env = wrappers.make('{TASK}', lab_level_cache=sys.argv[1]); "
+        "print(env.reset(seed=0)[0]['image'].shape)"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, '-c', script, str(tmp_path / 'file')],
+        env={**os.environ, 'PYTHONPATH': f'{ROOT}:{STANDINS}'},
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert done.stdout == b'(64, 64, 3)\n'
 
 
 def test_damaged_levels_are_left_out(tmp_path):
