@@ -118,23 +118,16 @@ class DeepMindLab(gymnasium.Env):
     ):
         self._task = f'dmlab_{name}'
         self._repeat = action_repeat
-        level = _find_level(name, training, lab_holdout)
         actions = _parse_actions(lab_actions or LAB_ACTIONS)
         if lab_renderer not in ('software', 'hardware'):
             raise ValueError(
                 f"Unknown renderer '{lab_renderer}' of DeepMind Lab: use 'software' or "
                 "'hardware'"
             )
-        # All values are strings, which the simulator insists on.
-        height, width = (str(-(-pixels // 4) * 4) for pixels in size)
-        config = {'width': width, 'height': height, 'logLevel': 'WARN'}
-        if lab_holdout and not training:
-            config |= {'allowHoldOutLevels': 'true', 'mixerSeed': '1611489005'}
-        if lab_dataset:
-            config['datasetPath'] = _find_dataset(lab_dataset)
-        if lab_renderer == 'hardware' and os.environ.get('MUJOCO_EGL_DEVICE_ID'):
-            config['gpuDeviceIndex'] = os.environ['MUJOCO_EGL_DEVICE_ID']
+        holdout = lab_holdout and not training
+        config = _make_config(size, lab_renderer, holdout, lab_dataset)
         cache = LevelCache(lab_level_cache) if lab_level_cache else None
+        level = _find_level(name, training, lab_holdout)
         self._env = self._load(name, level, config, lab_renderer, cache)
         try:
             self._actions = self._fit_actions(actions, lab_actions)
@@ -186,10 +179,10 @@ class DeepMindLab(gymnasium.Env):
         try:
             import deepmind_lab
         except ImportError as error:
-            if unknown:
-                raise ValueError(unknown) from error
             missing = isinstance(error, ModuleNotFoundError)
             if missing and error.name == 'deepmind_lab':
+                if unknown:
+                    raise ValueError(unknown) from error
                 raise RuntimeError(f'{LAB_HINT} ({error})') from error
             raise RuntimeError(
                 f'DeepMind Lab is installed, but cannot be imported ({error}): it '
@@ -206,7 +199,7 @@ class DeepMindLab(gymnasium.Env):
                     level_cache=cache,
                 )
         except RuntimeError as error:
-            if unknown:
+            if unknown and 'Level not found' in str(error):
                 raise ValueError(f'{unknown} ({error})') from error
             raise
 
@@ -273,11 +266,19 @@ def _find_level(name, training, holdout):
     return f'{stem}_test' if part == 'train' and holdout and not training else level
 
 
-def _find_dataset(folder):
-    path = os.path.abspath(folder)
-    if not os.path.isdir(path):
-        raise ValueError(f"--lab_dataset is '{folder}', which is not a folder")
-    return path
+def _make_config(size, renderer, holdout, dataset):
+    """Return the simulator's settings, which it insists on as strings."""
+    height, width = (str(-(-pixels // 4) * 4) for pixels in size)
+    config = {'width': width, 'height': height, 'logLevel': 'WARN'}
+    if holdout:
+        config |= {'allowHoldOutLevels': 'true', 'mixerSeed': '1611489005'}
+    if dataset:
+        if not os.path.isdir(dataset):
+            raise ValueError(f"--lab_dataset is '{dataset}', which is not a folder")
+        config['datasetPath'] = os.path.abspath(dataset)
+    if renderer == 'hardware' and os.environ.get('MUJOCO_EGL_DEVICE_ID'):
+        config['gpuDeviceIndex'] = os.environ['MUJOCO_EGL_DEVICE_ID']
+    return config
 
 
 def _parse_actions(text):

@@ -315,7 +315,9 @@ def test_renders_on_the_gpu_of_the_run(lab, monkeypatch):
     indices = [env.config.get('gpuDeviceIndex') for env in lab.created]
     assert indices == [None, None, '3']
     monkeypatch.setenv('MUJOCO_EGL_DEVICE_ID', 'first')
-    assert "'gpuDeviceIndex = first'" in refusal(RuntimeError, lab_renderer='hardware')
+    for task in TASK, 'dmlab_users_own_level':
+        message = refusal(RuntimeError, task, lab_renderer='hardware')
+        assert "'gpuDeviceIndex = first'" in message and 'Unknown' not in message
 
 
 def test_levels_are_compiled_once(lab, tmp_path):
@@ -513,11 +515,12 @@ def test_missing_package(monkeypatch, tmp_path):
 def test_package_that_cannot_be_imported(tmp_path, module):
     """It needs what newer versions of Python and setuptools no longer have."""
     (tmp_path / 'deepmind_lab.py').write_text(f'import {module}')
-    with pytest.raises(RuntimeError, match='Python 3.11') as caught:
-        workers.Worker(TASK, env={'PYTHONPATH': str(tmp_path)})
-    message = str(caught.value)
-    assert f"No module named '{module}'" in message
-    assert 'is installed' in message and '\n' not in message
+    for task in TASK, 'dmlab_users_own_level':
+        with pytest.raises(RuntimeError, match='Python 3.11') as caught:
+            workers.Worker(task, env={'PYTHONPATH': str(tmp_path)})
+        message = str(caught.value)
+        assert f"No module named '{module}'" in message
+        assert 'is installed' in message and '\n' not in message
 
 
 def standin(code):
