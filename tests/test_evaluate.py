@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -297,3 +298,23 @@ def test_the_first_episode_that_is_long_enough_is_dreamt(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result['lengths'] == [2, 6, 10] and result['returns'] == [2, 6, 10]
     assert duration(tmp_path / 'dream.gif') == 7 * 100
+
+
+@pytest.mark.parametrize(
+    'change, problem',
+    [({'task': 'dummy_discrete'}, 'can be used'), ({'task': 'dummy_x'}, 'dummy_x')],
+)
+def test_what_does_not_fit_the_run_is_refused_and_leaves_no_process(
+    finished, change, problem
+):
+    before = set(children())
+    with pytest.raises(ValueError, match=problem) as error:
+        evaluate.load(finished[0], **change)
+    assert len(str(error.value).splitlines()) == 1
+    assert set(children()) <= before
+
+
+def children():
+    """Ids of the processes that this one has started."""
+    for path in pathlib.Path('/proc/self/task').glob('*/children'):
+        yield from path.read_text().split()

@@ -60,6 +60,20 @@ class TestWorker:
         assert worker.observation_space == local.observation_space
         assert worker.action_space == local.action_space
 
+    def test_calls_that_wait(self, worker):
+        """`reset` and `step` are their halves together, in either kind of worker."""
+        local = workers.LocalWorker('dummy_continuous', KWARGS)
+        action = local.action_space.sample()
+        local.start_reset(3)
+        first = local.result()[0]['image']
+        local.start_step(action)
+        second, *expected = local.result()
+        for env in worker, local:
+            np.testing.assert_array_equal(env.reset(seed=3)[0]['image'], first)
+            image, *rest = env.step(action)
+            np.testing.assert_array_equal(image['image'], second['image'])
+            assert rest == expected
+
     def test_error_brings_its_traceback(self, worker):
         worker.start_reset(0)
         worker.result()
