@@ -23,6 +23,9 @@ CHANGEABLE = frozenset(
     'lab_renderer lab_level_cache lab_dataset'.split()
 )
 
+# Settings that came later: an older run was made as if by these.
+ADDED = dict(actor_entropy=0.0)
+
 # Groups of flags in --help: each begins with this one, as in `Config`.
 GROUPS = dict(
     logdir='run',
@@ -272,6 +275,12 @@ class Config:
 
     # Behaviour.
     discount: float = _flag(0.99, 'gamma', minimum=0, maximum=1)
+    actor_entropy: float = _flag(
+        0.0,
+        "weight of the actor's entropy beside the imagined returns, in their standard "
+        'deviations [paper: 0]',
+        minimum=0,
+    )
     disclam: float = _flag(0.95, 'lambda of the lambda return', minimum=0, maximum=1)
     horizon: int = _flag(15, 'imagined steps [agent steps]', minimum=2)
     action_init_std: float = _flag(
@@ -315,11 +324,9 @@ class Config:
 
 
 # Discrete control with early termination: the paper's section 6 and appendix A.
-_DISCRETE = dict(
-    action_repeat=4,
-    time_limit=108_000,
-    prefill=10_000,
-    train_every=2_000,
+# What discrete actions ask for, whatever the simulator is. The entropy is not the
+# paper's: without it the actor is certain before the world model has learned.
+_ONE_HOT = dict(
     horizon=10,
     kl_scale=0.1,
     clip_rewards='tanh',
@@ -329,6 +336,10 @@ _DISCRETE = dict(
     expl_min=0.1,
     expl_decay=200_000.0,
     eval_noise=0.001,
+    actor_entropy=0.3,
+)
+_DISCRETE = dict(
+    _ONE_HOT, action_repeat=4, time_limit=108_000, prefill=10_000, train_every=2_000
 )
 
 SUITES = {
@@ -340,6 +351,8 @@ SUITES = {
     'gym': dict(action_repeat=1, time_limit=108_000, pcont=True, dataset_balance=True),
     'dummy': dict(action_repeat=1, time_limit=50),
 }
+# On top of that, where the actions turn out to be discrete.
+IF_DISCRETE = {'gym': _ONE_HOT}
 
 PRESETS = {
     'debug': dict(
@@ -398,20 +411,22 @@ PRESETS = {
         actor_layers=3,
         expl_action='mode',
         free_nats_per_step=True,
+        actor_entropy=0.0,
     ),
 }
 
 
-def parse(argv):
+def parse(argv, discrete=False):
     """Turn command line words into a checked `Config`.
 
     Prints the help and exits with 0 on `--help`. Raises ConfigError with one line on
-    anything that is unknown, malformed or impossible.
+    anything that is unknown, malformed or impossible. `discrete`: the task's actions
+    are known to be; all else was checked and warned of before.
     """
     args = vars(_parse_known(_parser(), argv))
     presets = args.pop('configs') or []
-    suite = SUITES[_suite(args.get('task', Config.task))]
-    values = dict(suite)
+    suite = _suite(args.get('task', Config.task))
+    values = dict(SUITES[suite], **IF_DISCRETE.get(suite, {}) if discrete else {})
     for name in presets:
         if name not in PRESETS:
             raise ConfigError(
@@ -420,6 +435,23 @@ def parse(argv):
         values.update(PRESETS[name])
     values.update(args)
     config = check(Config(**values))
+    if config.method == 'planet' and args.get('actor_entropy'):
+        raise ConfigError(
+            f'--actor_entropy {config.actor_entropy} needs an actor, which --method '
+            'planet has not; possible: 0, or --method dreamer or no_value'
+        )
+    if not discrete:
+        _warn(config, SUITES[suite])
+    return config
+
+
+def discrete(argv, config):
+    """The configuration of the words `argv` for a task whose actions have turned out to
+    be discrete, which `parse` could not know; `config` has the resolved precision."""
+    return dataclasses.replace(parse(argv, discrete=True), precision=config.precision)
+
+
+def _warn(config, suite):
     if suite.get('pcont') and not config.pcont:
         print(
             f'dreamer: warning: without --pcont the agent cannot know that '
@@ -433,7 +465,6 @@ def parse(argv):
             'wait for one another',
             file=sys.stderr,
         )
-    return config
 
 
 def check(config):
@@ -512,13 +543,24 @@ def differences(config, path):
     path = pathlib.Path(path)
     if not path.exists():
         return []
-    old = _read_stored(path)
+    old = ADDED | _read_stored(path)
     new = dataclasses.asdict(config)
     return [
         f'{name}: {old.get(name)} -> {value}'
         for name, value in new.items()
         if name not in CHANGEABLE and old.get(name) != value
     ]
+
+
+def refuse_changes(config, folder, flag='--logdir'):
+    """Raise ConfigError if the run in `folder` was started with other settings, unless
+    that is allowed; `flag` is what names the folder."""
+    changes = differences(config, pathlib.Path(folder) / 'config.json')
+    if changes and not config.allow_config_change:
+        raise ConfigError(
+            f'{folder} belongs to another configuration ({"; ".join(changes)}); '
+            f'choose another {flag} or add --allow_config_change true'
+        )
 
 
 def as_table(config):
@@ -536,7 +578,7 @@ def read(path):
     defaults where they are missing. Raises ConfigError, with one line, if the file
     cannot be read or is of another version.
     """
-    stored = _read_stored(path)
+    stored = ADDED | _read_stored(path)
     names = {field.name for field in dataclasses.fields(Config)}
     missing = names - set(stored) - CHANGEABLE
     unknown = set(stored) - names

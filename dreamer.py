@@ -359,24 +359,19 @@ class Run:
 def set_up(argv):
     """From the command line to its configuration, the team of machines, and the
     environments, which worker 0 has; ends the program if anything is wrong."""
+    envs = []
     try:
         config = configs.parse(argv)
-        logdir = pathlib.Path(config.logdir)
-        changes = configs.differences(config, logdir / 'config.json')
-        if changes and not config.allow_config_change:
-            raise configs.ConfigError(
-                f'{logdir} belongs to another configuration ({"; ".join(changes)}); '
-                'choose another --logdir or add --allow_config_change true'
-            )
         startup.keep_freed_memory()
         config, devices = startup.set_up_devices(config)
         team = machines.connect(config)
-        envs = (
-            []
-            if team.rank
-            else workers.make_envs(config, config.envs, config.eval_envs, devices)
-        )
+        if not team.rank:
+            envs = workers.make_envs(config, config.envs, config.eval_envs, devices)
+            if isinstance(envs[0].action_space, wrappers.OneHot):
+                config = configs.discrete(argv, config)
+            configs.refuse_changes(config, config.logdir)
     except (ValueError, RuntimeError, OSError) as error:
+        workers.close_workers(envs)
         configs.fail(error)
     return config, team, envs
 
@@ -385,7 +380,7 @@ def main(argv=None):
     """The command line; returns the exit code."""
     config, team, envs = set_up(argv)
     if team.rank:
-        return machines.serve(config, team)
+        return machines.serve(argv, config, team)
     run = None
     try:
         try:

@@ -188,6 +188,7 @@ class Actor(Dense):
         outputs = action_size if kind == 'onehot' else 2 * action_size
         super().__init__(inputs, layers, units, outputs, act, name='actor')
         self._kind = kind
+        self.actions = action_size
         # softplus^-1, in a form that does not overflow.
         self._raw_init_std = init_std + math.log(-math.expm1(-init_std))
 

@@ -179,12 +179,10 @@ def make_jobs(args, extra):
         # Warnings are the run's own to give.
         with contextlib.redirect_stderr(io.StringIO()):
             config = configs.parse(flags)
-        changes = configs.differences(config, logdir / 'config.json')
-        if changes and not config.allow_config_change:
-            raise SweepError(
-                f'{logdir} belongs to another configuration ({"; ".join(changes)}); '
-                'choose another --root or add -- --allow_config_change true'
-            )
+            # Whether its actions are discrete, a task does not tell by its name.
+            of_discrete = configs.parse(flags, discrete=True)
+        if configs.differences(of_discrete, logdir / 'config.json'):
+            configs.refuse_changes(config, logdir, '--root')
         output = args.root.resolve() / 'output' / (name.replace('/', '.') + '.txt')
         jobs.append(Job(name, config, [sys.executable, str(DREAMER), *flags], output))
         if jobs[-1].finished:

@@ -189,6 +189,11 @@ class TanhNormal:
         which the bijector remembers the value before the tanh."""
         return tf.reduce_sum(self._squashed.log_prob(action), -1)
 
+    def entropy(self, action):
+        """[...] nats, estimated from the draw `action` [..., A] of `sample`, through
+        which it is differentiable in mean and std."""
+        return -self.log_prob(action)
+
     def mode(self, noise):
         """The most likely of the samples that `noise` [S, ..., A] gives: [..., A].
 
@@ -224,6 +229,10 @@ class OneHot:
     def log_prob(self, action):
         """[...] log-probability of `action` [..., A]."""
         return tf.reduce_sum(self._log_probs * action, -1)
+
+    def entropy(self, action=None):
+        """[...] nats, exact; needs no action, unlike a `TanhNormal`."""
+        return -tf.reduce_sum(tf.exp(self._log_probs) * self._log_probs, -1)
 
     def mode(self, noise=None):
         """The most likely action [..., A]; needs no noise, unlike a `TanhNormal`."""

@@ -266,10 +266,10 @@ def connect(config):
     return Team(config, replicas.make_strategy(config, cluster=cluster), cluster)
 
 
-def serve(config, team):
+def serve(argv, config, team):
     """`follow`, for the command line; returns the exit code."""
     try:
-        follow(config, team)
+        follow(argv, config, team)
     except configs.ConfigError as error:
         configs.fail(error)
     except (Lost, Apart, OSError) as error:
@@ -279,17 +279,20 @@ def serve(config, team):
     return 0
 
 
-def follow(config, team):
+def follow(argv, config, team):
     """Learn with worker 0 until it ends the run.
 
     Args:
-      config: `configs.Config` with its precision resolved.
+      argv: words of the command line.
+      config: `configs.Config` of these, with its precision resolved.
       team: `Team`.
 
     Raises:
       Lost, Apart, ConfigError, OSError: with one line.
     """
     action_size, discrete = team.meet()
+    if discrete:
+        config = configs.discrete(argv, config)
     config = dataclasses.replace(
         config, action_dist='onehot' if discrete else 'tanh_normal'
     )

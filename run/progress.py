@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 
+import numpy as np
 import rich.console
 import rich.progress
 import tensorflow as tf
@@ -30,6 +31,8 @@ COLLECTING = ('prefill', 'collecting')
 ENOUGH = 30
 # Fewer rendered frames a second than this are worth a word.
 SLOW_RENDERING = 150
+# An actor below this share of the largest entropy hardly tries anything else.
+CERTAIN = 0.03
 SOFTWARE = ('llvmpipe', 'softpipe', 'swrast', 'software')
 
 
@@ -81,6 +84,7 @@ class Progress:
         self._returns = []
         self._best = None
         self._advised = False
+        self._certain = None
 
     def __enter__(self):
         if self._bars:
@@ -196,6 +200,10 @@ class Progress:
         done = f'{step:,}/{total:,} ({step / total:.0%})'
         self.line(f'step {done}: {", ".join(parts)}')
         self._returns = []
+        if not self._certain:
+            self._certain = advise_certain(self._config, values)
+            if self._certain:
+                self.line(f'advice: {self._certain}')
         if self._bars:
             self._bars.update(
                 self._run_bar,
@@ -289,14 +297,18 @@ def duration(seconds):
     return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
+def returns(config, kind):
+    """Steps and returns of the logdir's episodes of a kind, 'train' or 'test'."""
+    try:
+        path = pathlib.Path(config.logdir) / 'metrics.jsonl'
+        return comparison.read_points(path, f'{kind}/return')[:2]
+    except OSError:
+        return np.array([]), np.array([])
+
+
 def best_evaluation(config):
     """Step and return of the best evaluation in the logdir; None without any."""
-    try:
-        steps, scores, _ = comparison.read_points(
-            pathlib.Path(config.logdir) / 'metrics.jsonl', 'test/return'
-        )
-    except OSError:
-        return None
+    steps, scores = returns(config, 'test')
     best = scores.argmax() if len(scores) else None
     return None if best is None else (int(steps[best]), float(scores[best]))
 
@@ -344,6 +356,23 @@ def size(count):
     """Bytes for people."""
     unit = 1e9 if count >= 1e9 else 1e6
     return f'{count / unit:.3g} {"GB" if unit == 1e9 else "MB"}'
+
+
+def advise_certain(config, values):
+    """What may help where the actor always chooses the same and returns do not rise:
+    those of the last quarter of episodes are no better than those of the first."""
+    share = values.get('action_ent_share', 1)
+    if not share < CERTAIN:
+        return None
+    _, scores = returns(config, 'train')
+    quarter = len(scores) // 4
+    if quarter < 5 or scores[-quarter:].mean() > scores[:quarter].mean():
+        return None
+    return (
+        f'the actor is certain of its actions (entropy {share:.1%} of the largest) '
+        'while returns do not rise, and may not come back; a larger --actor_entropy '
+        'keeps it uncertain (in a new --logdir)'
+    )
 
 
 def advise_disk(config, action_size, step):

@@ -226,6 +226,51 @@ def test_tanh_bounds_rewards(agent, data):
     )
 
 
+def test_bonus_is_the_entropy_in_standard_deviations_of_the_returns(agent):
+    returns, entropy = tf.constant([[0.0, 4.0]]), tf.constant([[0.5, 0.25]])
+    assert agent.behavior.bonus(returns, entropy) == 0
+    behavior = make_agent('--actor_entropy', 0.3).behavior
+    for scale in (1, 100):  # Of rewards of any size it is the same part.
+        np.testing.assert_allclose(
+            behavior.bonus(scale * returns, entropy) / scale, [[0.3, 0.15]], rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize('dist', ['tanh_normal', 'onehot'])
+@pytest.mark.parametrize('method', ['dreamer', 'no_value'])
+def test_bonus_makes_the_actor_less_certain(data, dist, method):
+    """Without returns to tell actions apart, a step along the gradient adds entropy."""
+    agent = make_agent(
+        '--actor_entropy', 10, '--action_dist', dist, '--method', method, '--horizon', 5
+    )
+    if dist == 'onehot':
+        data['action'] = tf.one_hot(tf.argmax(data['action'], -1), ACTION)
+    noise = agent.noise(BATCH, LENGTH)
+    start = agent.world.loss(data, noise['post'])[1]
+    start = {key: tf.reshape(x, (-1, x.shape[-1])) for key, x in start.items()}
+    weights = [x.value for x in agent.behavior.actor.trainable_weights]
+
+    def losses():
+        return agent.behavior.losses(
+            agent.world,
+            start,
+            tf.ones(BATCH * LENGTH),
+            noise['latent'],
+            noise['action'],
+        )
+
+    with tf.GradientTape() as tape:
+        loss, before = losses()
+    gradients = tape.gradient(loss['actor'], weights)
+    step = 1e-2 / tf.linalg.global_norm(gradients)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.assign_sub(step * gradient)
+    _, after = losses()
+    assert after['action_ent'] > before['action_ent']
+    share = before.get('action_ent_share')
+    assert share is None if dist == 'tanh_normal' else 0 < share <= 1
+
+
 def test_free_nats_form_follows_the_flag(agent, data):
     noise = tf.zeros((BATCH, LENGTH, 4))
     kl = tools.gaussian_kl(

@@ -20,6 +20,7 @@ import dreamer
 import evaluate
 import plotting
 import sweep
+from acting import workers
 from run import logger
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -267,6 +268,38 @@ def test_docs_list_what_suites_and_presets_set():
         assert dataclasses.replace(configs.parse(words), task=task) == configs.parse(
             ['--task', task]
         )
+    (more,) = re.findall(
+        r'discrete, the suite sets for them, by itself, `([^`]+)`', text
+    )
+    task = ['--task', 'gym_CartPole-v1']
+    assert configs.parse([*task, *more.split()]) == configs.parse(task, discrete=True)
+
+
+def test_discrete_actions_choose_their_settings_and_resume(tmp_path):
+    """A Gymnasium task's name does not tell; other settings keep the user's word."""
+    argv = ['--logdir', str(tmp_path / 'run'), '--task', 'gym_CartPole-v1']
+    argv += ['--configs', 'debug', '--steps', '120', '--expl_amount', '0.5']
+    subprocess.run([sys.executable, ROOT / 'dreamer.py', *argv], check=True)
+    stored = configs.read(tmp_path / 'run' / 'config.json')
+    assert (stored.kl_scale, stored.actor_entropy) == (0.1, 0.3)
+    assert (stored.action_repeat, stored.expl_amount, stored.horizon) == (1, 0.5, 5)
+    config, _, envs = dreamer.set_up([*argv, '--steps', '150'])
+    workers.close_workers(envs)
+    assert dataclasses.replace(config, steps=120) == stored
+    with pytest.raises(SystemExit):
+        dreamer.set_up([*argv, '--actor_entropy', '0.1'])
+    assert configs.parse(['--task', 'gym_CarRacing-v3']).actor_entropy == 0
+
+
+def test_older_runs_go_on_without_later_settings(tmp_path):
+    config = configs.parse(['--task', 'dmc_walker_walk'])
+    configs.write(config, tmp_path / 'config.json')
+    stored = json.loads((tmp_path / 'config.json').read_text())
+    for name in configs.ADDED:
+        del stored['config'][name]
+    (tmp_path / 'config.json').write_text(json.dumps(stored))
+    assert configs.differences(config, tmp_path / 'config.json') == []
+    assert configs.read(tmp_path / 'config.json') == config
 
 
 def check_files(logdir, losses):

@@ -340,3 +340,19 @@ def test_every():
     ]
     resumed = tools.Every(10, last=12)
     assert [resumed(step) for step in (12, 19, 20)] == [False, False, True]
+
+
+def test_entropy_by_hand():
+    logits = tf.math.log([[0.5, 0.25, 0.25], [1.0, 1e-30, 1e-30]])
+    np.testing.assert_allclose(
+        tools.OneHot(logits).entropy(), [1.5 * np.log(2), 0], atol=1e-6
+    )
+    # That of a draw is its negative log-density; on average over draws, the entropy.
+    policy = tools.TanhNormal(tf.zeros((20_000, 1)), tf.ones((20_000, 1)))
+    noise = tf.random.stateless_normal((20_000, 1), (0, 1))
+    entropy = policy.entropy(policy.sample(noise))
+    x = np.linspace(-8, 8, 100_001)
+    density = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    jacobian = np.log(1 - np.tanh(x) ** 2 + 1e-12)
+    expected = np.trapezoid(density * (-np.log(density) + jacobian), x)
+    np.testing.assert_allclose(tf.reduce_mean(entropy), expected, atol=0.02)

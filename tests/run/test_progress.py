@@ -138,6 +138,31 @@ def test_advice_comes_while_the_first_updates_go_on(tmp_path, monkeypatch):
     assert output.getvalue().count('advice: without a GPU') == (not gpus)
 
 
+def test_certain_actor_is_told_once_and_only_where_returns_do_not_rise(tmp_path):
+    output = io.StringIO()
+    shown = progress.Progress(
+        config_for(tmp_path, '--task', 'dummy_discrete'),
+        Console(file=output, width=300),
+    )
+    values = dict(fps=1.0, updates_per_s=1.0, action_ent_share=0.01)
+
+    def log(scores, share):
+        (tmp_path / 'metrics.jsonl').write_text(
+            ''.join(
+                json.dumps({'step': step, 'train/return': score}) + '\n'
+                for step, score in enumerate(scores)
+            )
+        )
+        shown.log(100, 10, dict(values, action_ent_share=share))
+        return output.getvalue().count('advice: the actor is certain')
+
+    assert log([9] * 19, 0.01) == 0  # Too few to tell.
+    assert log([9] * 20 + [20] * 20, 0.01) == 0
+    assert log([9] * 40, 0.2) == 0
+    assert log([9] * 40, 0.01) == 1
+    assert log([9] * 40, 0.01) == 1
+
+
 def test_replay_by_the_end_of_the_run(tmp_path):
     config = config_for(tmp_path, '--replay_memory', '4e9')
     # 2.5e6 images of 12,288 bytes, and 8 numbers beside each.
