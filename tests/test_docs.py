@@ -83,6 +83,16 @@ def test_pictures_are_small_and_shown():
         assert path.stat().st_size <= LARGEST_PICTURE
 
 
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_a_page_names_exists(path):
+    for name in re.findall(r'`([\w/]+\.py)`', path.read_text()):
+        assert (
+            (ROOT / name).exists()
+            or (path.parent / name).exists()
+            or [*ROOT.glob(f'[a-z]*/{name}')]
+        ), name
+
+
 def names(path):
     """Functions and classes of a file, methods as `Class.method`."""
     for node in ast.parse(path.read_text()).body:
