@@ -15,7 +15,7 @@ import os
 import pathlib
 import sys
 
-from storage import faults
+from storage import episodes, faults
 
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs eval_envs parallel precision '
@@ -532,6 +532,20 @@ def fit_to_actions(config, discrete):
                 f'actions of {config.task} a share of random ones; possible: 0 to 1'
             )
     return dataclasses.replace(config, **fitting)
+
+
+def check_length(config, action_size):
+    """Raise ConfigError if the longest episode does not fit into a file of the
+    replay."""
+    rows = -(-config.time_limit // config.action_repeat) + 1
+    most = episodes.MAX_BYTES // episodes.row_bytes(action_size)
+    if rows > most:
+        raise ConfigError(
+            f'--time_limit {config.time_limit} with --action_repeat '
+            f'{config.action_repeat} allows episodes of {rows - 1:,} agent steps, and '
+            f'a file of the replay holds {most - 1:,}; possible: --time_limit up to '
+            f'{(most - 1) * config.action_repeat}, or more --action_repeat'
+        )
 
 
 def differences(config, path):

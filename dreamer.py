@@ -11,8 +11,12 @@ import pathlib
 import signal
 import sys
 import time
+import traceback
+
+from storage import output
 
 if __name__ == '__main__':
+    output.guard()
     # Until there is a run to save, Ctrl-C ends the program without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -21,6 +25,7 @@ from run import startup  # noqa: F401 (first: it imports TensorFlow without its 
 
 # isort: split
 import numpy as np
+import tensorflow as tf
 
 import configs
 import tools
@@ -29,6 +34,17 @@ from acting import workers
 from agent import Dreamer, Policy
 from run import checkpoints, logger, machines, progress
 from storage import faults, replay
+
+# What may end a run that is as it should be; a message says enough.
+EXPECTED = (
+    workers.WorkerError,
+    machines.Lost,
+    machines.Apart,
+    FloatingPointError,
+    MemoryError,
+    OSError,
+    tf.errors.OpError,
+)
 
 
 class Run:
@@ -47,8 +63,9 @@ class Run:
         )
         self.config = config
         self.logdir = pathlib.Path(config.logdir)
-        self.lock = checkpoints.Lock(self.logdir)
         (self.action_size,) = envs[0].action_space.shape
+        configs.check_length(config, self.action_size)
+        self.lock = checkpoints.Lock(self.logdir)
         self.team.meet(self.action_size, config.action_dist == 'onehot')
         self.agent = Dreamer(config, self.action_size, self.team.strategy)
         self.checkpoints = checkpoints.Checkpoints(
@@ -136,25 +153,32 @@ class Run:
     def prefill(self):
         """Collect with random actions, one whole episode at least."""
         started = self.agent.train_start >= 0
-        if not started:
-            self.collect(self.random_policy, self.config.prefill, 'prefill')
-        while not self.stop and not self.replay.episodes:
-            self.collect(self.random_policy, self.step + 1, 'prefill')
+        if not started or not self.replay.episodes:
+            until = self.step if started else self.config.prefill
+            self.collect(self.random_policy, until, 'prefill', least=1)
         if not self.stop and not started:
             self.agent.train_start.assign(self.step)
 
-    def collect(self, policy, until, phase='collecting'):
-        """Act until `until` environment steps have been taken. Saves fall between
-        episodes; where those of several environments do not end together, they are put
-        off once and then drop what is unfinished."""
-        self.progress.start(phase, until - self.step)
+    def collect(self, policy, until, phase='collecting', least=0):
+        """Act until `until` environment steps have been taken, and `least` episodes are
+        in the replay. Saves fall between episodes; where those of several environments
+        do not end together, they are put off once and then drop what is unfinished."""
+        self.progress.start(phase, max(0, until - self.step))
         late = 2 * self.config.save_every if self.config.envs > 1 else np.inf
-        while self.step < until and not self.stop:
+        while (self.step < until or self.replay.episodes < least) and not self.stop:
             steps, episodes = self.collector.step(policy)
             self.progress.advance(steps)
             self.agent.env_step.assign_add(steps)
+            # Until they are kept: an error may end the run in between.
+            self.dropped += len(episodes)
             for episode in episodes:
-                self.replay.add(episode)
+                try:
+                    self.replay.add(episode)
+                except ValueError as error:
+                    raise workers.WorkerError(
+                        f'An episode cannot be kept: {error}.'
+                    ) from error
+                self.dropped -= 1
                 self.log_episodes('train', [episode], self.replay.episodes)
             between = not self.collector.unfinished
             if between or self.step - self.due['save'].last >= late:
@@ -334,22 +358,23 @@ class Run:
         self.random = np.random.default_rng((self.config.seed, self.step))
 
     def rescue(self, error):
-        """Keep what can be kept when `error` ends the run: a checkpoint if it was an
-        environment's or another machine's, a dump beside the checkpoints if numbers
-        were not finite. Returns where it is, as the end of a message."""
+        """Keep what can be kept when `error` ends the run: a dump beside the
+        checkpoints if numbers were not finite, and a checkpoint unless the disk or the
+        weights are at fault: between updates, and in a broken one, they are whole.
+        Returns where it is, as the end of a message."""
         try:
-            if isinstance(error, (workers.WorkerError, machines.Lost)):
-                self.save()
-                return '\ndreamer: saved; the same command goes on from here'
             if isinstance(error, FloatingPointError):
                 now = time.strftime('%Y%m%dT%H%M%S')
                 prefix = self.logdir / 'dumps' / f'{now}-{self.step}'
                 prefix.parent.mkdir(exist_ok=True)
                 self.checkpoints.write(prefix)
                 return f'; a dump of the networks is in {prefix}.*'
-        except (FloatingPointError, OSError) as second:
-            return f'; it could not be saved: {second}'
-        return ''
+            if isinstance(error, (machines.Apart, OSError)):
+                return ''
+            self.save()
+            return '\ndreamer: saved; the same command goes on from here'
+        except Exception as second:  # Whatever it is, the first one is to be told.
+            return f'; it could not be saved: {startup.explain(second)}'
 
     def request_stop(self):
         """Finish the current step, save, exit."""
@@ -393,15 +418,11 @@ def main(argv=None):
         with run.progress, team.connected():
             run.loop()
         run.logger.close()
-    except (
-        workers.WorkerError,
-        machines.Lost,
-        machines.Apart,
-        FloatingPointError,
-        OSError,
-    ) as error:
+    except Exception as error:
+        if not isinstance(error, EXPECTED):
+            traceback.print_exc()  # A fault of the program's own.
         saved = run.rescue(error) if run else ''
-        print(f'dreamer: stopped: {error}{saved}', file=sys.stderr)
+        print(f'dreamer: stopped: {startup.explain(error)}{saved}', file=sys.stderr)
         return 1
     finally:
         workers.close_workers(envs)

@@ -17,7 +17,10 @@ import re
 import signal
 import sys
 
+from storage import output
+
 if __name__ == '__main__':
+    output.guard()
     # Ctrl-C ends the program without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -291,8 +294,8 @@ def main(argv=None):
         scores, lengths = evaluate(agent, env, args)
     except (ValueError, OSError) as error:
         configs.fail(error, 'evaluate')
-    except workers.WorkerError as error:
-        print(f'evaluate: stopped: {error}', file=sys.stderr)
+    except (workers.WorkerError, MemoryError, tf.errors.OpError) as error:
+        print(f'evaluate: stopped: {startup.explain(error)}', file=sys.stderr)
         return 1
     finally:
         env.close()

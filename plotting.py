@@ -30,6 +30,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator  # noqa: E402
 import configs  # noqa: E402
 from scores import comparison  # noqa: E402
 from scores.comparison import BASELINES, ScoreError  # noqa: E402
+from storage import output  # noqa: E402
 
 # One colour a method, in every figure, whether local or published (Okabe and Ito's
 # palette, which stays apart for colour-blind readers; greys are for what only others
@@ -583,4 +584,5 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
+    output.guard()
     sys.exit(main())

@@ -29,6 +29,7 @@ import time
 import configs
 from acting import workers
 from scores import comparison
+from storage import output
 
 DREAMER = pathlib.Path(__file__).resolve().parent / 'dreamer.py'
 
@@ -657,4 +658,5 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
+    output.guard()
     sys.exit(main())

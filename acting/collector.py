@@ -130,13 +130,20 @@ class Collector:
         action, self._sent[i] = self._sent[i], None
         observation, reward, terminated, truncated, info = self._envs[i].result()
         self._steps[i] += info['simulator_steps']
-        if not np.isfinite(reward):
-            raise WorkerError(f'The environment gave the reward {reward}.')
+        try:
+            with np.errstate(over='ignore'):  # Beyond float32 it becomes infinite.
+                number = np.float32(np.asarray(reward).item())
+        except (TypeError, ValueError, OverflowError):
+            number = np.float32(np.nan)
+        if not np.isfinite(number):
+            raise WorkerError(
+                f'The environment gave the reward {reward}, no finite float32 number.'
+            )
         self._episodes[i].append(
             dict(
                 image=observation['image'],
                 action=action,
-                reward=np.float32(reward),
+                reward=number,
                 discount=np.float32(not terminated),
             )
         )

@@ -34,6 +34,7 @@ import numpy as np
 import configs
 import wrappers
 from envs import rendering
+from storage import output
 
 # With these errors an environment refuses to be made. Their messages, of one line,
 # are meant for the user, and arrive without the child's traceback.
@@ -432,6 +433,7 @@ def main():
     """Serves the environment that the parent process asks for."""
     # A simulator that hangs would not see that its killed parent is gone.
     die_with_parent()
+    output.guard()
     leave_signals_to_parent()
     connection = Connection(int(sys.argv[1]))
     try:

@@ -66,7 +66,9 @@ class GymnasiumTask(gymnasium.Env):
             # Of a bound in float64, float32 can be a little on the other side.
             action = np.clip(action, space.low, space.high)
         self._observation, reward, terminated, truncated, _ = self._env.step(action)
-        return {}, float(reward), bool(terminated), bool(truncated), {}
+        # Some give arrays of one number.
+        reward = float(np.asarray(reward).item())
+        return {}, reward, bool(terminated), bool(truncated), {}
 
     def render(self):
         image = self._observation if self._from_observation else self._env.render()

@@ -26,6 +26,10 @@ GROUPS = dict(
 )
 
 
+# Pixels of a video, 2048 frames of 64x64: noise, which compresses worst, takes 12 MB.
+LARGEST_VIDEO = 2**23
+
+
 def tag(key):
     """The name in TensorBoard of the metric `key`, with its group."""
     return key if '/' in key else f'{GROUPS.get(key.split("_")[0], "model")}/{key}'
@@ -95,18 +99,19 @@ class Logger:
     def text(self, step, name, markdown):
         """Write a text for TensorBoard's page of texts."""
         with startup.disk_errors(self._logdir), self._writer.as_default(step=int(step)):
-            tf.summary.text(name, markdown)
+            # A folder's name need not be UTF-8.
+            tf.summary.text(name, markdown.encode(errors='backslashreplace'))
             self._writer.flush()
 
     def video(self, step, name, frames, fps=20):
         """Write `frames` [T, H, W, 3] uint8 as `videos/{name}-{step}.gif` and for
-        TensorBoard, which shows GIFs as images."""
-        data = encode_gif(frames, fps)
+        TensorBoard, which shows GIFs as images: the first of them, of long episodes."""
+        height, width = frames.shape[1:3]
+        data = encode_gif(frames[: max(1, LARGEST_VIDEO // (height * width))], fps)
         folder = self._logdir / 'videos'
         folder.mkdir(exist_ok=True)
         faults.reach('video')
         (folder / f'{name}-{int(step):09d}.gif').write_bytes(data)
-        height, width = frames.shape[1:3]
         metadata = tf.compat.v1.SummaryMetadata(plugin_data={'plugin_name': 'images'})
         with startup.disk_errors(self._logdir), self._writer.as_default(step=int(step)):
             tf.summary.write(

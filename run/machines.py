@@ -272,8 +272,8 @@ def serve(argv, config, team):
         follow(argv, config, team)
     except configs.ConfigError as error:
         configs.fail(error)
-    except (Lost, Apart, OSError) as error:
-        print(f'dreamer: stopped: {error}', file=sys.stderr)
+    except (Lost, Apart, MemoryError, OSError, tf.errors.OpError) as error:
+        print(f'dreamer: stopped: {startup.explain(error)}', file=sys.stderr)
         return 1
     print(f'worker {team.rank}: worker 0 has ended the run')
     return 0

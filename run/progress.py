@@ -139,7 +139,7 @@ class Progress:
                 self._bars.advance(self._run_bar, amount)
         elif now - self._printed > self._silence or (
             self._name == 'prefill'
-            and self._done < self._total
+            and self._done != self._total
             and before // every < self._done // every
         ):
             self.line(f'{self._name}: {self._state()}')
@@ -158,12 +158,13 @@ class Progress:
         seconds = self._now - self._began
         rate = self._done / seconds if seconds else math.inf
         state = f'{self._done:,}'
-        if self._total:
+        # A prefill goes on to the end of its first episode: nobody knows how long.
+        known = self._total and self._done <= self._total
+        if known:
             state += f'/{self._total:,}'
         state += f' {self._unit}, {rate:.3g} {self._unit}/s'
-        if self._total and rate:
-            left = max(0, self._total - self._done) / rate
-            state += f', {duration(left)} left'
+        if known and rate:
+            state += f', {duration((self._total - self._done) / rate)} left'
         return state
 
     def episode(self, score):
@@ -338,11 +339,9 @@ def renderer(config):
 
 
 def replay_bytes(config, action_size, steps):
-    """Bytes of `steps` environment steps in replay, of which it may keep fewer: 12,288
-    an image, and float32 actions, reward and discount."""
-    row = math.prod(episodes.IMAGE) + 4 * action_size + 8
+    """Bytes of `steps` environment steps in replay, of which it may keep fewer."""
     kept = min(steps, config.replay_capacity or steps)
-    return kept / config.action_repeat * row
+    return kept / config.action_repeat * episodes.row_bytes(action_size)
 
 
 def replay_size(config, action_size):

@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import itertools
 import os
+import re
 import signal
 import socket
 import sys
@@ -107,8 +108,11 @@ def keep_freed_memory():
 
 
 def heed_signals(stop, what):
-    """From now on the first Ctrl-C or SIGTERM calls `stop`, in a thread, and a second
-    one ends the program at once.
+    """From now on the first Ctrl-C, SIGTERM or SIGHUP calls `stop`, in a thread, and a
+    second Ctrl-C or SIGTERM ends the program at once.
+
+    A closed terminal sends SIGHUP, often more than once and beside SIGTERM: it never
+    counts as the second. Where it is ignored, as by nohup, it stays so.
 
     Python's own handlers are not called before TensorFlow returns, which takes as long
     as an update; what Python writes to the socket arrives while it computes.
@@ -120,19 +124,24 @@ def heed_signals(stop, what):
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.fileno())
-    signals = signal.SIGINT, signal.SIGTERM
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
     for number in signals:
         signal.signal(number, lambda *_: None)
 
     def listen(theirs):
-        asked = False
+        stopping = asked = False
         while True:
             number = ours.recv(1)[0]
             if number not in signals:
                 continue
-            if asked:
+            if asked and number != signal.SIGHUP:
                 os._exit(128 + number)
-            asked = True
+            asked = asked or number != signal.SIGHUP
+            if stopping:
+                continue
+            stopping = True
             stop()
             print(
                 f'stopping: {what} first, again to quit at once',
@@ -151,3 +160,35 @@ def disk_errors(path):
     except tf.errors.OpError as error:
         text = str(error.message).splitlines()[0]
         raise OSError(errno.EIO, f'could not be written ({text})', str(path)) from None
+
+
+def explain(error):
+    """What ended a program, in one line where TensorFlow or memory is the cause: their
+    messages are long, and do not say what to try."""
+    if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
+        cause = _cause(error) if isinstance(error, tf.errors.OpError) else str(error)
+        return (
+            f'out of memory ({cause or "no more is to be had"}); try a smaller '
+            '--batch_size or --batch_length with --allow_config_change true, '
+            '--precision 16 on a GPU or bfloat16 elsewhere, or end other programs that '
+            'use the memory'
+        )
+    if not isinstance(error, tf.errors.OpError):
+        return str(error) or type(error).__name__
+    return (
+        f'TensorFlow failed ({_cause(error)}); try the same command again, without '
+        '--jit if it is on, with CUDA_VISIBLE_DEVICES=-1 for a run without a GPU, or '
+        'install requirements-gpu.txt anew if it is a library of the GPU'
+    )
+
+
+def _cause(error):
+    """The line of a TensorFlow error that says what happened: before it may stand where
+    in the graph, and behind it advice for others."""
+    lines = str(error.message).splitlines()
+    roots = [line for line in lines if re.match(r'\s+\(0\) ', line)]
+    skipped = ('Graph execution error', 'Detected at', 'Stack trace', ' ', '\t')
+    plain = [line for line in lines if line.strip() and not line.startswith(skipped)]
+    line = (roots or plain or lines or [''])[0]
+    line = re.sub(r'^\s+\(0\) |\{\{function_node.*?\}\} ?| ?\[Op:.*', '', line)
+    return f'{type(error).__name__}: {" ".join(line.split())}'

@@ -28,9 +28,9 @@ OWN = re.compile(
     r'\d{8}T\d{6}-(?P<order>[0-9a-f]{8})e(?P<env>\d+)i(?P<index>\d+)s(?P<steps>\d+)'
     r'-\d+\.npz'
 )
-# Far above the longest Atari episode (27,000 steps, 0.33 GB). A header that claims
-# more is refused before its data is read.
-MAX_BYTES = 2**30
+# Of an episode: 108,000 frames, the longest of any suite, take 1.3 GB where each is an
+# agent step. A header that claims more is refused before its data is read.
+MAX_BYTES = 2**31
 MAX_HEADER = 2**14  # Of an array, in bytes; NumPy's own limit is 10,000.
 
 
@@ -47,6 +47,12 @@ class Entry:
         """Environment, its episode index and simulator steps; None in others' files."""
         name = OWN.fullmatch(self.path.name)
         return name and tuple(int(name[key]) for key in ('env', 'index', 'steps'))
+
+
+def row_bytes(actions):
+    """Returns the bytes of a row: an image, and float32 actions, reward and
+    discount."""
+    return math.prod(IMAGE) + 4 * actions + 8
 
 
 def check_headers(headers):

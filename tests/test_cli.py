@@ -22,6 +22,7 @@ import plotting
 import sweep
 from acting import workers
 from run import logger
+from storage import episodes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LOSSES = set(
@@ -97,6 +98,10 @@ def test_home_is_meant_in_every_path(tmp_path, monkeypatch):
         (['--task', 'gym_CarRacing-v2'], ['CarRacing-v2', 'CarRacing-v3']),
         (['--task', 'atari_pong', '--time_limit', '0'], ['--time_limit', 'at least 1']),
         (['--task', 'walker'], ['walker', 'SUITE_NAME']),
+        (
+            ['--task', 'dummy_continuous', '--time_limit', '200000'],
+            ['--time_limit 200000', 'possible', '--time_limit up to 174', 'repeat'],
+        ),
         (['--task', 'dummy_nothing'], ['dummy_nothing', 'dummy_continuous']),
         (['--stepps', '10'], ['--stepps', '--steps']),
         (['--configs', 'huge'], ['huge', 'debug', 'small', 'paper']),
@@ -185,6 +190,34 @@ def test_damaged_config_is_one_line(tmp_path, capsys, text):
         dreamer.main(['--logdir', str(tmp_path), '--task', 'dummy_continuous'])
     assert error.value.code == 2
     assert 'not a readable configuration' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('suite', configs.SUITES)
+def test_longest_episode_of_every_suite_can_be_stored(suite):
+    for repeat in [], ['--action_repeat', '1']:
+        config = configs.parse(['--task', f'{suite}_x', '--pcont', *repeat])
+        configs.check_length(config, 1000)
+
+
+def test_longest_episode_that_is_accepted_is_the_longest_that_can_be_stored():
+    def headers(rows):
+        shapes = dict(image=(rows, 64, 64, 3), action=(rows, 7), reward=(rows,))
+        shapes['discount'] = (rows,)
+        return {
+            key: (shape, np.dtype(np.uint8 if key == 'image' else np.float32))
+            for key, shape in shapes.items()
+        }
+
+    words = ['--task', 'dmc_walker_walk', '--action_repeat', '3', '--time_limit', '1e9']
+    with pytest.raises(configs.ConfigError, match='--time_limit up to') as error:
+        configs.check_length(configs.parse(words), 7)
+    limit = re.search(r'up to (\d+)', str(error.value))[1]
+    configs.check_length(configs.parse([*words[:-1], limit]), 7)
+    with pytest.raises(configs.ConfigError):
+        configs.check_length(configs.parse([*words[:-1], str(int(limit) + 1)]), 7)
+    assert episodes.check_headers(headers(int(limit) // 3 + 1))
+    with pytest.raises(ValueError, match='more than'):
+        episodes.check_headers(headers(int(limit) // 3 + 2))
 
 
 def test_presets_and_flags_in_order():

@@ -4,12 +4,14 @@ import collections
 import json
 
 import pytest
+import tensorflow as tf
 
 import agent
 import configs
 import dreamer
 from acting import workers
-from storage import episodes
+from run import checkpoints
+from storage import episodes, replay
 
 
 class Counting(workers.LocalWorker):
@@ -193,3 +195,132 @@ def test_nothing_is_traced_twice_in_a_whole_run(tmp_path, monkeypatch):
     assert traced == dict(act=2, _update=1)
     assert run.agent.train.experimental_get_tracing_count() == 1
     assert run.agent.openloop.experimental_get_tracing_count() == 1
+
+
+def short(logdir, *flags):
+    """Words of a short run in this process."""
+    words = (
+        '--task dummy_continuous --configs debug --parallel none --precision 32 '
+        '--representation reward --log_images false'
+    )
+    return ['--logdir', str(logdir), *words.split(), *flags]
+
+
+def losses(logdir):
+    """The lines of log intervals."""
+    lines = map(json.loads, (logdir / 'metrics.jsonl').read_text().splitlines())
+    return [line for line in lines if 'gradient_step' in line]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Updates that only count, and first call `quick['then']`, if it is set, with how
+    many there were: what is tested is around them."""
+    called = {}
+    lock, locks = checkpoints.Lock, []
+
+    def free_before(folder):
+        for held in locks:
+            held._file.close()  # As if the process before had ended.
+        locks.append(lock(folder))
+        return locks[-1]
+
+    monkeypatch.setattr(checkpoints, 'Lock', free_before)
+    build = agent.Dreamer.__init__
+
+    def init(self, *args):
+        def train(batch):
+            called.get('then', lambda _: None)(int(self.gradient_step))
+            self.gradient_step.assign_add(1)
+            return {'model_loss': tf.constant(1.0)}
+
+        build(self, *args)
+        self.train = train
+
+    monkeypatch.setattr(agent.Dreamer, '__init__', init)
+    return called
+
+
+def exhausted():
+    """TensorFlow's own error, with the message that an update would give."""
+
+    @tf.function
+    def update(size):
+        return tf.random.normal([size, 1024])
+
+    update(2**40)
+
+
+def own_fault():
+    raise KeyError('a fault of the program')
+
+
+@pytest.mark.parametrize(
+    'fail, words',
+    [
+        (exhausted, ['out of memory', 'OOM when allocating tensor', '--batch_size']),
+        (own_fault, ['a fault of the program']),
+    ],
+)
+def test_error_in_an_update_saves_and_is_one_line(tmp_path, capfd, quick, fail, words):
+    quick['then'] = lambda step: fail() if step == 4 else None
+    assert dreamer.main(short(tmp_path)) == 1
+    del quick['then']
+    error = capfd.readouterr().err
+    *before, line, saved = error.splitlines()
+    assert line.startswith('dreamer: stopped: ') and saved.startswith('dreamer: saved')
+    for word in words:
+        assert word in line
+    assert any('Traceback' in text for text in before) == (fail is own_fault)
+    assert before == [] or fail is own_fault
+    assert dreamer.main(short(tmp_path)) == 0
+    # Two updates at 100 steps, two at 200.
+    assert 'resumed at step 300\n' in capfd.readouterr().out
+    updates = [line['gradient_step'] for line in losses(tmp_path)]
+    assert updates == sorted(set(updates)) and updates[-1] == 2 + 2 * 5
+
+
+def test_error_while_the_agent_is_built_is_one_line(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(dreamer, 'Dreamer', lambda *_: exhausted())
+    assert dreamer.main(short(tmp_path)) == 1
+    error = capfd.readouterr().err
+    (line,) = error.splitlines()
+    assert line.startswith('dreamer: stopped: out of memory')
+
+
+def test_an_episode_that_cannot_be_kept_ends_the_run_saved(
+    tmp_path, capfd, monkeypatch, quick
+):
+    add = replay.Replay.add
+
+    def refuse(self, episode):
+        if self.episodes == 2:
+            episode['reward'] = episode['reward'][1:]
+        return add(self, episode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replay.Replay, 'add', refuse)
+        assert dreamer.main(short(tmp_path)) == 1
+    line, saved = capfd.readouterr().err.splitlines()
+    assert 'reward has the shape (100,), not (101,)' in line
+    assert saved.startswith('dreamer: saved')
+    assert dreamer.main(short(tmp_path)) == 0
+    assert 'resumed at step 300\n' in capfd.readouterr().out
+    last = losses(tmp_path)[-1]
+    assert last['episodes_dropped'] == 1 and last['step'] == 600
+
+
+def test_prefill_that_its_first_episode_overruns(tmp_path, capfd, quick):
+    assert dreamer.main(short(tmp_path, '--prefill', '10', '--steps', '150')) == 0
+    lines = capfd.readouterr().out.splitlines()
+    prefill = [line for line in lines if line.startswith('prefill')]
+    assert prefill[0] == 'prefill: 10 steps'
+    assert prefill[-1].startswith('prefill: 100 steps done in')
+    assert len(prefill) == 3 and not any('-' in line for line in prefill)
+    # A run whose episodes were taken away begins with another one.
+    for path in (tmp_path / 'episodes').iterdir():
+        path.unlink()
+    assert dreamer.main(short(tmp_path, '--prefill', '10', '--steps', '300')) == 0
+    lines = capfd.readouterr().out.splitlines()
+    prefill = [line for line in lines if line.startswith('prefill')]
+    assert len(prefill) <= 2 and not any('-' in line for line in prefill)

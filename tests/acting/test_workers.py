@@ -504,6 +504,26 @@ class TestCollector:
             assert len(self.act(collector, 50)) == 1
         assert collector.dropped == 6
 
+    @pytest.mark.parametrize('reward', [1e39, -1e39, np.inf, np.nan, np.ones(2)])
+    def test_reward_that_no_float32_holds_drops_the_episode(self, capfd, reward):
+        group = workers.make_workers('dummy_continuous', 1, KWARGS, parallel='none')
+        collector = Collector(group, seed=0)
+        step = group[0]._env.step
+        self.act(collector, 1)
+        group[0]._env.step = lambda action: (step(action)[0], reward, *step(action)[2:])
+        self.act(collector, 1)
+        assert collector.dropped == 1
+        assert f'reward {reward}' in capfd.readouterr().err
+
+    @pytest.mark.parametrize('reward', [np.ones(1), [[0.5]], np.float16(2), 3, 3e38])
+    def test_arrays_of_one_number_are_rewards(self, reward):
+        group = workers.make_workers('dummy_continuous', 1, KWARGS, parallel='none')
+        step = group[0]._env.step
+        group[0]._env.step = lambda action: (step(action)[0], reward, *step(action)[2:])
+        (episode,) = self.act(Collector(group, seed=0), 25)
+        assert episode['reward'].dtype == np.float32
+        assert (episode['reward'][1:] == np.float32(np.max(reward))).all()
+
     def test_restart_that_fails_is_a_failure(self, monkeypatch):
         group = workers.make_workers('dummy_continuous', 1, KWARGS)
         monkeypatch.setattr(group[0], '_task', 'dummy_nonsense')

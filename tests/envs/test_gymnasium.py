@@ -24,7 +24,8 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 class Sketch(gymnasium.Env):
     metadata = {'render_modes': []}
 
-    def __init__(self, render_mode=None, shape=(8, 8, 3), actions=None):
+    def __init__(self, render_mode=None, shape=(8, 8, 3), actions=None, reward=2.0):
+        self.reward = reward
         self.observation_space = Box(0, 255, shape, np.uint8)
         self.action_space = actions or Discrete(3, start=5)
         self.actions = []
@@ -36,14 +37,15 @@ class Sketch(gymnasium.Env):
         self.actions.append(action)
         assert self.action_space.contains(action), action
         image = np.full(self.observation_space.shape, 9, np.uint8)
-        return image, np.float64(2), np.True_, False, {'lock': lambda: 0}
+        return image, self.reward, np.True_, False, {'lock': lambda: 0}
 
 
 def add(name, **kwargs):
     gymnasium.register(f'third/{name}-v1', Sketch, kwargs=kwargs)
 
 
-add('Color')
+add('Color', reward=np.float64(2))
+add('Array', reward=np.array([2], np.float32))
 add('Grey', shape=(8, 8))
 add('GreyChannel', shape=(8, 8, 1))
 add('Vector', shape=(8,))
@@ -131,6 +133,13 @@ def test_emulator_by_its_id():
     env = wrappers.make('gym_ALE/Breakout-v5', **KWARGS)
     assert env.action_space == wrappers.OneHot(4)
     assert env.reset(seed=0)[0]['image'].std() > 10
+
+
+def test_reward_that_is_an_array_of_one_number(third):
+    env = wrappers.make('gym_third/Array-v1', **third)
+    env.reset(seed=0)
+    reward = env.step(np.eye(3, dtype=np.float32)[0])[1]
+    assert type(reward) is float and reward == 2
 
 
 @pytest.mark.parametrize('name', ['Color', 'Grey', 'GreyChannel'])

@@ -75,6 +75,7 @@ def test_names_of_folders_are_not_patterns(tmp_path, monkeypatch, name):
     assert saved.restore() == {'number': 3}
     writer = logger.Logger(pathlib.Path(name))
     writer.scalars(1, {'loss': 2.0})
+    writer.text(1, 'config', f'in {name}')
     writer.close()
     assert list(pathlib.Path(name).glob('events.out.tfevents.*'))
 

@@ -98,6 +98,26 @@ def test_lines_of_phases(tmp_path, monkeypatch):
     ]
 
 
+def test_a_prefill_that_goes_on_to_an_episodes_end(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
+    output = io.StringIO()
+    shown = progress.Progress(
+        config_for(tmp_path, '--log_every', '10'), console=Console(file=output)
+    )
+    shown.start('prefill', 20)
+    for _ in range(35):
+        clock[0] += 1
+        shown.advance()
+    shown.finish()
+    assert output.getvalue().splitlines() == [
+        'prefill: 20 steps',
+        'prefill: 10/20 steps, 1 steps/s, 0:10 left',
+        'prefill: 30 steps, 1 steps/s',
+        'prefill: 35 steps done in 0:35',
+    ]
+
+
 def test_a_slow_phase_speaks_once_a_minute(tmp_path, monkeypatch):
     output = io.StringIO()
     clock = [0.0]
@@ -207,6 +227,20 @@ def test_colours_of_videos():
         pixels = np.asarray(image.convert('RGB')).astype(int)
         assert np.abs(pixels - frames[i]).max() <= 32
     assert i == 2 and shown.info['duration'] == 50
+
+
+@pytest.mark.parametrize('shape, most', [((64, 64), 2048), ((192, 384), 113)])
+def test_videos_have_a_bound(tmp_path, shape, most):
+    noise = np.random.default_rng(0).integers(0, 256, (50, *shape, 3), np.uint8)
+    frames = noise[np.arange(3000 if shape == (64, 64) else 300) % 50]
+    written = logger.Logger(tmp_path)
+    written.video(7, 'eval', frames)
+    written.video(8, 'eval', frames[:20])
+    written.close()
+    long, short = sorted((tmp_path / 'videos').iterdir())
+    assert Image.open(long).n_frames == most and Image.open(short).n_frames == 20
+    (events,) = tmp_path.glob('events.*')
+    assert 5e6 < long.stat().st_size < 13e6 and events.stat().st_size < 14e6
 
 
 def test_tensorboard_groups():

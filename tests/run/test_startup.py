@@ -1,0 +1,32 @@
+"""What a program says where TensorFlow or memory ends it."""
+
+import numpy as np
+import pytest
+
+from run import startup
+
+# isort: split
+import tensorflow as tf
+
+
+def test_errors_of_tensorflow_and_memory_are_explained_in_one_line():
+    message = (
+        'Graph execution error:\n\nDetected at node x defined at (most recent '
+        'call last):\n  File "a.py", line 1\n\n2 root error(s) found.\n  (0) '
+        'UNIMPLEMENTED: DNN library is not found.\n\t [[{{node x}}]]\n  (1) CANCELLED: '
+        'other\n0 successful operations. [Op:__inference_f_1]'
+    )
+    line = startup.explain(tf.errors.UnimplementedError(None, None, message))
+    assert '(UnimplementedError: UNIMPLEMENTED: DNN library is not found.)' in line
+    assert 'CUDA_VISIBLE_DEVICES=-1' in line and '\n' not in line
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        tf.function(tf.strings.to_number)('x')
+    assert 'InvalidArgumentError: ' in startup.explain(error.value)
+    assert 'Graph execution' not in startup.explain(error.value)
+    with pytest.raises(MemoryError) as error:
+        np.empty(2**60, np.uint8)
+    line = startup.explain(error.value)
+    assert 'out of memory (Unable to allocate' in line and '--batch_size' in line
+    assert 'no more is to be had' in startup.explain(MemoryError())
+    assert startup.explain(OSError(28, 'full')) == '[Errno 28] full'
+    assert startup.explain(KeyError()) == 'KeyError'
