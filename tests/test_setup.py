@@ -133,7 +133,13 @@ def test_troubleshooting_has_no_other_message():
     texts += [os.strerror(number) for number in (errno.ENOSPC, errno.EACCES)]
     texts += [
         (ROOT / name).read_text()
-        for name in ('setup.sh', 'run/progress.py', 'acting/workers.py', 'envs/lab.py')
+        for name in (
+            'setup.sh',
+            'run/progress.py',
+            'run/startup.py',
+            'acting/workers.py',
+            'envs/lab.py',
+        )
     ]
     gone = [
         cell
