@@ -18,6 +18,8 @@ This module never imports TensorFlow, and a simulator only where a task needs it
 TensorFlow and Mesa's software renderer crash in one process.
 """
 
+import contextlib
+
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
@@ -87,33 +89,47 @@ def make(
     for number, what in (action_repeat, 'action repeat'), (time_limit, 'time limit'):
         if number < 1:
             raise ValueError(f'The {what} must be at least 1, not {number}.')
-    if suite == 'dmlab':
-        env = DeepMindLab(
-            name,
-            size,
-            training,
-            action_repeat,
-            lab_actions,
-            lab_renderer,
-            lab_holdout,
-            lab_level_cache,
-            lab_dataset,
-        )
-        env = TimeLimit(env, -(-time_limit // action_repeat))
-    else:
-        if suite == 'dmc':
-            env = DeepMindControl(name, size, render_quality)
-            env.render()  # Fails now, not in the first episode, where nothing renders.
-        elif suite == 'atari':
-            env = Atari(name, training, same_game)
-        elif suite == 'gym':
-            env = GymnasiumTask(name, gym_import)
+    with _errors_that_name(task):
+        if suite == 'dmlab':
+            env = DeepMindLab(
+                name,
+                size,
+                training,
+                action_repeat,
+                lab_actions,
+                lab_renderer,
+                lab_holdout,
+                lab_level_cache,
+                lab_dataset,
+            )
+            env = TimeLimit(env, -(-time_limit // action_repeat))
         else:
-            env = _make_dummy(name, size)
-        env = ActionRepeat(TimeLimit(env, time_limit), action_repeat)
+            if suite == 'dmc':
+                env = DeepMindControl(name, size, render_quality)
+                env.render()  # Fails now, not in the first episode.
+            elif suite == 'atari':
+                env = Atari(name, training, same_game)
+            elif suite == 'gym':
+                env = GymnasiumTask(name, gym_import)
+            else:
+                env = _make_dummy(name, size)
+            env = ActionRepeat(TimeLimit(env, time_limit), action_repeat)
     discrete = isinstance(env.action_space, Discrete)
     env = OneHotAction(env) if discrete else _normalize_action(env)
     return ImageObservation(env, size)
+
+
+@contextlib.contextmanager
+def _errors_that_name(task):
+    """Lets the errors of a simulator's construction say which task they are about."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if task in str(error):
+            raise
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        text = ' '.join(str(error).split())
+        raise kind(f"Cannot make '{task}': {text}") from error
 
 
 def _make_dummy(name, size):

@@ -33,7 +33,7 @@ import numpy as np
 
 import configs
 import wrappers
-from envs import rendering
+from envs import Unfit, one_line, rendering
 from storage import output
 
 # With these errors an environment refuses to be made. Their messages, of one line,
@@ -152,7 +152,7 @@ class Worker(Stepped):
             return value
         if kind in _REFUSALS:
             raise _REFUSALS[kind](value)
-        raise WorkerError(f'The environment of {self._task} failed:\n{value}')
+        raise WorkerError(f'The environment of {self._task} failed:{value}')
 
     def restart(self):
         """Puts a fresh process in place of the present one, dead or alive.
@@ -289,7 +289,7 @@ class LocalWorker(Stepped):
             return self._pending()
         except Exception as error:
             raise WorkerError(
-                f'The environment of {self._task} failed:\n{traceback.format_exc()}'
+                f'The environment of {self._task} failed:{_explain(error)}'
             ) from error
 
     def restart(self):
@@ -469,8 +469,8 @@ def _serve(connection, image):
         kind = 'ValueError' if isinstance(error, ValueError) else 'RuntimeError'
         connection.send((kind, str(error)))
         return
-    except Exception:
-        connection.send(('error', traceback.format_exc()))
+    except Exception as error:
+        connection.send(('error', _explain(error)))
         return
     try:
         connection.send(('result', (env.observation_space, env.action_space)))
@@ -488,9 +488,16 @@ def _answer(env, connection, image):
             observation, *rest = commands[command](argument)
             image[:] = observation['image'].ravel()
             answer = 'result', rest
-        except Exception:
-            answer = 'error', traceback.format_exc()
+        except Exception as error:
+            answer = 'error', _explain(error)
         connection.send(answer)
+
+
+def _explain(error):
+    """Returns what went wrong in an environment: a traceback, unless we know."""
+    if isinstance(error, Unfit):
+        return f' {error}'
+    return '\n' + traceback.format_exc()
 
 
 def _close(env, task):
@@ -498,10 +505,10 @@ def _close(env, task):
     try:
         env.close()
     except Exception as error:
-        text = ' '.join(f'{type(error).__name__}: {error}'.split())
         with contextlib.suppress(OSError):
             print(
-                f'dreamer: warning: the environment of {task} did not close: {text}',
+                f'dreamer: warning: the environment of {task} did not close: '
+                f'{one_line(error)}',
                 file=sys.stderr,
                 flush=True,
             )

@@ -30,3 +30,12 @@ def action_box(low, high):
     low = np.where(low > -1e10, low, -np.inf)
     high = np.where(high < 1e10, high, np.inf)
     return Box(low.astype(np.float32), high.astype(np.float32))
+
+
+class Unfit(ValueError):
+    """An environment gives what the agent cannot take; the message is one line."""
+
+
+def one_line(error):
+    """Returns someone else's error in one line, with its kind: many say little more."""
+    return ' '.join(f'{type(error).__name__}: {error}'.split())

@@ -1,14 +1,19 @@
 """Any environment that is registered with Gymnasium."""
 
+import contextlib
 import importlib
 import os
+import pathlib
 import sys
+from importlib.machinery import PathFinder
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
-from envs import action_box, did_you_mean
+from envs import Unfit, action_box, did_you_mean, one_line
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class GymnasiumTask(gymnasium.Env):
@@ -25,7 +30,10 @@ class GymnasiumTask(gymnasium.Env):
     Raises:
       ValueError: If there is no such environment or module, or if there are neither
         images nor actions that the agent can work with.
-      RuntimeError: If a package that the environment needs is missing.
+      RuntimeError: If the environment cannot be made, for instance because a package
+        that it needs is missing.
+      Unfit: Then or later, if it gives something other than Gymnasium's interface and
+        its own spaces say.
     """
 
     metadata = {'render_modes': ['rgb_array']}
@@ -42,21 +50,28 @@ class GymnasiumTask(gymnasium.Env):
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         if gym_import:
-            self._import(gym_import)
-        self._env = self._make(name)
-        self._from_observation = self._is_image(self._env.observation_space)
+            _import(gym_import, '--gym_import')
+        if ':' in name:
+            _import(name.partition(':')[0], f"'gym_{name}'")
+        self._task = f'gym_{name}'
+        self._env = _make(name)
+        self._from_observation = _is_image(self._env.observation_space)
+        self._shape = self._env.observation_space.shape
         self.observation_space = Dict()
         try:
-            self.action_space = self._flatten(name, self._env.action_space)
+            self.action_space = _flatten(name, self._env.action_space)
             if not self._from_observation:
-                self._render(name)
+                self._make_rendering(name)
+            self._begin()
         except BaseException:
-            self._env.close()
+            with contextlib.suppress(Exception):
+                self.close()
             raise
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self._observation, _ = self._env.reset(seed=seed, options=options)
+        result = self._env.reset(seed=seed, options=options)
+        self._observation, _ = self._unpack(result, 'reset', ('observation', 'info'))
         return {}, {}
 
     def step(self, action):
@@ -65,84 +80,167 @@ class GymnasiumTask(gymnasium.Env):
             action = np.reshape(action, space.shape).astype(space.dtype)
             # Of a bound in float64, float32 can be a little on the other side.
             action = np.clip(action, space.low, space.high)
-        self._observation, reward, terminated, truncated, _ = self._env.step(action)
+        self._observation, reward, terminated, truncated, _ = self._unpack(
+            self._env.step(action),
+            'step',
+            ('observation', 'reward', 'terminated', 'truncated', 'info'),
+        )
         # Some give arrays of one number.
         reward = float(np.asarray(reward).item())
         return {}, reward, bool(terminated), bool(truncated), {}
 
     def render(self):
-        image = self._observation if self._from_observation else self._env.render()
+        if not self._from_observation:
+            image = _as_array(self._env.render())
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise Unfit(
+                    f"'{self._task}' renders {_describe(image)}, not images uint8 "
+                    '(H, W, 3).'
+                )
+            return image
+        image = _as_array(self._observation)
+        if image.dtype != np.uint8 or image.shape != self._shape:
+            raise Unfit(
+                f"'{self._task}' gives the observation {_describe(image)}, where its "
+                f'space says uint8 {self._shape}.'
+            )
         if image.ndim == 2:
             image = image[..., None]
         return np.broadcast_to(image, (*image.shape[:2], 3))
 
     def close(self):
-        self._env.close()
+        env, self._env = self._env, None
+        if env:
+            env.close()
 
-    @staticmethod
-    def _import(module):
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # It is another's code.
-            text = ' '.join(f'{type(error).__name__}: {error}'.split())
-            raise ValueError(
-                f"Cannot import the module '{module}' of --gym_import: {text}"
-            ) from error
-
-    @staticmethod
-    def _make(name, **kwargs):
-        try:
-            return gymnasium.make(name, disable_env_checker=True, **kwargs)
-        except Exception as error:  # Each environment has its own kinds.
-            text = ' '.join(str(error).split())
-            if name in gymnasium.registry:
-                raise RuntimeError(f"Cannot make 'gym_{name}': {text}") from error
-            hint = did_you_mean(name, list(gymnasium.registry), 'gym')
-            raise ValueError(
-                f"Unknown task 'gym_{name}'{hint}: {text} (third parties register "
-                'theirs in a module, which --gym_import names).'
-            ) from error
-
-    @staticmethod
-    def _is_image(space):
-        return (
-            isinstance(space, Box)
-            and space.dtype == np.uint8
-            and (len(space.shape) == 2 or space.shape[2:] in ((1,), (3,)))
-        )
-
-    @staticmethod
-    def _flatten(name, space):
-        """Returns the action space in the form that the agent's heads fit."""
-        if isinstance(space, Discrete):
-            return space
-        if not isinstance(space, Box) or space.dtype.kind != 'f' or 0 in space.shape:
-            raise ValueError(
-                f"'gym_{name}' has the action space {space}, which no action head "
-                'fits: there are heads for Box (of floats) and Discrete.'
-            )
-        return action_box(space.low.ravel(), space.high.ravel())
-
-    def _render(self, name):
-        """Makes the environment anew so that it renders, and sees to it that it does.
-
-        A worker would otherwise meet the error in its first episode.
-        """
+    def _make_rendering(self, name):
+        """Makes the environment anew so that it renders."""
         if 'rgb_array' not in self._env.metadata.get('render_modes', []):
             raise ValueError(
                 f"'gym_{name}' has no images: its observations are none, and it has no "
                 "render_mode 'rgb_array'."
             )
-        self._env.close()
-        self._env = self._make(name, render_mode='rgb_array')
-        self.reset()
-        try:
-            image = np.asarray(self._env.render())
-        except Exception as error:  # Each simulator has its own kinds.
-            text = ' '.join(str(error).split())
-            raise RuntimeError(f"Cannot render 'gym_{name}': {text}") from error
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
-                f"'gym_{name}' renders {image.dtype} {image.shape}, not images uint8 "
-                '(H, W, 3).'
+        self.close()
+        self._env = _make(name, render_mode='rgb_array')
+
+    def _begin(self):
+        """Sees to it that the environment can be reset and has an image.
+
+        A worker would otherwise meet the error in its first episode.
+        """
+        for verb, call in ('reset', self.reset), ('render', self.render):
+            try:
+                call()
+            except Unfit:
+                raise
+            except Exception as error:  # Each environment has its own kinds.
+                raise RuntimeError(
+                    f"Cannot {verb} '{self._task}': {_explain(error)}"
+                ) from error
+
+    def _unpack(self, result, call, names):
+        """Returns what `call` has returned, if that is as many values as there are
+        names; the `gym` that Gymnasium has followed had others."""
+        several = isinstance(result, (tuple, list))
+        if several and len(result) == len(names):
+            return result
+        came = f'{len(result)} values' if several else _describe(_as_array(result))
+        raise Unfit(
+            f"'{self._task}' is not of Gymnasium's interface: {call} returned {came}, "
+            f'not ({", ".join(names)}).'
+        )
+
+
+def _is_image(space):
+    return (
+        isinstance(space, Box)
+        and space.dtype == np.uint8
+        and (len(space.shape) == 2 or space.shape[2:] in ((1,), (3,)))
+    )
+
+
+def _flatten(name, space):
+    """Returns the action space in the form that the agent's heads fit."""
+    if isinstance(space, Discrete):
+        return space
+    if not isinstance(space, Box) or space.dtype.kind != 'f' or 0 in space.shape:
+        raise ValueError(
+            f"'gym_{name}' has the action space {space}, which no action head "
+            'fits: there are heads for Box (of floats) and Discrete.'
+        )
+    return action_box(space.low.ravel(), space.high.ravel())
+
+
+def _as_array(value):
+    """Returns a value as an array; one of objects, if it is nothing like that."""
+    try:
+        return np.asarray(value)
+    except Exception:  # Rows of different lengths, or another's class.
+        return np.array(None)
+
+
+def _describe(array):
+    """Returns in words what an array of `_as_array` is."""
+    if array.dtype == object:
+        return 'no array'
+    if array.dtype.kind not in 'biuf' or not array.size:
+        return f'{array.dtype} {array.shape}'
+    return f'{array.dtype} {array.shape} from {array.min():g} to {array.max():g}'
+
+
+def _make(name, **kwargs):
+    try:
+        return gymnasium.make(name, disable_env_checker=True, **kwargs)
+    except Exception as error:  # Each environment has its own kinds.
+        unknown = isinstance(error, gymnasium.error.UnregisteredEnv)
+        if not unknown and type(error) is not gymnasium.error.Error:
+            raise RuntimeError(
+                f"Cannot make 'gym_{name}': {_explain(error)}"
+            ) from error
+        hint = did_you_mean(name, list(gymnasium.registry), 'gym')
+        text = ' '.join(str(error).split())
+        raise ValueError(
+            f"Unknown task 'gym_{name}'{hint}: {text} (third parties register "
+            'theirs in a module, which --gym_import names).'
+        ) from error
+
+
+def _import(module, asker):
+    """Imports a module of someone else, which `asker` names."""
+    name = module.partition('.')[0]
+    message = f"Cannot import the module '{module}' of {asker}"
+    if theirs := _hidden(name):
+        raise ValueError(
+            f"{message}: this project has a '{name}' of its own, which hides {theirs}; "
+            'give yours another name'
+        )
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise ValueError(f'{message}: {_explain(error)}') from error
+
+
+def _explain(error):
+    """Returns an error of another's code in one line, with what may be behind it: among
+    the modules that it imports may be one of ours by mistake."""
+    text = one_line(error)
+    for name in sorted({path.stem for path in pathlib.Path.cwd().iterdir()}):
+        if f"'{name}'" in text and (theirs := _hidden(name)):
+            text += (
+                f" (this project has a '{name}' of its own, which hides {theirs}; give "
+                'yours another name)'
             )
+    return text
+
+
+def _hidden(name):
+    """Returns where someone's own module is in whose place Python finds the one of that
+    name in this project; None if it does not."""
+    ours = PathFinder.find_spec(name, [str(ROOT)])
+    if not ours or not ours.origin:
+        return None
+    places = [os.getcwd(), *sys.path]
+    others = [path for path in places if pathlib.Path(path).resolve() != ROOT]
+    theirs = PathFinder.find_spec(name, others)
+    # A folder without __init__.py has no origin.
+    return theirs and (theirs.origin or list(theirs.submodule_search_locations)[0])

@@ -1,5 +1,6 @@
 """Tests of tasks by their Gymnasium id, with Gymnasium's own environments."""
 
+import re
 import sys
 
 import gymnasium
@@ -57,6 +58,68 @@ add('Tree', actions=Dict(a=Discrete(2)))
 add('Integers', actions=Box(0, 5, (2,), np.int64))
 add('Nothing', actions=Box(-1, 1, (0,)))
 add('Failing', nonsense=1)
+
+
+GOOD = np.full((8, 8, 3), 7, np.uint8)
+BAD = dict(Nothing=None, Floats=GOOD / 255, Small=GOOD[:4], Flat=GOOD[0])
+
+
+# Its images are others than its space says.
+class Unlike(Sketch):
+    metadata = {'render_modes': ['rgb_array']}
+
+    def __init__(self, render_mode=None, bad=None, rendered=False, later=False):
+        super().__init__()
+        if rendered:
+            self.observation_space = Box(-1, 1, (4,), np.float32)
+        self.bad, self.later = BAD[bad], later
+
+    def render(self):
+        return self.bad if self.stepped or not self.later else GOOD
+
+    def reset(self, seed=None, options=None):
+        self.stepped = False
+        return self.render(), {}
+
+    def step(self, action):
+        self.stepped = True
+        return self.render(), 0.0, False, False, {}
+
+
+class Old(Sketch):
+    def reset(self, seed=None, options=None):
+        return super().reset()[0]
+
+
+class OldStep(Sketch):
+    def step(self, action):
+        return super().step(action)[:4]
+
+
+class Older(Sketch):
+    def reset(self):
+        return super().reset()[0]
+
+
+class Unpacking(Sketch):
+    def __init__(self, **kwargs):
+        one, two = range(3)
+
+
+class Unreset(Sketch):
+    def reset(self, seed=None, options=None):
+        one, two = range(3)
+
+
+for bad in BAD:
+    for rendered in False, True:
+        for later in False, True:
+            kwargs = dict(bad=bad, rendered=rendered, later=later)
+            gymnasium.register(
+                f'third/Unlike{bad}-v{2 * rendered + later}', Unlike, kwargs=kwargs
+            )
+for kind in Old, OldStep, Older, Unpacking, Unreset:
+    gymnasium.register(f'third/{kind.__name__}-v1', kind)
 """
 
 
@@ -194,6 +257,130 @@ def test_failing_environment(third):
     with pytest.raises(RuntimeError, match='Failing-v1.*nonsense') as caught:
         wrappers.make('gym_third/Failing-v1', **third)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('later', [0, 1])
+@pytest.mark.parametrize(
+    'name, rendered, words',
+    [
+        ('Nothing', 0, 'no array'),
+        ('Nothing', 1, 'no array'),
+        ('Floats', 0, 'float64 (8, 8, 3) from 0.027451 to 0.027451'),
+        ('Floats', 1, 'float64 (8, 8, 3) from 0.027451 to 0.027451'),
+        ('Small', 0, 'uint8 (4, 8, 3) from 7 to 7'),
+        ('Flat', 1, 'uint8 (8, 3) from 7 to 7'),
+    ],
+)
+def test_images_that_are_none(third, name, rendered, later, words):
+    """At once where the first one shows it, else with the first that does."""
+    what = 'renders' if rendered else 'gives the observation'
+    task = f'gym_third/Unlike{name}-v{2 * rendered + later}'
+    expected = f"'{task}' {what} {words}, "
+    if not later:
+        with pytest.raises(ValueError, match=re.escape(expected)) as caught:
+            wrappers.make(task, **third)
+    else:
+        worker = workers.LocalWorker(task, third)
+        worker.start_reset(0)
+        assert (worker.result()[0]['image'] == 7).all()
+        worker.start_step(np.eye(3, dtype=np.float32)[0])
+        with pytest.raises(workers.WorkerError, match=re.escape(expected)) as caught:
+            worker.result()
+        assert str(caught.value).startswith(f'The environment of {task} failed: ')
+    assert '\n' not in str(caught.value)
+
+
+def test_later_images_that_are_none_in_a_worker_process(third, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    worker = workers.Worker('gym_third/UnlikeFloats-v1', third)
+    worker.start_reset(0)
+    worker.result()
+    worker.start_step(np.eye(3, dtype=np.float32)[0])
+    with pytest.raises(workers.WorkerError, match=r'float64 \(8, 8, 3\)') as caught:
+        worker.result()
+    assert '\n' not in str(caught.value)
+    worker.close()
+
+
+@pytest.mark.parametrize(
+    'name, words',
+    [
+        ('Old', 'reset returned uint8 (8, 8, 3) from 7 to 7, not (observation, info)'),
+        ('Older', 'TypeError'),
+        ('Unpacking', 'ValueError: too many values to unpack'),
+        ('Unreset', 'ValueError: too many values to unpack'),
+    ],
+)
+def test_errors_of_the_construction_name_the_task(third, name, words):
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        wrappers.make(f'gym_third/{name}-v1', **third)
+    message = str(caught.value)
+    assert f"'gym_third/{name}-v1'" in message and words in message
+    assert '\n' not in message
+
+
+def test_step_of_another_interface(third):
+    worker = workers.LocalWorker('gym_third/OldStep-v1', third)
+    worker.start_reset(0)
+    worker.result()
+    worker.start_step(np.eye(3, dtype=np.float32)[0])
+    with pytest.raises(workers.WorkerError, match='step returned 4 values') as caught:
+        worker.result()
+    assert '\n' not in str(caught.value)
+
+
+def test_errors_of_any_suite_name_the_task(monkeypatch):
+    def fail(*_):
+        one, _ = range(3)
+
+    monkeypatch.setattr(wrappers, 'Atari', fail)
+    match = "Cannot make 'atari_pong': too many values to unpack"
+    with pytest.raises(ValueError, match=match):
+        wrappers.make('atari_pong')
+
+
+class TestModulesOfOurNames:
+    NAMES = ('wrappers', 'envs', 'models', 'dreamer', 'scores')
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'path', [*sys.path])
+        return tmp_path
+
+    @pytest.mark.parametrize('name', NAMES)
+    def test_hide_someones_own(self, folder, name):
+        (folder / f'{name}.py').write_text(MODULE)
+        with pytest.raises(ValueError) as caught:
+            wrappers.make('gym_third/Color-v1', gym_import=name)
+        message = str(caught.value)
+        assert f"module '{name}' of --gym_import: this project has a" in message
+        assert str(folder / f'{name}.py') in message and '\n' not in message
+
+    @pytest.mark.parametrize('package', [False, True])
+    def test_hide_someones_own_folder(self, folder, package):
+        (folder / 'envs').mkdir()
+        (folder / 'envs' / 'mine.py').write_text(MODULE)
+        if package:
+            (folder / 'envs' / '__init__.py').write_text('')
+        for task, module in ('third/Color-v1', 'envs.mine'), ('envs.mine:A-v1', ''):
+            with pytest.raises(ValueError) as caught:
+                wrappers.make(f'gym_{task}', gym_import=module)
+            assert f'hides {folder / "envs"}' in str(caught.value)
+            assert 'give yours another name' in str(caught.value)
+
+    def test_hide_what_someones_module_imports(self, folder):
+        (folder / 'mine_of_tools.py').write_text('from wrappers import Net')
+        (folder / 'wrappers.py').write_text('Net = 1')
+        with pytest.raises(ValueError) as caught:
+            wrappers.make('gym_third/Color-v1', gym_import='mine_of_tools')
+        message = str(caught.value)
+        assert "cannot import name 'Net' from 'wrappers'" in message
+        assert str(folder / 'wrappers.py') in message and '\n' not in message
+
+    def test_others_work(self, folder, third):
+        (folder / 'models').mkdir()  # Of files, not of modules.
+        wrappers.make('gym_third/Color-v1', **third)
 
 
 @pytest.mark.parametrize(
