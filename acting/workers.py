@@ -80,7 +80,8 @@ class Worker(Stepped):
     Args:
       task: Name of the task, as `wrappers.make` takes it.
       kwargs: Further arguments of `wrappers.make`.
-      env: Environment variables of the child, on top of this process's own.
+      env: Environment variables of the child, on top of this process's own. MuJoCo's
+        renderer is seen to where the environment turns out to need it.
       timeout: Longest time in seconds that an answer may take; until the environment is
         made, `STARTUP` where that is longer.
       wait: Whether to wait until the environment is made; if not, call `ready`.
@@ -99,6 +100,7 @@ class Worker(Stepped):
         self._kwargs = kwargs or {}
         self._env = dict(env or {})
         self._timeout = timeout
+        self._renderer = _Renderer(task, self._env)
         self._start()
         if wait:
             self.ready()
@@ -114,9 +116,9 @@ class Worker(Stepped):
             self.observation_space, self.action_space = self._receive(
                 max(self._timeout, STARTUP)
             )
-        except BaseException:
+        except BaseException as error:
             self.close()
-            raise
+            raise self._renderer.explain(error) from None
 
     def start_reset(self, seed=None):
         """Starts a new episode; its result is `(obs, info)`."""
@@ -148,6 +150,9 @@ class Worker(Stepped):
             kind, value = self._connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerError(self._cause_of_death()) from error
+        if kind == 'renderer':
+            self._send('renderer', self._renderer())
+            return self._receive(timeout)
         if kind == 'result':
             return value
         if kind in _REFUSALS:
@@ -252,6 +257,43 @@ def _descendants(pid):
     return found
 
 
+class _Renderer:
+    """Finds the renderer for an environment that turns out to need MuJoCo's.
+
+    Args:
+      task: Name of the task.
+      env: The child's own environment variables, which win.
+    """
+
+    def __init__(self, task, env):
+        self._task, self._env = task, env
+        self._trouble = ''
+
+    def __call__(self):
+        """Returns environment variables, see `rendering.supply`.
+
+        Raises:
+          RuntimeError: If nothing renders here, and the task does not go without.
+        """
+        if 'MUJOCO_GL' in self._env:
+            return {}
+        try:
+            return rendering.variables(self._env.get(rendering.DEVICE))
+        except RuntimeError as error:
+            if self._task.startswith('dmc_'):
+                raise
+            # It may use the physics alone.
+            self._trouble = str(error)
+            return {}
+
+    def explain(self, error):
+        """Returns why the environment could not be made: the error, with the trouble
+        that the renderer made, if it did."""
+        if self._trouble and isinstance(error, RuntimeError):
+            return RuntimeError(f'{error} ({self._trouble})')
+        return error
+
+
 class LocalWorker(Stepped):
     """The interface of `Worker` for an environment in this very process.
 
@@ -261,13 +303,15 @@ class LocalWorker(Stepped):
     Args:
       task: Name of the task, as `wrappers.make` takes it.
       kwargs: Further arguments of `wrappers.make`.
+      env: Environment variables for MuJoCo's renderer, where it is needed.
 
     Raises:
       ValueError, RuntimeError: If the environment refuses to be made.
     """
 
-    def __init__(self, task, kwargs=None):
+    def __init__(self, task, kwargs=None, env=None):
         self._task = task
+        self._renderer = _Renderer(task, env or {})
         self._kwargs = kwargs or {}
         self._start()
 
@@ -308,7 +352,12 @@ class LocalWorker(Stepped):
 
     def _start(self):
         self._env = None
-        self._env = wrappers.make(self._task, **self._kwargs)
+        if self._task.startswith(('dmc_', 'gym_')):
+            rendering.supply(self._renderer)
+        try:
+            self._env = wrappers.make(self._task, **self._kwargs)
+        except RuntimeError as error:
+            raise self._renderer.explain(error) from error
         self.observation_space = self._env.observation_space
         self.action_space = self._env.action_space
 
@@ -349,18 +398,15 @@ def make_workers(
         {**(kwargs or {}), 'training': index < count - evaluation}
         for index in range(count)
     ]
-    env = {}
-    if rendering.needs_renderer(task):
-        env['MUJOCO_GL'] = rendering.choose_renderer()
+    deal = devices and rendering.DEVICE not in os.environ
+    env = {rendering.DEVICE: str(devices[0])} if deal else {}
     if parallel == 'none':
-        os.environ.update(env)  # The chosen renderer is the user's, where one is set.
-        return [LocalWorker(task, kwargs) for kwargs in settings]
-    deal = devices and 'MUJOCO_EGL_DEVICE_ID' not in os.environ
+        return [LocalWorker(task, kwargs, env) for kwargs in settings]
     workers = []
     try:
         for index, kwargs in enumerate(settings):
             if deal:
-                env['MUJOCO_EGL_DEVICE_ID'] = str(devices[index % len(devices)])
+                env[rendering.DEVICE] = str(devices[index % len(devices)])
             workers.append(Worker(task, kwargs, env=env, timeout=timeout, wait=False))
         for worker in workers:
             worker.ready()
@@ -443,27 +489,33 @@ def main():
 
 
 @contextlib.contextmanager
-def _without_model_warnings(task):
+def _without_model_warnings():
     """Keeps MuJoCo from its remarks on a model that others have written, unless
-    `--verbose` is on; a simulation that goes wrong later is still reported."""
-    if 'DREAMER_VERBOSE' in os.environ or not rendering.needs_renderer(task):
-        yield
-        return
-    import mujoco
+    `--verbose` is on; a simulation that goes wrong later is still reported.
 
-    mujoco.set_mju_user_warning(lambda message: None)
+    Yields what is to be done with MuJoCo once it is imported."""
+    if 'DREAMER_VERBOSE' in os.environ:
+        yield lambda mujoco: None
+        return
     try:
-        yield
+        yield lambda mujoco: mujoco.set_mju_user_warning(lambda message: None)
     finally:
-        mujoco.set_mju_user_warning(None)
+        if mujoco := sys.modules.get('mujoco'):
+            mujoco.set_mju_user_warning(None)
 
 
 def _serve(connection, image):
     """Answers the parent's questions until there are no more; observed images go into
     the array `image`, everything else through the connection."""
     _, (task, kwargs) = connection.recv()
+
+    def ask():
+        connection.send(('renderer', None))
+        return connection.recv()[1]
+
     try:
-        with _without_model_warnings(task):
+        with _without_model_warnings() as then:
+            rendering.supply(ask, then)
             env = wrappers.make(task, **kwargs)
     except (ValueError, RuntimeError) as error:
         kind = 'ValueError' if isinstance(error, ValueError) else 'RuntimeError'

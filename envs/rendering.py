@@ -1,14 +1,26 @@
-"""Which of MuJoCo's renderers works here, and which tasks need one."""
+"""Which of MuJoCo's renderers works here, and who needs one."""
 
 import functools
 import os
 import subprocess
 import sys
-
-import gymnasium
+from importlib.machinery import PathFinder
 
 LINUX_RENDERERS = ('egl', 'osmesa', 'glfw')
 OTHER_RENDERERS = ('glfw',)  # The one name that MuJoCo takes on macOS and Windows.
+
+# Of the user's: each can keep a renderer from working that works without it.
+DEVICE = 'MUJOCO_EGL_DEVICE_ID'
+VARIABLES = (
+    DEVICE,
+    'PYOPENGL_PLATFORM',
+    'EGL_PLATFORM',
+    '__EGL_VENDOR_LIBRARY_FILENAMES',
+    '__EGL_VENDOR_LIBRARY_DIRS',
+    'LIBGL_DRIVERS_PATH',
+    'MESA_LOADER_DRIVER_OVERRIDE',
+    'GALLIUM_DRIVER',
+)
 
 INSTALL_HINT = (
     'install a renderer, with `apt-get install libegl1 libopengl0 libgl1-mesa-dri` or '
@@ -30,11 +42,75 @@ with physics.contexts.gl.make_current() as context:
 """
 
 
-def needs_renderer(task):
-    """Whether the images of a task are rendered by MuJoCo (see `choose_renderer`)."""
-    suite, _, name = task.partition('_')
-    spec = gymnasium.registry.get(name) if suite == 'gym' else None
-    return suite == 'dmc' or (spec is not None and 'mujoco' in str(spec.entry_point))
+# The one that was chosen for an environment of this process or its workers.
+_chosen = []
+
+
+class _Supplier:
+    """Python asks it for every module before that is imported, see `supply`."""
+
+    def __init__(self, ask, then):
+        self._ask, self._then = ask, then
+
+    def find_spec(self, name, path=None, target=None):
+        """Returns nothing but MuJoCo's own, which tells when it has been imported."""
+        if name not in ('mujoco', 'dm_control'):
+            return None
+        ask, self._ask = self._ask, dict
+        for key, value in ask().items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
+        if name == 'dm_control':
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path)
+        if spec and spec.loader:
+            execute = spec.loader.exec_module
+
+            def exec_module(module):
+                execute(module)
+                self._then(module)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+def supply(ask, then=lambda mujoco: None):
+    """Sees to MuJoCo's renderer when something imports MuJoCo, whatever that is: it
+    heeds its environment variables from then on, and which task needs it is not known
+    by the name.
+
+    Args:
+      ask: Returns environment variables to set before, or to unset (None).
+      then: Takes the module, once it is imported.
+    """
+    waiting = any(isinstance(finder, _Supplier) for finder in sys.meta_path)
+    if not waiting and 'mujoco' not in sys.modules:
+        sys.meta_path.insert(0, _Supplier(ask, then))
+
+
+def variables(device=None):
+    """Returns environment variables with which MuJoCo renders here, as `supply` sets
+    them: on the GPU `device`, EGL's number of it, if that works.
+
+    Raises:
+      RuntimeError: If nothing renders, see `choose_renderer`.
+    """
+    name = choose_renderer()
+    _chosen[:] = [name]
+    if device is None:
+        return {'MUJOCO_GL': name}
+    probe = name == 'egl' and _render_probe(name, ((DEVICE, device),))
+    # In a container EGL may know fewer GPUs, and by other numbers.
+    works = probe and 'rendered' in probe.stdout
+    return {'MUJOCO_GL': name, DEVICE: device if works else None}
+
+
+def renderer_in_use():
+    """Returns the value of MUJOCO_GL that environments of this process or its workers
+    render with; empty where none has needed one."""
+    return _chosen[0] if _chosen else ''
 
 
 def choose_renderer():
@@ -42,12 +118,11 @@ def choose_renderer():
 
     The user's MUJOCO_GL is kept, if it renders. Otherwise the first renderer that
     does is chosen. Each is tried in a short process of its own, because one that
-    fails can take its process with it. Set the result as an environment variable
-    before dm_control is first imported, with `os.environ.setdefault`.
+    fails can take its process with it.
 
     Raises:
       RuntimeError: If the user's choice does not render, or if nothing does; the
-        message says what does, or what to install.
+        message says what does, what to install, or which variable to unset.
     """
     names = LINUX_RENDERERS if sys.platform == 'linux' else OTHER_RENDERERS
     chosen = os.environ.get('MUJOCO_GL')
@@ -55,6 +130,7 @@ def choose_renderer():
         error = _render_error(chosen)
         if not error:
             return chosen
+        _blame_variables(chosen, VARIABLES)
         others = [n for n in names if n != chosen and not _render_error(n)]
         instead = f'use MUJOCO_GL={" or ".join(others)}' if others else INSTALL_HINT
         raise RuntimeError(
@@ -63,8 +139,27 @@ def choose_renderer():
     for name in names:
         if not _render_error(name):
             return name
+        # Who has asked for a GPU does not want the next renderer, which has none.
+        _blame_variables(name, [DEVICE])
+    for name in names:
+        _blame_variables(name, VARIABLES)
     tried = '; '.join(f'{name}: {_render_error(name)}' for name in names)
     raise RuntimeError(f'MuJoCo cannot render here ({tried}); {INSTALL_HINT}.')
+
+
+def _blame_variables(name, variables):
+    """Raises RuntimeError if MuJoCo does render with MUJOCO_GL=name, but for one of the
+    user's environment variables, or for all of them."""
+    found = [key for key in variables if key in os.environ]
+    for keys in [*([key] for key in found), found]:
+        probe = keys and _render_probe(name, tuple((key, None) for key in keys))
+        if probe and 'rendered' in probe.stdout:
+            what = ' and '.join(f'{key}={os.environ[key]}' for key in keys)
+            raise RuntimeError(
+                f'{what} {"is" if len(keys) == 1 else "are"} set, with which MuJoCo '
+                f'does not render here ({_render_error(name)}), and without which it '
+                f'does, with {name}: unset {" and ".join(keys)}'
+            )
 
 
 def render_device(name):
@@ -77,11 +172,12 @@ def render_device(name):
 
 
 @functools.cache
-def _render_probe(name):
+def _render_probe(name, changes=()):
+    env = {**os.environ, 'MUJOCO_GL': name, **dict(changes)}
     try:
         return subprocess.run(
             [sys.executable, '-c', RENDER_PROBE],
-            env={**os.environ, 'MUJOCO_GL': name},
+            env={key: value for key, value in env.items() if value is not None},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -101,4 +197,4 @@ def _render_error(name):
         return ''
     lines = probe.stderr.split('\n') if probe.returncode > 0 else []
     lines = [line.strip() for line in lines if line.strip()]
-    return lines[-1] if lines else f'exit code {probe.returncode}'
+    return lines[-1].rstrip('.') if lines else f'exit code {probe.returncode}'

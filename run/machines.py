@@ -74,7 +74,10 @@ def read_cluster(text):
     except (TypeError, AttributeError):
         problem = 'is not made of the right parts'
     if problem:
-        raise configs.ConfigError(f'TF_CONFIG {problem}; expected, like {EXAMPLE}')
+        raise configs.ConfigError(
+            f'TF_CONFIG {problem}; unset it for one machine alone, or set it like '
+            f'{EXAMPLE}'
+        )
     rank = index + (len(hosts) - len(jobs['worker']) if kind == 'worker' else 0)
     return Cluster(tuple(hosts), rank) if len(hosts) > 1 else None
 
@@ -87,6 +90,8 @@ def _problem(jobs, hosts, kind, index):
         return 'has more than one chief'
     if kind not in jobs:
         return f'has a task of type {kind!r}; its jobs: {", ".join(jobs)}'
+    if not jobs[kind]:
+        return f'has no address of a {kind}'
     if type(index) is not int or not 0 <= index < len(jobs[kind]):
         return (
             f'has the index {index!r} and its {kind}s count from 0 to '

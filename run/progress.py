@@ -271,7 +271,7 @@ class Progress:
             ('task', f'{config.task}, seed {config.seed}'),
             ('method', f'{config.method}, {config.representation}'),
             ('device', f'{device}; {precision}'),
-            ('rendering', renderer(config)),
+            ('rendering', renderer()),
             ('parameters', parameters),
             (
                 'steps',
@@ -329,13 +329,11 @@ def cpu_cores():
     return os.cpu_count()
 
 
-def renderer(config):
-    """Which renderer draws the task's images, and on what; empty if it is not MuJoCo's
+def renderer():
+    """Which renderer draws the images, and on what; empty if it is not MuJoCo's
     business."""
-    if not rendering.needs_renderer(config.task):
-        return ''
-    name = rendering.choose_renderer()
-    return f'{name}, {rendering.render_device(name) or "unknown device"}'
+    name = rendering.renderer_in_use()
+    return name and f'{name}, {rendering.render_device(name) or "unknown device"}'
 
 
 def replay_bytes(config, action_size, steps):
@@ -405,7 +403,7 @@ def advise_time(config, seconds, gpus):
 
 def advise_rendering(config, frames):
     """What is faster where `frames` a second are slow; None where they are not."""
-    device = renderer(config)
+    device = renderer()
     if not device or frames > SLOW_RENDERING:
         return None
     advice = f'{frames:.0f} frames a second with the renderer {device}'

@@ -73,8 +73,8 @@ else:
 
 def set_up_devices(config):
     """Let GPU memory grow, so that renderers and neighbours find some too; resolve the
-    automatic precision. Returns the configuration and the renderers' GPUs, if there are
-    several to choose from.
+    automatic precision. Returns the configuration and the renderers' GPUs, None where
+    they need not be told.
 
     Without a GPU everything is deterministic, which costs nothing there."""
     gpus = tf.config.list_physical_devices('GPU')
@@ -84,13 +84,21 @@ def set_up_devices(config):
         config = dataclasses.replace(config, precision='16' if gpus else '32')
     if not gpus:
         tf.config.experimental.enable_op_determinism()
-    if len(gpus) < 2:
-        return config, None
-    # TensorFlow counts the visible GPUs from 0, EGL knows them by their own numbers.
-    visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
-    if all(name.strip().isdigit() for name in visible):
-        return config, [int(name) for name in visible]
-    return config, list(range(len(gpus)))
+    return config, render_devices(len(gpus), os.environ.get('CUDA_VISIBLE_DEVICES'))
+
+
+def render_devices(count, visible):
+    """The numbers by which EGL knows the GPUs that TensorFlow sees, which TensorFlow
+    counts from 0; None where EGL may take whichever it likes.
+
+    Args:
+      count: how many TensorFlow sees.
+      visible: value of CUDA_VISIBLE_DEVICES; None where it is not set.
+    """
+    names = (visible or '').split(',')
+    if all(name.strip().isdigit() for name in names):
+        return [int(name) for name in names[:count]] or None
+    return list(range(count)) if count > 1 else None
 
 
 def keep_freed_memory():

@@ -606,3 +606,54 @@ class TestChooseRenderer:
         assert 'disable: ' in message and 'nonsense: ' in message
         assert 'apt-get install libegl1' in message and 'libosmesa6' in message
         assert '\n' not in message
+
+    @pytest.mark.parametrize(
+        'variables',
+        [
+            {'PYOPENGL_PLATFORM': 'osmesa', 'MUJOCO_GL': 'egl'},
+            {'PYOPENGL_PLATFORM': 'glx'},
+            {'MUJOCO_EGL_DEVICE_ID': '5'},
+            {'MUJOCO_EGL_DEVICE_ID': 'first', 'MUJOCO_GL': 'egl'},
+            {'MUJOCO_EGL_DEVICE_ID': '5', 'PYOPENGL_PLATFORM': 'osmesa'},
+            {'__EGL_VENDOR_LIBRARY_FILENAMES': '/nowhere.json'},
+        ],
+    )
+    def test_variables_of_the_user_are_named(self, rendering_env, variables):
+        """Each alone is to blame, or both are."""
+        if rendering_env['MUJOCO_GL'] != 'egl':
+            pytest.skip('EGL does not render here')
+        script = """
+import json
+from envs import rendering
+rendering.LINUX_RENDERERS = ('egl',)
+try:
+    print(json.dumps(rendering.choose_renderer()))
+except RuntimeError as error:
+    print(json.dumps(str(error)))
+"""
+        unset = dict.fromkeys(['MUJOCO_GL', *rendering.VARIABLES])
+        env = {k: v for k, v in os.environ.items() if k not in unset}
+        message = json.loads(
+            subprocess.run(
+                [sys.executable, '-c', script],
+                env={**env, 'PYTHONPATH': str(ROOT), **variables},
+                capture_output=True,
+                text=True,
+                timeout=300,
+            ).stdout
+        )
+        names = [key for key in variables if key != 'MUJOCO_GL']
+        expected = ' and '.join(f'{key}={variables[key]}' for key in names)
+        assert message.startswith(expected) and '\n' not in message
+        assert message.endswith(f'with egl: unset {" and ".join(names)}')
+
+    def test_a_gpu_that_egl_does_not_know_is_not_asked_for(
+        self, monkeypatch, rendering_env
+    ):
+        monkeypatch.setenv('MUJOCO_GL', rendering_env['MUJOCO_GL'])
+        monkeypatch.setattr(rendering, '_chosen', [])
+        assert rendering.variables() == rendering_env
+        found = rendering.variables('77')
+        assert found == {**rendering_env, 'MUJOCO_EGL_DEVICE_ID': None}
+        if rendering_env['MUJOCO_GL'] == 'egl':
+            assert rendering.variables('0')['MUJOCO_EGL_DEVICE_ID'] == '0'

@@ -13,7 +13,6 @@ import pytest
 
 from acting import workers
 from acting.collector import Collector
-from envs import rendering
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KWARGS = {'action_repeat': 1, 'time_limit': 50}
@@ -390,6 +389,14 @@ class TestMakeWorkers:
         cards = [v['MUJOCO_EGL_DEVICE_ID'] for v in self.environments(group)]
         assert cards == ['9']
 
+    def test_renders_where_egl_has_fewer_gpus_than_it_was_dealt(self, monkeypatch):
+        for name in 'MUJOCO_GL', 'MUJOCO_EGL_DEVICE_ID':
+            monkeypatch.delenv(name, raising=False)
+        group = workers.make_workers('dmc_pendulum_swingup', 1, devices=[7])
+        group[0].start_reset(0)
+        assert group[0].result()[0]['image'].std() > 10
+        workers.close_workers(group)
+
     def test_control_suite_renders(self, monkeypatch):
         monkeypatch.delenv('MUJOCO_GL', raising=False)
         group = workers.make_workers('dmc_cartpole_swingup', 2)
@@ -688,8 +695,3 @@ print('reward', worker.result()[1], flush=True)
         process = self.start(tmp_path, then='')
         process.communicate(timeout=300)
         assert process.returncode == 0
-
-
-def test_renderer_is_asked_for_the_control_suite_only():
-    assert rendering.needs_renderer('dmc_walker_walk')
-    assert not rendering.needs_renderer('dummy_continuous')

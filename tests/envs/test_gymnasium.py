@@ -1,6 +1,8 @@
 """Tests of tasks by their Gymnasium id, with Gymnasium's own environments."""
 
+import os
 import re
+import subprocess
 import sys
 
 import gymnasium
@@ -12,7 +14,7 @@ from PIL import Image
 import wrappers
 from acting import workers
 from acting.collector import Collector
-from envs import rendering
+from envs import registered, rendering
 
 KWARGS = {'action_repeat': 1, 'time_limit': 1000}
 
@@ -416,7 +418,114 @@ def test_missing_renderer(monkeypatch):
         wrappers.make('gym_CartPole-v1')
 
 
-def test_mujoco_is_rendered_as_the_control_suite():
-    assert rendering.needs_renderer('gym_HalfCheetah-v5')
-    assert not rendering.needs_renderer('gym_CartPole-v1')
-    assert not rendering.needs_renderer('gym_unknown')
+ANTS = """
+import gymnasium
+
+gymnasium.register('My/Ant-v0', 'gymnasium.envs.mujoco.ant_v5:AntEnv')
+
+
+class Late(gymnasium.Env):
+    metadata = {'render_modes': ['rgb_array']}
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, render_mode=None):
+        pass
+
+    def reset(self, seed=None, options=None):
+        return [0], {}
+
+    def render(self):
+        import mujoco
+
+        xml = '<mujoco><worldbody><light pos="0 0 3"/><geom size="1"/></worldbody>'
+        model = mujoco.MjModel.from_xml_string(xml + '</mujoco>')
+        data = mujoco.MjData(model)
+        mujoco.mj_forward(model, data)
+        renderer = mujoco.Renderer(model, 64, 64)
+        renderer.update_scene(data)
+        return renderer.render()
+
+
+class Physics(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), 'uint8')
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self):
+        import mujoco
+
+    def reset(self, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+
+gymnasium.register('My/Late-v0', Late)
+gymnasium.register('My/Physics-v0', Physics)
+"""
+
+
+class TestMujoco:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path, monkeypatch):
+        (tmp_path / 'ants_of_mine.py').write_text(ANTS)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv('MUJOCO_GL', raising=False)
+        monkeypatch.setattr(rendering, '_chosen', [])
+
+    def make(self, task, module=''):
+        kwargs = {**KWARGS, 'gym_import': module}
+        return workers.make_workers(f'gym_{task}', 1, kwargs)[0]
+
+    @pytest.mark.parametrize(
+        'task, module',
+        [
+            ('Ant-v5', ''),
+            ('Ant', ''),
+            ('My/Ant-v0', 'ants_of_mine'),
+            ('My/Ant', 'ants_of_mine'),
+            ('ants_of_mine:My/Ant-v0', ''),
+            ('My/Late-v0', 'ants_of_mine'),
+        ],
+    )
+    def test_whoever_needs_its_renderer_gets_one(self, task, module):
+        worker = self.make(task, module)
+        worker.start_reset(0)
+        assert worker.result()[0]['image'].std() > 5
+        worker.restart()
+        worker.close()
+        assert rendering.renderer_in_use() in rendering.LINUX_RENDERERS
+
+    def test_others_do_not_look_for_one(self, monkeypatch):
+        monkeypatch.setenv('MUJOCO_GL', 'disable')
+        self.make('CartPole-v1').close()
+        assert rendering.renderer_in_use() == ''
+
+    def test_physics_alone_needs_none(self, monkeypatch):
+        monkeypatch.setenv('MUJOCO_GL', 'disable')
+        worker = self.make('My/Physics-v0', 'ants_of_mine')
+        worker.start_reset(0)
+        worker.result()
+        worker.close()
+
+    def test_none_that_works_is_one_line(self, monkeypatch):
+        monkeypatch.setenv('MUJOCO_GL', 'disable')
+        with pytest.raises(RuntimeError, match='MUJOCO_GL=disable is set') as caught:
+            self.make('My/Ant-v0', 'ants_of_mine')
+        assert 'gym_My/Ant-v0' in str(caught.value) and '\n' not in str(caught.value)
+
+    def test_in_the_process_itself(self):
+        script = (
+            'from acting import workers\n'
+            "(worker,) = workers.make_workers('gym_My/Ant-v0', 1, "
+            "{'gym_import': 'ants_of_mine'}, 'none')\n"
+            'worker.start_reset(0)\n'
+            "assert worker.result()[0]['image'].std() > 5\n"
+        )
+        subprocess.run(
+            [sys.executable, '-c', script],
+            env={**os.environ, 'PYTHONPATH': str(registered.ROOT)},
+            check=True,
+        )
+
+    def test_remarks_on_models_are_left_out(self, capfd):
+        self.make('HumanoidStandup-v5').close()
+        assert 'settotalmass' not in capfd.readouterr().err

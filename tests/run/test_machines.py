@@ -61,6 +61,8 @@ class TestReadCluster:
             (tf_config(kind='ps'), ["'ps'", 'worker']),
             (tf_config(kind='chief'), ["'chief'"]),
             (tf_config(kind=[]), ['right parts']),
+            (tf_config(dict(worker=[], chief=['a:1'])), ['no address of a worker']),
+            (tf_config(dict(worker=['a:1'], chief=[]), 'chief'), ['of a chief']),
         ],
     )
     def test_malformed(self, text, words):
@@ -68,6 +70,9 @@ class TestReadCluster:
             machines.read_cluster(text)
         message = str(error.value)
         assert '\n' not in message and machines.EXAMPLE in message
+        assert (
+            message.startswith('TF_CONFIG ') and 'unset it for one machine' in message
+        )
         assert all(word in message for word in words)
 
 
@@ -75,6 +80,7 @@ class TestReadCluster:
     'text, flags, words',
     [
         ('no', [], ['TF_CONFIG is not JSON']),
+        ('{}', [], ["TF_CONFIG has no 'cluster'; unset it"]),
         (tf_config(), ['--batch_size', '50'], ['--batch_size 50', 'multiples of 3']),
         (
             tf_config(),
