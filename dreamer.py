@@ -139,7 +139,9 @@ class Run:
             self.train()
             ended = self.step >= config.steps
             milestone = self.step if ended else self.phase_start
-            if not self.stop and (self.due['log'](milestone) or ended and self.metrics):
+            # The last step too, at which no training phase need end.
+            last = ended and self.step > self.logged
+            if not self.stop and (self.due['log'](milestone) or last):
                 self.log()
             if not self.stop and self.due['eval'](milestone):
                 self.evaluate()
@@ -273,7 +275,7 @@ class Run:
         self.logger.scalars(self.step, values)
         self.progress.log(self.step, self.gradient_step, values)
         self.metrics = []
-        self.log_start = now
+        self.logged, self.log_start = self.step, now
 
     def log_episodes(self, mode, episodes, count):
         """Mean raw return and length [agent steps] of episodes; `count` is how many
@@ -316,6 +318,7 @@ class Run:
                     {key: float(value) for key, value in metrics.items()}
                     for metrics in self.metrics
                 ],
+                logged=self.logged,
                 dropped=self.dropped + self.collector.dropped + len(unfinished),
                 unfinished=[[*key, steps] for key, steps in unfinished.items()],
             )
@@ -326,6 +329,7 @@ class Run:
         were. Episodes that are newer, after a crash, stay in the replay: their steps
         count, and their metrics are written again."""
         state = self.checkpoints.restore()
+        self.logged = state.get('logged', -1)
         self.logger = logger.Logger(self.logdir, state.get('metrics_size', 0))
         if state:
             print(f'resumed at step {self.step}', flush=True)

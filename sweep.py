@@ -20,14 +20,12 @@ import math
 import os
 import pathlib
 import re
-import signal
-import socket
-import subprocess
 import sys
 import time
 
 import configs
-from acting import workers
+from run import cluster
+from run.cluster import SweepError
 from scores import comparison
 from storage import output
 
@@ -44,16 +42,8 @@ GROUPS = {
 HOURS = {'dreamer': 3, 'no_value': 3, 'planet': 11}
 
 OWN_FLAGS = ('--logdir', '--task', '--method', '--seed', '--representation')
-REFRESH = 2  # seconds between looks at the runs
 REPORT = 60  # seconds between reports where there is no terminal
 TAIL = 1 << 16  # bytes of a metrics file that are read
-# What opens a connection of Ray's protocol, gRPC, and is answered likewise: a preface,
-# and a frame of 9 bytes whose fourth, 4, says that it holds settings, here none.
-HTTP2_HELLO = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0'
-
-
-class SweepError(ValueError):
-    """Nothing can be started; the message is one line for the user."""
 
 
 @dataclasses.dataclass
@@ -216,261 +206,6 @@ def describe(jobs, rows=True):
     ]
 
 
-# One run, in a Ray worker.
-
-
-def run_job(command, output, threads):
-    """Start a run and wait for its end; returns its exit code.
-
-    When Ray cancels the task, the run gets SIGTERM, and its saving is waited for. When
-    Ray kills this process, for lack of memory, the run is killed too, so that its next
-    attempt finds its logdir free.
-
-    Args:
-      command: words.
-      output: path of the file that takes what it prints.
-      threads: that TensorFlow computes with, unless the user has set them.
-    """
-    # Ray cancels by an interrupt, which programs in the background ignore.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    env = dict(os.environ)
-    env.setdefault('TF_NUM_INTRAOP_THREADS', str(threads))
-    process = None
-    try:
-        with open(output, 'ab') as file:
-            file.write(f'--- on {socket.gethostname()}: {" ".join(command)}\n'.encode())
-            file.flush()
-            # In a session of its own, where a terminal's Ctrl-C does not reach it.
-            process = subprocess.Popen(
-                command,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=workers.die_with_parent,
-            )
-        # Ray interrupts Python code, not a system call that waits.
-        while process.poll() is None:
-            time.sleep(0.2)
-    except BaseException:
-        if process:
-            process.terminate()
-        while process and process.poll() is None:
-            with contextlib.suppress(BaseException):  # Ray may ask more than once,
-                process.wait()  # and a second SIGTERM would not let the run save.
-    return process.returncode if process else -signal.SIGTERM
-
-
-# All runs.
-
-
-def connect(args):
-    """Start Ray here, or join the cluster at `--address`; returns the module.
-
-    Raises SweepError if Ray is missing, the cluster does not answer, or no machine is
-    large enough for a run.
-    """
-    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
-    os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
-    try:
-        import ray
-    except ImportError:
-        raise SweepError(
-            'Ray is not installed; install it with: pip install -r '
-            'requirements-sweep.txt'
-        ) from None
-    where = dict(
-        num_cpus=os.cpu_count(), object_store_memory=100 << 20, include_dashboard=False
-    )
-    if args.address:
-        _check_address(args.address)
-        where = dict(address=args.address)
-    try:
-        ray.init(log_to_driver=False, logging_level='ERROR', **where)
-    except (OSError, RuntimeError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise SweepError(
-            f'Ray does not start{" at" * bool(args.address)} '
-            f'{args.address or "here"}: {line}'
-        ) from None
-    try:
-        _share(ray, args)
-    except SweepError:
-        ray.shutdown()
-        raise
-    return ray
-
-
-def _share(ray, args):
-    """Settle what a run gets; raises SweepError if that cannot be."""
-    nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
-    if args.gpus_per_run is None:
-        args.gpus_per_run = float(any(node.get('GPU') for node in nodes))
-    asked = (
-        f'--cpus_per_run {args.cpus_per_run:g} and --gpus_per_run {args.gpus_per_run:g}'
-    )
-    if not args.cpus_per_run and not args.gpus_per_run:
-        raise SweepError(
-            f'{asked} would start all runs at the same time; one of them '
-            'must be above 0'
-        )
-    try:
-        make_task(ray, args)
-    except ValueError as error:
-        raise SweepError(f'{asked} is not possible: {error}') from None
-    args.replay_memory = share_memory(nodes, args)
-    if not args.replay_memory:
-        cpus, gpus = (
-            max(node.get(kind, 0) for node in nodes) for kind in ('CPU', 'GPU')
-        )
-        raise SweepError(
-            f'no machine has {asked}; the largest have {cpus:g} CPUs and {gpus:g} GPUs'
-        )
-
-
-def share_memory(nodes, args):
-    """What a run may hold of its replay, in bytes: an equal part of half of its
-    machine's memory. 0 if no machine is large enough for a run.
-
-    Args:
-      nodes: resources of each machine, as Ray names them.
-      args: of `parse`.
-    """
-    shares = []
-    for node in nodes:
-        wanted = dict(CPU=args.cpus_per_run, GPU=args.gpus_per_run)
-        runs = min(
-            (node.get(kind, 0) // amount for kind, amount in wanted.items() if amount),
-            default=1,
-        )
-        if runs:
-            shares.append(int(node['memory'] / 2 / runs))
-    return min(shares, default=0)
-
-
-def _check_address(address):
-    """Ray itself waits long, and says much, where nothing answers."""
-    match = re.fullmatch(r'(?:ray://)?([^:/]+):(\d+)', address)
-    if not match:
-        if address in ('auto', 'local'):
-            return
-        raise SweepError(f"--address is '{address}'; possible: HOST:PORT, auto")
-    try:
-        with socket.create_connection((match[1], int(match[2])), 10) as connection:
-            connection.sendall(HTTP2_HELLO)
-            if connection.recv(9)[3:4] != b'\4':
-                raise OSError('it is not Ray')
-    except (OSError, OverflowError) as error:
-        raise SweepError(
-            f'nothing answers at --address {address} ({error}); is the '
-            'cluster running (ray start --head)?'
-        ) from None
-
-
-def make_task(ray, args):
-    """`run_job` as a task of Ray's, with what a run needs."""
-    return ray.remote(
-        num_cpus=args.cpus_per_run, num_gpus=args.gpus_per_run, max_retries=0
-    )(run_job)
-
-
-class Sweep:
-    """Keeps Ray busy with jobs until all have ended.
-
-    Args:
-      ray: the connected module.
-      jobs: list of `Job`.
-      args: of `parse`.
-    """
-
-    def __init__(self, ray, jobs, args):
-        self._ray, self._jobs, self._args = ray, jobs, args
-        self._submit_to_ray = make_task(ray, args).remote
-        self._pending = {}
-        self._sizes = {}
-        self._stop = False
-
-    def work(self, show):
-        """Run everything; `show` is called with the jobs every few seconds."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._request_stop)
-        for job in self._jobs:
-            if job.state != 'finished':
-                self._submit(job)
-        cancelled = False
-        while self._pending:
-            done, _ = self._ray.wait(list(self._pending), timeout=REFRESH)
-            for reference in done:
-                self._settle(self._pending.pop(reference), reference)
-            if self._stop and not cancelled:
-                cancelled = True
-                for reference in self._pending:
-                    self._ray.cancel(reference)
-            self._look()
-            show(self._jobs)
-
-    def _submit(self, job):
-        job.output.parent.mkdir(parents=True, exist_ok=True)
-        job.state, job.attempts = 'waiting', job.attempts + 1
-        self._sizes[job.name] = _size(job.output)
-        # First, so that a flag of the user's has the last word.
-        command = [
-            *job.command[:2],
-            '--replay_memory',
-            str(self._args.replay_memory),
-            *job.command[2:],
-        ]
-        reference = self._submit_to_ray(
-            command, str(job.output), max(1, int(self._args.cpus_per_run))
-        )
-        self._pending[reference] = job
-
-    def _settle(self, job, reference):
-        """Decide what the end of an attempt means."""
-        try:
-            code = self._ray.get(reference)
-            job.note = f'exit code {code}'
-        except self._ray.exceptions.RayError as error:
-            code, job.note = None, type(error).__name__
-        if code == 0 and job.finished:
-            job.state, job.note = 'finished', ''
-        elif self._stop and job.state == 'waiting':
-            job.note = ''  # It has not begun.
-        elif self._stop:
-            job.state = 'stopped'
-        elif code == 2:
-            # Bad input stays bad.
-            job.state, job.note = 'failed', _last_line(job.output)
-        elif job.attempts <= self._args.retries:
-            self._submit(job)
-        else:
-            job.state, job.note = 'failed', f'{job.note}: {_last_line(job.output)}'
-
-    def _look(self):
-        for job in self._pending.values():
-            if job.state == 'waiting' and _size(job.output) > self._sizes[job.name]:
-                job.state = 'running'
-            job.look()
-
-    def _request_stop(self, number, frame):
-        self._stop = True
-        signal.signal(number, signal.SIG_DFL)
-        print(
-            'sweep: stopping: the runs save first, again to quit at once',
-            file=sys.stderr,
-        )
-
-
-def _size(path):
-    return path.stat().st_size if path.exists() else 0
-
-
-def _last_line(path):
-    lines = path.read_text(errors='replace').split('\n') if path.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), '')
-
-
 # Progress.
 
 
@@ -523,7 +258,7 @@ class Lines:
 
 def run_all(ray, jobs, args):
     """Work through `jobs` with a display that fits what stdout is."""
-    sweep = Sweep(ray, jobs, args)
+    sweep = cluster.Sweep(ray, jobs, args)
     if not sys.stdout.isatty():
         sweep.work(Lines())
         return
@@ -534,11 +269,6 @@ def run_all(ray, jobs, args):
 
 
 # The command line.
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise SweepError(message)
 
 
 def _number(kind, minimum):
@@ -558,8 +288,9 @@ def _number(kind, minimum):
 
 
 def parse(argv):
-    """The command line's words before `--`; raises SweepError on bad ones."""
-    parser = _Parser(
+    """The command line's words before `--`; raises SweepError or configs.ConfigError on
+    bad ones."""
+    parser = configs.Parser(
         prog='sweep.py',
         allow_abbrev=False,
         description='Many runs on Ray. Words after -- go to dreamer.py.',
@@ -643,7 +374,7 @@ def main(argv=None):
             print('\n'.join(describe(jobs)))
             return 0
         left = any(job.state != 'finished' for job in jobs)
-        ray = connect(args) if left else None
+        ray = cluster.connect(args) if left else None
     except (SweepError, configs.ConfigError, comparison.ScoreError, OSError) as error:
         print('sweep: error:', re.sub(r'\s+', ' ', str(error)), file=sys.stderr)
         return 2

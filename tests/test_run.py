@@ -324,3 +324,29 @@ def test_prefill_that_its_first_episode_overruns(tmp_path, capfd, quick):
     lines = capfd.readouterr().out.splitlines()
     prefill = [line for line in lines if line.startswith('prefill')]
     assert len(prefill) <= 2 and not any('-' in line for line in prefill)
+
+
+@pytest.mark.slow
+def test_the_last_step_is_logged_once_where_no_training_phase_ends(tmp_path):
+    """At 100 environment steps a phase ends, at 130 the run."""
+
+    def lines():
+        config = configs.parse(
+            f'--task dummy_continuous --configs debug --steps 130 --prefill 50 '
+            f'--train_every 50 --log_every 10 --time_limit 30 --log_images false '
+            f'--representation reward --precision 32 --logdir {tmp_path}'.split()
+        )
+        group = [
+            workers.LocalWorker(config.task, dict(time_limit=30, action_repeat=1))
+            for _ in range(2)
+        ]
+        run = dreamer.Run(config, group[:1], group[1:])
+        run.loop()
+        run.logger.close()
+        run.lock = None
+        text = (tmp_path / 'metrics.jsonl').read_text()
+        return [line for line in map(json.loads, text.splitlines()) if 'fps' in line]
+
+    assert [line['step'] for line in lines()][-2:] == [100, 130]
+    # Going on with what is finished adds nothing.
+    assert [line['step'] for line in lines()][-2:] == [100, 130]

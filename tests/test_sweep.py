@@ -15,6 +15,7 @@ import pytest
 import configs
 import plotting
 import sweep
+from run import cluster
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -70,7 +71,10 @@ def plan(root, *flags):
         (['--address', '127.0.0.1:9'], ['127.0.0.1:9', 'ray start']),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, flags, words):
+def test_bad_input_is_one_line_and_nothing_is_written(
+    tmp_path, capsys, monkeypatch, flags, words
+):
+    monkeypatch.setattr(cluster, 'ANSWER', 10)
     if {'--address', '--cpus_per_run'} & set(flags):
         pytest.importorskip('ray')
     root = tmp_path / 'root'
@@ -82,8 +86,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, flags, w
     assert not root.exists()
 
 
-def test_an_address_of_something_else_is_one_line(tmp_path, capsys):
+def test_an_address_of_something_else_is_one_line(tmp_path, capsys, monkeypatch):
     pytest.importorskip('ray')
+    monkeypatch.setattr(cluster, 'ANSWER', 10)
     with socket.create_server(('127.0.0.1', 0)) as server:
         address = f'127.0.0.1:{server.getsockname()[1]}'
         threading.Thread(
@@ -188,8 +193,79 @@ def test_logdir_of_another_configuration_is_refused(tmp_path):
         task='dummy_continuous',
         horizon=9,
     )
-    with pytest.raises(sweep.SweepError, match='horizon: 9 -> 15'):
+    with pytest.raises(configs.ConfigError, match='horizon: 9 -> 15'):
         plan(tmp_path, '--', '--prefill', '100')
+
+
+@pytest.mark.parametrize(
+    'code, printed, cause',
+    [
+        # What a run says, and not the noise around it.
+        (
+            1,
+            'dreamer: stopped: no space\ndreamer: saved; go on\nnoise',
+            'stopped: no space',
+        ),
+        (2, 'I0000 noise\ndreamer: error: unknown task\n', 'error: unknown task'),
+        (
+            1,
+            'dreamer: stopped: The environment of x failed:\nTraceback (most recent\n'
+            '  File "x"\nValueError: bad\n\ndreamer: saved; go on\n',
+            'environment of x failed: ValueError: bad',
+        ),
+        (1, 'Traceback (most recent\n  File "x"\nKeyError: 3\n', '1: KeyError: 3'),
+        (1, '', 'exit code 1'),
+        (-9, 'step 100/500\n', 'killed by SIGKILL'),
+        (-11, '', 'killed by SIGSEGV'),
+        (0, 'step 100/500\n', 'ended before its last step'),
+    ],
+)
+def test_a_note_has_the_cause_of_the_last_attempt(tmp_path, code, printed, cause):
+    output = tmp_path / 'output.txt'
+    before = '--- on host: python\ndreamer: stopped: another cause\n'
+    output.write_text(f'{before}--- on host: python\n{printed}')
+    note = cluster.cause_of(code, output)
+    assert note.endswith(cause) or note.startswith(cause)
+    assert '\n' not in note and 'another' not in note
+
+
+@pytest.mark.slow
+def test_a_cluster_that_answers_is_taken(tmp_path, monkeypatch):
+    pytest.importorskip('ray')
+    monkeypatch.setenv('RAY_AUTH_MODE', 'disabled')
+    monkeypatch.setenv('RAY_USAGE_STATS_ENABLED', '0')
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    command = (
+        f'start --head --port {port} --num-cpus 1 --include-dashboard false --block'
+    )
+    program = pathlib.Path(sys.executable).with_name('ray')
+    with (tmp_path / 'printed').open('w') as file:
+        process = subprocess.Popen(
+            [program, *command.split()], stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        printed = (tmp_path / 'printed').read_text
+        until(lambda: 'runtime started' in printed(), process)
+        cluster.check_address(f'127.0.0.1:{port}')
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.slow
+def test_what_ends_between_two_training_phases_is_finished_and_a_failure_has_a_cause(
+    tmp_path,
+):
+    pytest.importorskip('ray')
+    tasks = '--tasks', 'dummy_continuous', 'gym_NoSuchThing-v0'
+    process = start(tmp_path, *tasks, '--', '--configs', 'debug', '--steps', '250')
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 1 and out.endswith('1 finished, 1 failed\n'), out
+    assert 'dummy_continuous/dreamer/0: finished, 250 of 250' in out
+    assert 'attempt 2' not in out, out
+    (failed,) = [line for line in out.splitlines() if ': failed, ' in line]
+    assert "dreamer: error: Cannot make 'gym_NoSuchThing-v0'" in failed
 
 
 def processes(logdir):
