@@ -69,12 +69,12 @@ class Decoder(keras.layers.Layer):
 
     def __init__(self, feature_size, depth=32, act='relu'):
         super().__init__(name='decoder')
-        self._dense = keras.layers.Dense(32 * depth)
+        self._dense = layers.Dense(32 * depth)
         self._dense.build((None, feature_size))
         self._convs = [
             layers.ProjectConv2DTranspose(4 * depth, 5, 2, activation=act),
-            keras.layers.Conv2DTranspose(2 * depth, 5, 2, activation=act),
-            keras.layers.Conv2DTranspose(depth, 6, 2, activation=act),
+            layers.Conv2DTranspose(2 * depth, 5, 2, activation=act),
+            layers.Conv2DTranspose(depth, 6, 2, activation=act),
             layers.SubPixelConv2DTranspose(3, 6, 2),
         ]
         for conv, size, channels in zip(
@@ -106,16 +106,16 @@ class Dense(keras.layers.Layer):
 
     Args:
       inputs: size of the input.
-      layers: hidden layers.
+      hidden: number of hidden layers.
       units: of each hidden layer.
       outputs: size of the output.
       act: activation of the hidden layers.
     """
 
-    def __init__(self, inputs, layers, units, outputs, act='elu', name=None):
+    def __init__(self, inputs, hidden, units, outputs, act='elu', name=None):
         super().__init__(name=name)
-        self._layers = [keras.layers.Dense(units, act) for _ in range(layers)]
-        self._layers.append(keras.layers.Dense(outputs))
+        self._layers = [layers.Dense(units, act) for _ in range(hidden)]
+        self._layers.append(layers.Dense(outputs))
         for layer in self._layers:
             layer.build((None, inputs))
             inputs = layer.units
@@ -135,8 +135,8 @@ class Dense(keras.layers.Layer):
 class ScalarHead(Dense):
     """Predicts a number: reward and value (unit Gaussian) or discount (Bernoulli)."""
 
-    def __init__(self, inputs, layers, units, act='elu', kind='normal', name=None):
-        super().__init__(inputs, layers, units, 1, act, name)
+    def __init__(self, inputs, hidden, units, act='elu', kind='normal', name=None):
+        super().__init__(inputs, hidden, units, 1, act, name)
         self._kind = kind
 
     def dist(self, feature):
@@ -151,8 +151,8 @@ class GaussianHead(Dense):
 
     MIN_STD = 0.1
 
-    def __init__(self, inputs, layers, units, size, act='elu'):
-        super().__init__(inputs, layers, units, 2 * size, act, name='state_model')
+    def __init__(self, inputs, hidden, units, size, act='elu'):
+        super().__init__(inputs, hidden, units, 2 * size, act, name='state_model')
 
     def call(self, x):
         """[..., inputs] to mean and standard deviation, [..., size] each."""
@@ -167,7 +167,7 @@ class Actor(Dense):
     Args:
       inputs: F.
       action_size: A.
-      units, layers, act: of the hidden layers.
+      units, hidden, act: of the hidden layers, and their number.
       kind: 'tanh_normal' or 'onehot'.
       init_std: standard deviation before the tanh when the network outputs zero.
     """
@@ -180,13 +180,13 @@ class Actor(Dense):
         inputs,
         action_size,
         units=400,
-        layers=4,
+        hidden=4,
         act='elu',
         kind='tanh_normal',
         init_std=5.0,
     ):
         outputs = action_size if kind == 'onehot' else 2 * action_size
-        super().__init__(inputs, layers, units, outputs, act, name='actor')
+        super().__init__(inputs, hidden, units, outputs, act, name='actor')
         self._kind = kind
         self.actions = action_size
         # softplus^-1, in a form that does not overflow.
@@ -225,12 +225,12 @@ class RSSM(keras.layers.Layer):
         super().__init__(name='rssm')
         self.stoch_size, self.deter_size = stoch, deter
         self.feature_size = stoch + deter
-        self._input = keras.layers.Dense(units, act)
+        self._input = layers.Dense(units, act)
         self._cell = layers.GRUCell(deter, reset_after=True)
-        self._prior_hidden = keras.layers.Dense(units, act)
-        self._prior_stats = keras.layers.Dense(2 * stoch)
-        self._post_hidden = keras.layers.Dense(units, act)
-        self._post_stats = keras.layers.Dense(2 * stoch)
+        self._prior_hidden = layers.Dense(units, act)
+        self._prior_stats = layers.Dense(2 * stoch)
+        self._post_hidden = layers.Dense(units, act)
+        self._post_stats = layers.Dense(2 * stoch)
         for layer, size in (
             (self._input, stoch + action_size),
             (self._cell, units),

@@ -2,32 +2,77 @@
 that takes less memory.
 
 The layers have the weights of those that they derive from, and compute the same; tests
-compare values and gradients. What each form gains is in `benchmarks/README.md`. Where
-Keras' own form is better, on a GPU and in half precision, they use it.
+compare values and gradients. What each form gains is in `benchmarks/README.md`. On a
+GPU they use Keras' own form, which is better there.
 """
 
 import keras
 import tensorflow as tf
 
 
-def _keras_is_faster(layer):
-    return layer.compute_dtype != 'float32' or bool(
-        tf.config.list_physical_devices('GPU')
-    )
+def _on_gpu():
+    return bool(tf.config.list_physical_devices('GPU'))
+
+
+def _as(dtype, *values):
+    return [tf.cast(value, dtype) for value in values]
+
+
+def _add_bias(outputs, bias):
+    """The sum, whose gradient is summed in float32: in half precision TensorFlow's CPU
+    kernel for the gradient of `bias_add` sums in half precision as well, and is off by
+    a half for 37,500 rows, by nearly all for images."""
+    if outputs.dtype != tf.float16:
+        return outputs + bias
+
+    # Here not even the gradient of a sum is.
+    @tf.custom_gradient
+    def add(outputs, bias):
+        def gradient(upstream):
+            rows = tf.reshape(tf.cast(upstream, tf.float32), (-1, bias.shape[0]))
+            return upstream, tf.cast(tf.reduce_sum(rows, 0), bias.dtype)
+
+        return outputs + bias, gradient
+
+    return add(outputs, tf.convert_to_tensor(bias))
+
+
+class Dense(keras.layers.Dense):
+    """Dense with `_add_bias` in half precision on a CPU."""
+
+    def call(self, inputs):
+        if self.compute_dtype == 'float32' or _on_gpu():
+            return super().call(inputs)
+        rows = tf.reshape(inputs, (-1, inputs.shape[-1]))
+        outputs = self.activation(_add_bias(tf.matmul(rows, self.kernel), self.bias))
+        shape = tf.concat([tf.shape(inputs)[:-1], [self.units]], 0)
+        outputs = tf.reshape(outputs, shape)
+        return tf.ensure_shape(outputs, (*inputs.shape[:-1], self.units))
 
 
 class Conv2D(keras.layers.Conv2D):
-    """Conv2D, 'valid', whose bias is a sum.
+    """Conv2D, 'valid', with `_add_bias` on a CPU.
 
-    The gradient of Keras' bias is fused with that of the kernel, in an operation that
-    takes three times as long as both where images have three channels.
+    In float32 TensorFlow fuses the gradient of Keras' bias with that of the kernel, in
+    an operation that takes three times as long as both where images have three
+    channels.
     """
 
     def call(self, inputs):
-        if _keras_is_faster(self):
+        if _on_gpu():
             return super().call(inputs)
         outputs = tf.nn.conv2d(inputs, self.kernel, self.strides, 'VALID')
-        return self.activation(outputs + self.bias)
+        return self.activation(_add_bias(outputs, self.bias))
+
+
+class Conv2DTranspose(keras.layers.Conv2DTranspose):
+    """Conv2DTranspose, 'valid', with `_add_bias` in half precision on a CPU."""
+
+    def call(self, inputs):
+        if self.compute_dtype == 'float32' or _on_gpu():
+            return super().call(inputs)
+        outputs = keras.ops.conv_transpose(inputs, self.kernel, self.strides, 'valid')
+        return self.activation(_add_bias(outputs, self.bias))
 
 
 class WinogradConv2D(keras.layers.Conv2D):
@@ -47,12 +92,12 @@ class WinogradConv2D(keras.layers.Conv2D):
     FEW = 64
 
     def call(self, inputs):
-        if _keras_is_faster(self):
+        if _on_gpu():
             return super().call(inputs)
         images = inputs.shape[0]
         few = images is not None and images < self.FEW
         outputs = self._patches(inputs) if few else self._winograd(inputs)
-        return self.activation(outputs + self.bias)
+        return self.activation(_add_bias(outputs, self.bias))
 
     def _patches(self, inputs):
         patches = tf.stack(
@@ -107,7 +152,7 @@ class ProjectConv2DTranspose(keras.layers.Conv2DTranspose):
         kernel = tf.reshape(self.kernel, (-1, inputs.shape[-1]))
         outputs = tf.matmul(inputs, kernel, transpose_b=True)
         outputs = tf.reshape(outputs, (-1, *self.kernel_size, self.filters))
-        return self.activation(outputs + self.bias)
+        return self.activation(_add_bias(outputs, self.bias))
 
 
 class SubPixelConv2DTranspose(keras.layers.Conv2DTranspose):
@@ -120,22 +165,22 @@ class SubPixelConv2DTranspose(keras.layers.Conv2DTranspose):
     """
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, autocast=False, **kwargs)
+        self._products = keras.config.dtype_policy().compute_dtype
+        super().__init__(*args, dtype='float32', autocast=False, **kwargs)
 
     def call(self, inputs):
-        if _keras_is_faster(self):
-            outputs = keras.ops.conv_transpose(
-                inputs, tf.cast(self.kernel, inputs.dtype), self.strides, 'valid'
-            )
+        inputs, kernel = _as(self._products, inputs, self.kernel)
+        if _on_gpu():
+            outputs = keras.ops.conv_transpose(inputs, kernel, self.strides, 'valid')
             return self.activation(tf.cast(outputs, tf.float32) + self.bias)
-        return self.activation(
-            _sub_pixel(inputs, *map(tf.convert_to_tensor, (self.kernel, self.bias)))
-        )
+        bias = tf.convert_to_tensor(self.bias)
+        return self.activation(_sub_pixel(inputs, kernel, bias))
 
 
 @tf.custom_gradient
 def _sub_pixel(inputs, kernel, bias):
-    """[N, h, w, C], [k, k, c, C] and [c] to [N, 2h + k - 2, 2w + k - 2, c]."""
+    """[N, h, w, C], [k, k, c, C] and float32 [c] to float32
+    [N, 2h + k - 2, 2w + k - 2, c]."""
     half, (channels, deep) = kernel.shape[0] // 2, kernel.shape[2:]
     # Pixel 2i + p is the sum over a of kernel[2a + p] inputs[i - a].
     phases = tf.reshape(kernel, (half, 2, half, 2, channels, deep))[::-1, :, ::-1]
@@ -144,18 +189,19 @@ def _sub_pixel(inputs, kernel, bias):
     )
     margin = [half - 1] * 2
     padded = tf.pad(inputs, [[0, 0], margin, margin, [0, 0]])
-    outputs = tf.nn.conv2d(padded, phases, 1, 'VALID') + tf.tile(bias, [4])
-    outputs = tf.nn.depth_to_space(outputs, 2)
+    outputs = tf.cast(tf.nn.conv2d(padded, phases, 1, 'VALID'), tf.float32)
+    outputs = tf.nn.depth_to_space(outputs + tf.tile(bias, [4]), 2)
 
     def gradient(upstream):
         # Sums over long rows are faster than over three channels.
         columns = tf.reduce_sum(
             tf.reshape(upstream, (-1, outputs.shape[2] * channels)), 0
         )
+        of_products = tf.cast(upstream, inputs.dtype)
         return (
-            tf.nn.conv2d(upstream, kernel, 2, 'VALID'),
+            tf.nn.conv2d(of_products, kernel, 2, 'VALID'),
             tf.raw_ops.Conv2DBackpropFilter(
-                input=upstream,
+                input=of_products,
                 filter_sizes=kernel.shape,
                 out_backprop=inputs,
                 strides=[1, 2, 2, 1],
@@ -168,17 +214,28 @@ def _sub_pixel(inputs, kernel, bias):
 
 
 class GRUCell(keras.layers.GRUCell):
-    """GRUCell with `reset_after` that cuts its products by splits.
+    """GRUCell with `reset_after` that cuts its products by splits, and takes from
+    bfloat16 the products alone: gates and state, which goes through all steps of a
+    sequence, are float32, which costs no time.
 
     Keras cuts slices, whose gradients are three arrays of zeros to fill and to add.
     """
 
+    def __init__(self, *args, **kwargs):
+        self._products = keras.config.dtype_policy().compute_dtype
+        super().__init__(*args, dtype='float32', autocast=False, **kwargs)
+
     def call(self, inputs, state):
+        gates = 'float16' if self._products == 'float16' else 'float32'
+        (state,) = _as(gates, state)
+
+        def product(values, kernel, bias):
+            product = tf.matmul(*_as(self._products, values, kernel))
+            return tf.split(tf.add(*_as(gates, product, bias)), 3, -1)
+
         bias, state_bias = tf.unstack(tf.convert_to_tensor(self.bias))
-        parts = tf.split(tf.matmul(inputs, self.kernel) + bias, 3, -1)
-        state_parts = tf.split(
-            tf.matmul(state, self.recurrent_kernel) + state_bias, 3, -1
-        )
+        parts = product(inputs, self.kernel, bias)
+        state_parts = product(state, self.recurrent_kernel, state_bias)
         update, reset = (
             tf.sigmoid(part + state_part)
             for part, state_part in zip(parts[:2], state_parts[:2], strict=True)
@@ -195,8 +252,8 @@ def mean_loss(losses, layer, inputs, targets):
     """The mean of a layer's losses over rows, of which a tape has the gradient already.
 
     What many rows leave in memory for their gradient is most of what training needs, so
-    rows are differentiated `PART` at a time, one part after the other. Not in half
-    precision, where the gradient would miss the loss scale.
+    rows are differentiated `PART` at a time, one part after the other. Not in float16,
+    where the gradient would miss the loss scale.
 
     Args:
       losses: function of `inputs` and `targets`, [N, ...] each, to losses [N].
@@ -207,7 +264,7 @@ def mean_loss(losses, layer, inputs, targets):
       scalar.
     """
     rows = inputs.shape[0]
-    if rows <= PART or _keras_is_faster(layer):
+    if rows <= PART or _on_gpu() or layer.compute_dtype == 'float16':
         return tf.reduce_mean(losses(inputs, targets))
     weights = layer.trainable_weights
     total, sums, of_inputs = 0.0, [0.0] * len(weights), []
