@@ -265,7 +265,7 @@ def test_what_ends_between_two_training_phases_is_finished_and_a_failure_has_a_c
     assert 'dummy_continuous/dreamer/0: finished, 250 of 250' in out
     assert 'attempt 2' not in out, out
     (failed,) = [line for line in out.splitlines() if ': failed, ' in line]
-    assert "dreamer: error: Cannot make 'gym_NoSuchThing-v0'" in failed
+    assert "dreamer: error: Unknown task 'gym_NoSuchThing" in failed
 
 
 def processes(logdir):
