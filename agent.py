@@ -594,12 +594,15 @@ class Policy:
         act = tf.function(act, autograph=False, jit_compile=bool(tiny))
 
         # Traced once, and without a state to pass in and out.
-        self._act = tf.function(
-            lambda image, is_first: act(agent.world.encoder(image), is_first),
-            autograph=False,
-        ).get_concrete_function(
-            tf.TensorSpec((envs, 64, 64, 3), tf.uint8), tf.TensorSpec((envs,), tf.bool)
-        )
+        parts = [*agent.world.parts, agent.behavior.actor] if tiny else []
+        with layers.in_float32(parts):
+            self._act = tf.function(
+                lambda image, is_first: act(agent.world.encoder(image), is_first),
+                autograph=False,
+            ).get_concrete_function(
+                tf.TensorSpec((envs, 64, 64, 3), tf.uint8),
+                tf.TensorSpec((envs,), tf.bool),
+            )
 
     def __call__(self, image, is_first):
         """[E, 64, 64, 3] uint8 and [E] bool, true where an episode starts, to actions

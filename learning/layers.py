@@ -6,12 +6,38 @@ compare values and gradients. What each form gains is in `benchmarks/README.md`.
 GPU they use Keras' own form, which is better there.
 """
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
 
 def _on_gpu():
     return bool(tf.config.list_physical_devices('GPU'))
+
+
+@contextlib.contextmanager
+def in_float32(parts):
+    """What is traced meanwhile computes in float32, in all layers of `parts`: in half
+    precision each call casts all weights, which takes longer than products of few rows.
+    """
+    found = [layer for part in parts for layer in part._flatten_layers()]
+    before = [
+        (layer.dtype_policy, getattr(layer, '_products', None)) for layer in found
+    ]
+
+    def use(layer, policy, products):
+        layer.dtype_policy = policy
+        if products:
+            layer._products = products
+
+    for layer, (_, products) in zip(found, before, strict=True):
+        use(layer, 'float32', products and 'float32')
+    try:
+        yield
+    finally:
+        for layer, settings in zip(found, before, strict=True):
+            use(layer, *settings)
 
 
 def _as(dtype, *values):
@@ -66,10 +92,19 @@ class Conv2D(keras.layers.Conv2D):
 
 
 class Conv2DTranspose(keras.layers.Conv2DTranspose):
-    """Conv2DTranspose, 'valid', with `_add_bias` in half precision on a CPU."""
+    """Conv2DTranspose, 'valid', stride 2: with `_add_bias` in half precision on a CPU,
+    and with an even kernel, to few channels, in sub-pixels."""
+
+    FEW = 16
 
     def call(self, inputs):
-        if self.compute_dtype == 'float32' or _on_gpu():
+        if _on_gpu():
+            return super().call(inputs)
+        half = self.compute_dtype == 'float16'
+        if self.filters <= self.FEW and self.kernel_size[0] % 2 == 0 and not half:
+            weights = map(tf.convert_to_tensor, (self.kernel, self.bias))
+            return self.activation(_sub_pixel(inputs, *weights))
+        if self.compute_dtype == 'float32':
             return super().call(inputs)
         outputs = keras.ops.conv_transpose(inputs, self.kernel, self.strides, 'valid')
         return self.activation(_add_bias(outputs, self.bias))
@@ -156,12 +191,10 @@ class ProjectConv2DTranspose(keras.layers.Conv2DTranspose):
 
 
 class SubPixelConv2DTranspose(keras.layers.Conv2DTranspose):
-    """Conv2DTranspose, 'valid', stride 2, even kernel, as a convolution that computes
-    the four phases of every 2x2 block and a `depth_to_space`.
+    """Conv2DTranspose, 'valid', stride 2, even kernel, in sub-pixels.
 
-    Where there are as few channels as in an image, TensorFlow's CPU kernel takes twice
-    as long; its gradients are fast and stay. The bias is added in float32, as in no
-    layer of Keras': its gradient, a sum over all pixels, would overflow in float16.
+    The bias is added in float32, as in no layer of Keras': its gradient, a sum over all
+    pixels, would overflow in float16.
     """
 
     def __init__(self, *args, **kwargs):
@@ -179,8 +212,13 @@ class SubPixelConv2DTranspose(keras.layers.Conv2DTranspose):
 
 @tf.custom_gradient
 def _sub_pixel(inputs, kernel, bias):
-    """[N, h, w, C], [k, k, c, C] and float32 [c] to float32
-    [N, 2h + k - 2, 2w + k - 2, c]."""
+    """[N, h, w, C], [k, k, c, C] and [c] to [N, 2h + k - 2, 2w + k - 2, c], which has
+    the bias' dtype: a transposed convolution as one that computes the four phases of
+    every 2x2 block, and a `depth_to_space`.
+
+    Where there are few channels TensorFlow's CPU kernel takes twice as long; its
+    gradients are fast and stay.
+    """
     half, (channels, deep) = kernel.shape[0] // 2, kernel.shape[2:]
     # Pixel 2i + p is the sum over a of kernel[2a + p] inputs[i - a].
     phases = tf.reshape(kernel, (half, 2, half, 2, channels, deep))[::-1, :, ::-1]
@@ -189,7 +227,7 @@ def _sub_pixel(inputs, kernel, bias):
     )
     margin = [half - 1] * 2
     padded = tf.pad(inputs, [[0, 0], margin, margin, [0, 0]])
-    outputs = tf.cast(tf.nn.conv2d(padded, phases, 1, 'VALID'), tf.float32)
+    outputs = tf.cast(tf.nn.conv2d(padded, phases, 1, 'VALID'), bias.dtype)
     outputs = tf.nn.depth_to_space(outputs + tf.tile(bias, [4]), 2)
 
     def gradient(upstream):

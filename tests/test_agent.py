@@ -471,6 +471,23 @@ def test_policy_object_keeps_the_state(agent):
         np.testing.assert_allclose(action, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize('precision', ['16', 'bfloat16'])
+def test_policy_object_computes_in_float32_on_a_cpu(precision):
+    """Where casts of all weights would take longer than the products of an image; the
+    agent itself goes on in its own precision."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 64, 64, 3), np.uint8)
+    actions = {}
+    for name in ('32', precision):
+        agent = make_agent(precision=name)
+        before = [layer.compute_dtype for layer in agent.world.encoder._convs]
+        policy = Policy(agent, 1, training=False)
+        actions[name] = [policy(image, np.zeros(1, bool)) for image in images]
+        after = [layer.compute_dtype for layer in agent.world.encoder._convs]
+        assert after == before
+    assert before[0] != 'float32'
+    np.testing.assert_allclose(actions[precision], actions['32'], atol=1e-5)
+
+
 def test_checkpoint_keeps_networks_optimisers_counters_and_noise(tmp_path, data):
     first = make_agent('--seed', '1', precision='16')
     for _ in range(2):

@@ -141,6 +141,24 @@ REWRITTEN = [
         (2, 5, 5, 4),
     ),
     (
+        layers.Conv2DTranspose,
+        keras.layers.Conv2DTranspose,
+        dict(filters=5, kernel_size=6, strides=2, activation='relu'),
+        (3, 5, 5, 4),
+    ),
+    (
+        layers.Conv2DTranspose,
+        keras.layers.Conv2DTranspose,
+        dict(filters=20, kernel_size=6, strides=2, activation='relu'),
+        (3, 5, 5, 4),
+    ),
+    (
+        layers.Conv2DTranspose,
+        keras.layers.Conv2DTranspose,
+        dict(filters=5, kernel_size=5, strides=2, activation='relu'),
+        (3, 5, 5, 4),
+    ),
+    (
         layers.ProjectConv2DTranspose,
         keras.layers.Conv2DTranspose,
         dict(filters=5, kernel_size=5, strides=2, activation='relu'),
