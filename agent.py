@@ -371,9 +371,9 @@ class Dreamer(tf.Module):
 
     def _train(self, data):
         """One update of world model, actor and value network from a replay batch
-        [B, L, ...], or this worker's part of it; returns scalar metrics."""
+        [B, L, ...], or this machine's part of it; returns scalar metrics."""
         rows, length = data['reward'].shape
-        rows *= replicas.workers(self._strategy)
+        rows *= replicas.count_machines(self._strategy)
         return self.update(data, self.noise(rows, length))
 
     def update(self, data, noise):

@@ -7,6 +7,8 @@ The training loop and the command line; the agent itself is in agent.py.
 Shapes: A action, E environments.
 """
 
+import contextlib
+import functools
 import pathlib
 import signal
 import sys
@@ -53,11 +55,10 @@ class Run:
     Args:
       config: `configs.Config`.
       envs, eval_envs: workers.
-      team: `machines.Team`; None for a single machine.
+      strategy: of `replicas.make_strategy`; None for one device.
     """
 
-    def __init__(self, config, envs, eval_envs, team=None):
-        self.team = team or machines.Team(config)
+    def __init__(self, config, envs, eval_envs, strategy=None):
         config = configs.fit_to_actions(
             config, isinstance(envs[0].action_space, wrappers.OneHot)
         )
@@ -66,8 +67,7 @@ class Run:
         (self.action_size,) = envs[0].action_space.shape
         configs.check_length(config, self.action_size)
         self.lock = checkpoints.Lock(self.logdir)
-        self.team.meet(self.action_size, config.action_dist == 'onehot')
-        self.agent = Dreamer(config, self.action_size, self.team.strategy)
+        self.agent = self.make_agent(strategy)
         self.checkpoints = checkpoints.Checkpoints(
             self.logdir / 'checkpoints', self.agent
         )
@@ -103,8 +103,11 @@ class Run:
         self.dropped = 0
         self.stop = False
         self.restore()
-        self.team.start_alike(self.agent, self.checkpoints)
         self.log_start = (time.time(), self.step, self.gradient_step)
+
+    def make_agent(self, strategy):
+        """The agent for the environment's actions."""
+        return Dreamer(self.config, self.action_size, strategy)
 
     @property
     def step(self):
@@ -150,7 +153,6 @@ class Run:
             until = self.phase_start + config.train_every
             self.collect(self.policy, min(until, config.steps))
         self.save()
-        self.team.end()
 
     def prefill(self):
         """Collect with random actions, one whole episode at least."""
@@ -192,12 +194,10 @@ class Run:
         `train_every` environment steps, however collecting and resuming cut them."""
         config = self.config
         due = config.pretrain + self.phases * config.train_steps - self.gradient_step
-        self.progress.start(
-            'training' if self.phases else 'pretraining', max(0, due), 'updates'
-        )
-        for batch in self.team.lead(
-            self.agent, self.replay, max(0, due), lambda: self.stop
-        ):
+        due = max(0, due)
+        phase = 'training' if self.phases else 'pretraining'
+        self.progress.start(phase, due, 'updates')
+        for batch in self.batches(due):
             self.metrics.append(self.agent.train(batch))
             faults.reach('update')
             self.progress.advance()
@@ -205,10 +205,18 @@ class Run:
                 self.progress.advise(self.step, self.gradient_step)
             if len(self.metrics) % 50 == 0:
                 self.agent.check_finite()
-        self.stop = self.stop or self.team.stopped
         self.agent.check_finite()
         self.progress.finish()
         self.progress.advise(self.step, self.gradient_step)
+
+    def batches(self, updates):
+        """Batches of replay for so many updates, fewer where the run shall stop."""
+        stream = self.replay.stream(self.config.batch_size, updates)
+        with contextlib.closing(stream):
+            for _ in range(updates):
+                if self.stop:
+                    break
+                yield next(stream)
 
     def evaluate(self):
         """One episode in every evaluation environment, and videos."""
@@ -385,16 +393,21 @@ class Run:
         self.stop = True
 
 
+class LeadingRun(machines.Leading, Run):
+    """A run that several machines share, on the first of them."""
+
+
 def set_up(argv):
-    """From the command line to its configuration, the team of machines, and the
-    environments, which worker 0 has; ends the program if anything is wrong."""
+    """From the command line to its configuration, what its networks are spread over,
+    the team of several machines or None, and the environments, which the first machine
+    has; ends the program if anything is wrong."""
     envs = []
     try:
         config = configs.parse(argv)
         startup.keep_freed_memory()
         config, devices = startup.set_up_devices(config)
-        team = machines.connect(config)
-        if not team.rank:
+        strategy, team = machines.connect(config)
+        if not (team and team.rank):
             envs = workers.make_envs(config, config.envs, config.eval_envs, devices)
             if isinstance(envs[0].action_space, wrappers.OneHot):
                 config = configs.discrete(argv, config)
@@ -402,24 +415,24 @@ def set_up(argv):
     except (ValueError, RuntimeError, OSError) as error:
         workers.close_workers(envs)
         configs.fail(error)
-    return config, team, envs
+    return config, strategy, team, envs
 
 
 def main(argv=None):
     """The command line; returns the exit code."""
-    config, team, envs = set_up(argv)
-    if team.rank:
+    config, strategy, team, envs = set_up(argv)
+    if team and team.rank:
         return machines.serve(argv, config, team)
+    make_run = functools.partial(LeadingRun, team) if team else Run
     run = None
     try:
         try:
-            with team.connected():
-                run = Run(config, envs[: config.envs], envs[config.envs :], team)
+            run = make_run(config, envs[: config.envs], envs[config.envs :], strategy)
             configs.write(config, run.logdir / 'config.json')
         except (configs.ConfigError, OSError) as error:
             configs.fail(error)
         startup.heed_signals(run.request_stop, 'saving')
-        with run.progress, team.connected():
+        with run.progress:
             run.loop()
         run.logger.close()
     except Exception as error:

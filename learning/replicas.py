@@ -19,19 +19,19 @@ import time
 
 import tensorflow as tf
 
-PATIENCE = 60  # Seconds in which all workers' names have to get an address.
+PATIENCE = 60  # Seconds in which all machines' names have to get an address.
 
 # Along which axis the rows of the batch lie: [B, ...], or [H, B*L, ...].
 NOISE_AXES = dict(post=0, latent=1, action=1)
 
 
 def make_strategy(config, devices=None, cluster=None):
-    """The strategy for `devices`, by default all visible GPUs, on each worker of
+    """The strategy for `devices`, by default all visible GPUs, on each machine of
     `cluster` (of `machines.read_cluster`); None for a single device.
 
     Raises:
-      ValueError: `config` cannot run on so many, or a worker's name has no address.
-      RuntimeError: this worker cannot be reached by the others.
+      ValueError: `config` cannot run on so many, or a machine's name has no address.
+      RuntimeError: this machine cannot be reached by the others.
     """
     if devices is None:
         gpus = tf.config.list_physical_devices('GPU')
@@ -39,7 +39,7 @@ def make_strategy(config, devices=None, cluster=None):
     count, where, fewer = (len(devices), 'GPUs', 'fewer GPUs (CUDA_VISIBLE_DEVICES=0)')
     if cluster:
         count = len(cluster.hosts) * max(1, count)
-        where, fewer = 'replicas of all workers', 'fewer workers in TF_CONFIG'
+        where, fewer = 'replicas of all machines', 'fewer machines in TF_CONFIG'
     if count < 2:
         return None
     if config.batch_size % count:
@@ -56,7 +56,7 @@ def make_strategy(config, devices=None, cluster=None):
         return tf.distribute.MirroredStrategy(devices)
     _resolve(cluster.hosts)
     print(
-        f'worker {cluster.rank} of {len(cluster.hosts)}, waiting for the others: '
+        f'machine {cluster.rank} of {len(cluster.hosts)}, waiting for the others: '
         f'{", ".join(cluster.hosts)}',
         flush=True,
     )
@@ -66,7 +66,7 @@ def make_strategy(config, devices=None, cluster=None):
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
         raise RuntimeError(
-            f'worker {cluster.rank} at {cluster.hosts[cluster.rank]}, its address in '
+            f'machine {cluster.rank} at {cluster.hosts[cluster.rank]}, its address in '
             'TF_CONFIG, cannot join the others '
             f'({str(error.message).splitlines()[0]})'
         ) from None
@@ -95,7 +95,7 @@ def _resolve(hosts):
             time.sleep(5)
 
 
-def workers(strategy):
+def count_machines(strategy):
     """How many machines share a run."""
     if strategy is None:
         return 1
@@ -123,7 +123,10 @@ def run(strategy, update, data, noise):
 
         count = context.num_replicas_in_sync
         return (
-            {key: rows(x, count // workers(strategy)) for key, x in data.items()},
+            {
+                key: rows(x, count // count_machines(strategy))
+                for key, x in data.items()
+            },
             {key: rows(x, count, NOISE_AXES[key]) for key, x in noise.items()},
         )
 

@@ -1,10 +1,10 @@
-"""One run on several machines: worker 0 runs it, the others learn with it.
+"""One run on several machines: machine 0 runs it, the others learn with it.
 
-Every machine is started with the same command and a `TF_CONFIG`. Worker 0 collects,
+Every machine is started with the same command and a `TF_CONFIG`. Machine 0 collects,
 evaluates, logs and writes, as on a single machine. The others draw their part of each
-batch from the shared replay folder, and write nothing. Worker 0 says how many updates a
+batch from the shared replay folder, and write nothing. Machine 0 says how many updates a
 phase of training has; before each of them all agree to go on, and after the phase that
-their weights are equal to the last bit. A worker that is alone agrees with itself.
+their weights are equal to the last bit.
 """
 
 import concurrent.futures
@@ -36,25 +36,25 @@ SHARE = '--logdir must be one folder that all machines share'
 
 
 class Lost(RuntimeError):
-    """Another worker has gone; the message is one line for the user."""
+    """Another machine has gone; the message is one line for the user."""
 
 
 class Apart(RuntimeError):
-    """The workers do not learn the same; the message is one line for the user."""
+    """The machines do not learn the same; the message is one line for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The workers' addresses HOST:PORT by rank, and the rank of this one."""
+    """The machines' addresses HOST:PORT by rank, and the rank of this one."""
 
     hosts: tuple
     rank: int
 
 
 def read_cluster(text):
-    """The cluster that `TF_CONFIG` describes; None without one, or with one worker.
+    """The cluster that `TF_CONFIG` describes; None without one, or with one machine.
 
-    A chief, where there is one, is worker 0.
+    A chief, where there is one, is machine 0.
 
     Raises:
       ConfigError: it is malformed.
@@ -107,7 +107,7 @@ def _problem(jobs, hosts, kind, index):
 
 
 class Team:
-    """The workers of a run, and what they tell one another.
+    """The machines of a run, and what they tell one another.
 
     Args:
       config: `configs.Config`, the same for all.
@@ -115,20 +115,20 @@ class Team:
       cluster: of `read_cluster`.
 
     Attributes:
-      rank: of this worker.
+      rank: of this machine.
       strategy: as given.
-      batch_size: this worker's part of a batch.
-      stopped: whether any worker was asked to stop.
+      batch_size: this machine's part of a batch.
+      stopped: whether any machine was asked to stop.
 
-    All methods raise Lost where another worker has gone, and those that compare
+    All methods raise Lost where another machine has gone, and those that compare
     weights raise Apart if they differ.
     """
 
-    def __init__(self, config, strategy=None, cluster=None):
-        self.rank = cluster.rank if cluster else 0
+    def __init__(self, config, strategy, cluster):
+        self.rank = cluster.rank
         self.strategy = strategy
         self.stopped = False
-        self._hosts = cluster.hosts if cluster else ('',)
+        self._hosts = cluster.hosts
         self.batch_size = config.batch_size // len(self._hosts)
         self._settings = {
             name: value
@@ -142,10 +142,8 @@ class Team:
         """Tell the others some whole numbers, and wait for theirs.
 
         Returns:
-          [workers, numbers] int64, by rank.
+          [machines, numbers] int64, by rank.
         """
-        if len(self._hosts) == 1:
-            return np.array([numbers], np.int64)
         with self.connected():
             # In a thread, because signals are not heard inside of TensorFlow.
             rows = self._pool.submit(
@@ -168,7 +166,7 @@ class Team:
         try:
             yield
         except tf.errors.OpError as error:
-            if len(self._hosts) == 1 or 'ollective' not in str(error):
+            if 'ollective' not in str(error):
                 raise
             others = [
                 f'{rank} ({host})'
@@ -176,59 +174,57 @@ class Team:
                 if rank != self.rank
             ]
             raise Lost(
-                f'worker {" or ".join(others)} has ended or cannot be reached'
+                f'machine {" or ".join(others)} has ended or cannot be reached'
             ) from None
 
     def meet(self, action_size=0, discrete=False):
         """Check that all were started alike, before any agent is made.
 
         Returns:
-          worker 0's action size, and whether its actions are discrete.
+          machine 0's action size, and whether its actions are discrete.
         """
         mine = zlib.crc32(json.dumps(self._settings, sort_keys=True).encode())
         rows = self.gather(mine, action_size, discrete)
         for rank, (theirs, *_) in enumerate(rows):
             if theirs != rows[0][0]:
                 raise configs.ConfigError(
-                    f'worker {rank} has other settings than worker 0; give all the '
+                    f'machine {rank} has other settings than machine 0; give all the '
                     'same flags and the same precision'
                 )
         return int(rows[0][1]), bool(rows[0][2])
 
     def start_alike(self, agent, saved):
-        """Load what worker 0 has restored.
+        """Load what machine 0 has restored.
 
         Args:
           agent: `agent.Dreamer`.
-          saved: `checkpoints.Checkpoints`; worker 0 has called its `restore`.
+          saved: `checkpoints.Checkpoints`; machine 0 has called its `restore`.
         """
         number = int(self.gather(saved.restored)[0][0])
         if self.rank and number:
             if number not in saved.numbers():
-                raise Apart(f"worker 0's checkpoint {number} is not here; {SHARE}")
+                raise Apart(f"machine 0's checkpoint {number} is not here; {SHARE}")
             saved.load(number)
         self.check_weights(agent)
 
     def check_weights(self, agent):
         """Raise Apart unless all have the same weights, to the last bit."""
-        if len(self._hosts) == 1:
-            return
         sums = self.gather(agent.fingerprint())[:, 0]
         for rank, fingerprint in enumerate(sums):
             if fingerprint != sums[0]:
                 raise Apart(
-                    f"worker {rank}'s weights are not those of worker 0 any "
+                    f"machine {rank}'s weights are not those of machine 0 any "
                     'more; the same commands go on from the last checkpoint'
                 )
 
     def lead(self, agent, episodes, updates, stop):
-        """Worker 0: begin a phase of so many updates; see `batches`."""
+        """Machine 0: begin a phase of so many updates; see `batches`."""
         if updates:
             self.gather(updates, checksum(episodes.newest), *agent.rng.state.numpy())
         return self.batches(agent, episodes, updates, stop)
 
     def batches(self, agent, episodes, updates, stop):
-        """Yields this worker's part of each batch of a phase, which ends early when
+        """Yields this machine's part of each batch of a phase, which ends early when
         `stop()` is true anywhere."""
         with contextlib.closing(episodes.stream(self.batch_size, updates)) as stream:
             for _ in range(updates):
@@ -237,7 +233,7 @@ class Team:
                     self.stopped = True
                     if not asked[self.rank]:
                         print(
-                            f'stopping: worker {asked.argmax()} was asked to',
+                            f'stopping: machine {asked.argmax()} was asked to',
                             file=sys.stderr,
                         )
                     break
@@ -246,7 +242,7 @@ class Team:
             self.check_weights(agent)
 
     def end(self):
-        """Worker 0: the run has ended."""
+        """Machine 0: the run has ended."""
         self.gather(0, 0, 0, 0, 0)
         self.leave()
 
@@ -261,14 +257,52 @@ def checksum(text):
     return zlib.crc32(text.encode())
 
 
+class Leading:
+    """What a run does besides where it leads a team: a `dreamer.Run` that derives from
+    this class first.
+
+    Args:
+      team: `Team`.
+      further arguments: of the run.
+    """
+
+    def __init__(self, team, *args):
+        self.team = team
+        with team.connected():
+            super().__init__(*args)
+
+    def make_agent(self, strategy):
+        """The agent, once all are known to have been started alike."""
+        self.team.meet(self.action_size, self.config.action_dist == 'onehot')
+        return super().make_agent(strategy)
+
+    def restore(self):
+        """Go on from the newest checkpoint, all from the same."""
+        super().restore()
+        self.team.start_alike(self.agent, self.checkpoints)
+
+    def loop(self):
+        """Algorithm 1, and tell the others of its end."""
+        with self.team.connected():
+            super().loop()
+            self.team.end()
+
+    def batches(self, updates):
+        """This machine's part of each batch; fewer where any machine shall stop."""
+        yield from self.team.lead(self.agent, self.replay, updates, lambda: self.stop)
+        self.stop = self.stop or self.team.stopped
+
+
 def connect(config):
-    """The team of `TF_CONFIG`, once all are there.
+    """What the networks are spread over, and the team of `TF_CONFIG`, once all are there;
+    the first is None for one device, the second for one machine.
 
     Raises:
       ValueError, RuntimeError: with one line; see `replicas.make_strategy`.
     """
     cluster = read_cluster(os.environ.get('TF_CONFIG'))
-    return Team(config, replicas.make_strategy(config, cluster=cluster), cluster)
+    strategy = replicas.make_strategy(config, cluster=cluster)
+    return strategy, Team(config, strategy, cluster) if cluster else None
 
 
 def serve(argv, config, team):
@@ -280,12 +314,12 @@ def serve(argv, config, team):
     except (Lost, Apart, MemoryError, OSError, tf.errors.OpError) as error:
         print(f'dreamer: stopped: {startup.explain(error)}', file=sys.stderr)
         return 1
-    print(f'worker {team.rank}: worker 0 has ended the run')
+    print(f'machine {team.rank}: machine 0 has ended the run')
     return 0
 
 
 def follow(argv, config, team):
-    """Learn with worker 0 until it ends the run.
+    """Learn with machine 0 until it ends the run.
 
     Args:
       argv: words of the command line.
@@ -312,7 +346,7 @@ def follow(argv, config, team):
         memory=int(config.replay_memory) or None,
     )
     stopping = threading.Event()
-    startup.heed_signals(stopping.set, 'worker 0 saves')
+    startup.heed_signals(stopping.set, 'machine 0 saves')
     while True:
         updates, newest, *noise = team.gather(0, 0, 0, 0, 0)[0]
         if not updates:
@@ -333,11 +367,11 @@ def follow(argv, config, team):
 
 
 def wait_for(episodes, newest, logdir, seconds=60):
-    """Take up new episodes until the newest is worker 0's, by its checksum: shared
+    """Take up new episodes until the newest is machine 0's, by its checksum: shared
     folders may show them late."""
     for _ in range(seconds):
         episodes.refresh()
         if checksum(episodes.newest) == newest:
             return
         time.sleep(1)
-    raise Apart(f"worker 0's newest episode is not in {logdir}; {SHARE}")
+    raise Apart(f"machine 0's newest episode is not in {logdir}; {SHARE}")

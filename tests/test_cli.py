@@ -316,7 +316,7 @@ def test_discrete_actions_choose_their_settings_and_resume(tmp_path):
     stored = configs.read(tmp_path / 'run' / 'config.json')
     assert (stored.kl_scale, stored.actor_entropy) == (0.1, 0.3)
     assert (stored.action_repeat, stored.expl_amount, stored.horizon) == (1, 0.5, 5)
-    config, _, envs = dreamer.set_up([*argv, '--steps', '150'])
+    config, _, _, envs = dreamer.set_up([*argv, '--steps', '150'])
     workers.close_workers(envs)
     assert dataclasses.replace(config, steps=120) == stored
     with pytest.raises(SystemExit):

@@ -24,12 +24,12 @@ def tf_config(cluster=None, kind='worker', index=0):
 
 
 class TestReadCluster:
-    def test_worker(self):
+    def test_machine(self):
         cluster = machines.read_cluster(tf_config(index=2))
         assert cluster == machines.Cluster(tuple(HOSTS), 2)
 
     @pytest.mark.parametrize('kind, index, rank', [('chief', 0, 0), ('worker', 1, 2)])
-    def test_a_chief_is_worker_0(self, kind, index, rank):
+    def test_a_chief_is_machine_0(self, kind, index, rank):
         jobs = dict(worker=HOSTS[1:], chief=HOSTS[:1])
         cluster = machines.read_cluster(tf_config(jobs, kind, index))
         assert cluster == machines.Cluster(tuple(HOSTS), rank)
@@ -85,7 +85,7 @@ class TestReadCluster:
         (
             tf_config(),
             ['--batch_size', '9', '--jit', 'true'],
-            ['--jit', 'fewer workers'],
+            ['--jit', 'fewer machines'],
         ),
         (
             tf_config(dict(worker=['127.0.0.1:2222', 'no.such.invalid:2222'])),
@@ -111,17 +111,15 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capfd, text, flags, words)
     assert not list(tmp_path.iterdir())
 
 
-def test_alone():
-    """A worker without others agrees with itself."""
-    team = machines.Team(configs.parse(['--batch_size', '6']))
-    assert (team.rank, team.batch_size, team.strategy) == (0, 6, None)
-    assert team.gather(3, 4).tolist() == [[3, 4]]
-    assert team.meet(5, True) == (5, True)
-    team.end()
+def test_alone(monkeypatch):
+    """A machine without others has no team, and none of it in its run."""
+    monkeypatch.delenv('TF_CONFIG', raising=False)
+    assert machines.connect(configs.parse(['--batch_size', '6'])) == (None, None)
+    assert not issubclass(dreamer.Run, machines.Leading)
 
 
 def run_both(command, faults=('', '')):
-    """Run a command as both workers of a cluster on this machine. Returns exit codes,
+    """Run a command as both machines of a cluster on this machine. Returns exit codes,
     what they printed, and their lines on stderr, by rank."""
     sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]
     hosts = [f'127.0.0.1:{server.getsockname()[1]}' for server in sockets]
@@ -154,11 +152,11 @@ def run_both(command, faults=('', '')):
 
 
 @pytest.mark.slow
-def test_two_workers_make_the_updates_of_one(tmp_path):
+def test_two_machines_make_the_updates_of_one(tmp_path):
     program = pathlib.Path(__file__).with_name('two_machines.py')
     codes, printed, errors = run_both([sys.executable, str(program), str(tmp_path)])
     assert codes == [0, 0], errors
-    told = 'stopping: worker 1 was asked to'
+    told = 'stopping: machine 1 was asked to'
     assert told in errors[0] and told not in errors[1]
     for rank, text in enumerate(printed):
         result = json.loads(text.splitlines()[-1])
@@ -170,25 +168,25 @@ def test_two_workers_make_the_updates_of_one(tmp_path):
         # Worker 1 was asked to stop; both do, before the same update.
         assert result['phase'] == dict(batches=2, rows=2, stopped=True)
         # One bit of one weight.
-        assert "worker 1's weights are not those of worker 0" in result['apart'], rank
+        assert "machine 1's weights are not those of machine 0" in result['apart'], rank
 
 
 @pytest.mark.slow
-def test_a_run_that_loses_a_worker_is_saved_and_goes_on(tmp_path):
-    """At its end, and after every phase, the workers compare their weights."""
+def test_a_run_that_loses_a_machine_is_saved_and_goes_on(tmp_path):
+    """At its end, and after every phase, the machines compare their weights."""
     logdir = tmp_path / 'run'
     command = [*short_run(logdir), '--steps', '300']
     codes, _, errors = run_both(command, ('', 'update:3'))
     assert codes == [1, -9]
     stopped, saved = errors[0]
-    assert stopped.startswith('dreamer: stopped: worker 1 (127.0.0.1:')
+    assert stopped.startswith('dreamer: stopped: machine 1 (127.0.0.1:')
     assert saved == 'dreamer: saved; the same command goes on from here'
     episodes = set((logdir / 'episodes').iterdir())
 
     codes, printed, errors = run_both(command)
     assert codes == [0, 0] and errors[1] == []
     assert 'resumed at step' in printed[0] and 'resumed' not in printed[1]
-    assert printed[1].endswith('worker 1: worker 0 has ended the run\n')
+    assert printed[1].endswith('machine 1: machine 0 has ended the run\n')
     lines = [
         json.loads(line) for line in (logdir / 'metrics.jsonl').read_text().splitlines()
     ]

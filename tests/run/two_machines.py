@@ -1,4 +1,4 @@
-"""One of two workers that make the same updates as one; run by test_machines.py.
+"""One of two machines that make the same updates as one; run by test_machines.py.
 
     TF_CONFIG=... python tests/run/two_machines.py FOLDER
 
@@ -33,7 +33,7 @@ def numbers(agent):
 
 
 def compare(config, strategy, rank):
-    """Two updates by both workers with half of the rows each, and by this one alone
+    """Two updates by both machines with half of the rows each, and by this one alone
     with all of them, from the same noise."""
     data = two_replicas.make_data()
     rows = two_replicas.BATCH // 2
@@ -63,7 +63,7 @@ def compare(config, strategy, rank):
 
 
 def train(team, agent, folder):
-    """A phase of five updates, which worker 1 is asked to end after two. Returns how
+    """A phase of five updates, which machine 1 is asked to end after two. Returns how
     many batches there were, of how many rows, and how many rows both drew."""
     if not team.rank:
         data = two_replicas.make_data()
