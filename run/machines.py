@@ -2,9 +2,9 @@
 
 Every machine is started with the same command and a `TF_CONFIG`. Machine 0 collects,
 evaluates, logs and writes, as on a single machine. The others draw their part of each
-batch from the shared replay folder, and write nothing. Machine 0 says how many updates a
-phase of training has; before each of them all agree to go on, and after the phase that
-their weights are equal to the last bit.
+batch from the shared replay folder, and write nothing. Machine 0 says how many updates
+a phase of training has; before each of them all agree to go on, and after the phase
+that their weights are equal to the last bit.
 """
 
 import concurrent.futures
@@ -294,8 +294,8 @@ class Leading:
 
 
 def connect(config):
-    """What the networks are spread over, and the team of `TF_CONFIG`, once all are there;
-    the first is None for one device, the second for one machine.
+    """What the networks are spread over, and the team of `TF_CONFIG`, once all are
+    there; the first is None for one device, the second for one machine.
 
     Raises:
       ValueError, RuntimeError: with one line; see `replicas.make_strategy`.
