@@ -198,24 +198,23 @@ class ActorCritic(tf.Module):
           latent_noise, action_noise: [H, N, S] and [H, N, A].
 
         Returns:
-          features [H, N, F], without the start's, and entropies [H, N] of what each
-          action was drawn from.
+          features [H, N, F], without the start's, and the distributions [H, N, A] that
+          the actions were drawn from, by `action_noise`.
         """
 
         def step(previous, noise):
             state, _ = previous
             # The actor learns through its action alone: not by changing, one step
             # earlier, what it will see.
-            policy = self.actor.dist(tf.stop_gradient(rssm.feature(state)))
-            action = policy.sample(noise[1])
-            entropy = policy.entropy(action)
-            if not self._config.actor_entropy:
-                entropy = tf.stop_gradient(entropy)  # A loop would carry zeros back.
-            return rssm.imagine_step(state, action, noise[0]), entropy
+            outputs = self.actor(tf.stop_gradient(rssm.feature(state)))
+            action = self.actor.dist_of(outputs).sample(noise[1])
+            return rssm.imagine_step(state, action, noise[0]), outputs
 
-        initial = (start, tf.zeros(tf.shape(start['stoch'])[:1]))
-        states, entropy = tf.scan(step, (latent_noise, action_noise), initial)
-        return rssm.feature(states), entropy
+        rows = tf.shape(start['stoch'])[0]
+        initial = (start, tf.zeros((rows, self.actor.outputs)))
+        with layers.read_once(rssm, self.actor):
+            states, outputs = tf.scan(step, (latent_noise, action_noise), initial)
+        return rssm.feature(states), self.actor.dist_of(outputs)
 
     def losses(self, world, start, start_weight, latent_noise, action_noise):
         """Actor and value loss on imagined trajectories (equations 6 to 8), or, without
@@ -231,7 +230,8 @@ class ActorCritic(tf.Module):
           losses by the name of the network, metrics.
         """
         start = tf.nest.map_structure(tf.stop_gradient, start)
-        feature, entropy = self.imagine(world.rssm, start, latent_noise, action_noise)
+        feature, policy = self.imagine(world.rssm, start, latent_noise, action_noise)
+        entropy = policy.entropy(policy.sample(action_noise))
         reward = world.reward.dist(feature).mean()
         discount = world.discounts(feature)
         metrics = self.entropy_metrics(entropy)
@@ -361,13 +361,19 @@ class Dreamer(tf.Module):
 
     def noise(self, batch, length):
         """All standard normal noise of one update."""
-        config, normal = self._config, self.rng.normal
-        rows = batch * length
-        return dict(
-            post=normal((batch, length, config.stoch_size)),
-            latent=normal((config.horizon, rows, config.stoch_size)),
-            action=normal((config.horizon, rows, self._action_size)),
+        config = self._config
+        imagined = config.horizon, batch * length
+        shapes = dict(
+            post=(batch, length, config.stoch_size),
+            latent=(*imagined, config.stoch_size),
+            action=(*imagined, self._action_size),
         )
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        parts = tf.split(self.rng.normal((sum(sizes),)), sizes)
+        return {
+            name: tf.reshape(part, shape)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
 
     def _train(self, data):
         """One update of world model, actor and value network from a replay batch

@@ -119,6 +119,7 @@ class Dense(keras.layers.Layer):
         for layer in self._layers:
             layer.build((None, inputs))
             inputs = layer.units
+        self.outputs = outputs
         self.built = True
 
     def call(self, x):
@@ -194,9 +195,13 @@ class Actor(Dense):
 
     def dist(self, feature):
         """[..., F] to a `tools.TanhNormal` or `tools.OneHot` over actions [..., A]."""
+        return self.dist_of(self(feature))
+
+    def dist_of(self, outputs):
+        """`dist`, given what the network made of features, [..., its outputs]."""
         if self._kind == 'onehot':
-            return tools.OneHot(self(feature))
-        mean, std = tf.split(self(feature), 2, -1)
+            return tools.OneHot(outputs)
+        mean, std = tf.split(outputs, 2, -1)
         # Beyond 5 the tanh of the action is flat: nothing could pull the mean back.
         mean = self.MEAN_SCALE * tf.tanh(mean / self.MEAN_SCALE)
         std = tf.nn.softplus(std + self._raw_init_std) + self.MIN_STD
@@ -225,11 +230,11 @@ class RSSM(keras.layers.Layer):
         super().__init__(name='rssm')
         self.stoch_size, self.deter_size = stoch, deter
         self.feature_size = stoch + deter
-        self._input = layers.Dense(units, act)
+        self._input = layers.JoinedDense(units, act)
         self._cell = layers.GRUCell(deter, reset_after=True)
         self._prior_hidden = layers.Dense(units, act)
         self._prior_stats = layers.Dense(2 * stoch)
-        self._post_hidden = layers.Dense(units, act)
+        self._post_hidden = layers.JoinedDense(units, act)
         self._post_stats = layers.Dense(2 * stoch)
         for layer, size in (
             (self._input, stoch + action_size),
@@ -266,13 +271,15 @@ class RSSM(keras.layers.Layer):
           noise: [B, S].
         """
         keep = 1 - tf.cast(is_first, tf.float32)[:, None]
-        deter = self._recur(state['stoch'] * keep, state['deter'] * keep, action * keep)
-        return self._posterior(deter, embed, noise)
+        hidden = self._input(tf.concat([state['stoch'] * keep, action * keep], -1))
+        deter = self._recur(hidden, state['deter'] * keep)
+        hidden = self._post_hidden(tf.concat([deter, embed], -1))
+        return self._state(self._post_stats(hidden), deter, noise)
 
     def imagine_step(self, state, action, noise):
         """Prior after one step; arguments as `observe_step`."""
-        deter = self._recur(state['stoch'], state['deter'], action)
-        return self._prior(deter, noise)
+        hidden = self._input(tf.concat([state['stoch'], action], -1))
+        return self._prior(self._recur(hidden, state['deter']), noise)
 
     def observe(self, embed, action, is_first, noise):
         """Posteriors and priors along sequences, from the zero state.
@@ -286,37 +293,44 @@ class RSSM(keras.layers.Layer):
         Returns:
           posterior, prior: states [B, L, ...].
         """
-        is_first = tf.cast(is_first, tf.float32)
-        inputs = [_swap(x) for x in (action, embed, is_first, noise)]
-        post = tf.scan(
-            lambda state, step: self.observe_step(state, *step),
-            inputs,
-            self.initial(tf.shape(embed)[0]),
-        )
-        post = {key: _swap(value) for key, value in post.items()}
+        embed, action, is_first, noises = map(_swap, (embed, action, is_first, noise))
+        keep = 1 - tf.cast(is_first, self._cell.state_dtype)[..., None]
+        # What images and actions have to say, for all steps at once.
+        from_stoch, actions = self._input.apart(tf.cast(action, keep.dtype) * keep)
+        from_deter, images = self._post_hidden.apart(embed)
+
+        def step(state, inputs):
+            action, image, keep, noise = inputs
+            hidden = from_stoch(tf.cast(state['stoch'], keep.dtype) * keep, action)
+            deter, _ = self._cell(hidden, state['deter'] * keep)
+            stats = self._post_stats(from_deter(deter, image))
+            # Kept as the layers compute it: nothing is cast from step to step.
+            return dict(self._state(stats, deter, noise), deter=deter)
+
+        initial = self.initial(tf.shape(embed)[1])
+        initial['deter'] = tf.cast(initial['deter'], keep.dtype)
+        with layers.read_once(self):
+            post = tf.scan(step, (actions, images, keep, noises), initial)
+        post = {key: _swap(tf.cast(x, tf.float32)) for key, x in post.items()}
         # The prior shares the recurrent state and feeds nothing: all steps at once.
         return post, self._prior(post['deter'], noise)
 
     def imagine(self, state, action, noise):
         """Priors of an open loop from `state` [B, ...] under `action` [B, L, A] and
         `noise` [B, L, S]: states [B, L, ...]."""
-        prior = tf.scan(
-            lambda state, step: self.imagine_step(state, *step),
-            [_swap(action), _swap(noise)],
-            state,
-        )
+        with layers.read_once(self):
+            prior = tf.scan(
+                lambda state, step: self.imagine_step(state, *step),
+                [_swap(action), _swap(noise)],
+                state,
+            )
         return {key: _swap(value) for key, value in prior.items()}
 
-    def _recur(self, stoch, deter, action):
-        x = self._input(tf.concat([stoch, action], -1))
-        return tf.cast(self._cell(x, deter)[0], tf.float32)
+    def _recur(self, hidden, deter):
+        return tf.cast(self._cell(hidden, deter)[0], tf.float32)
 
     def _prior(self, deter, noise):
         return self._state(self._prior_stats(self._prior_hidden(deter)), deter, noise)
-
-    def _posterior(self, deter, embed, noise):
-        hidden = self._post_hidden(tf.concat([deter, embed], -1))
-        return self._state(self._post_stats(hidden), deter, noise)
 
     def _state(self, stats, deter, noise):
         mean, std = tf.split(tf.cast(stats, tf.float32), 2, -1)

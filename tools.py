@@ -27,12 +27,13 @@ def lambda_return(reward, next_value, discount, lambda_):
     Returns:
       [H, ...] R_t.
     """
+    # All that needs no R, for all steps at once.
+    now = tf.unstack(reward + (1 - lambda_) * discount * next_value)
+    later = tf.unstack(lambda_ * discount)
     target = next_value[-1]
     targets = []
     for t in reversed(range(reward.shape[0])):
-        target = reward[t] + discount[t] * (
-            (1 - lambda_) * next_value[t] + lambda_ * target
-        )
+        target = now[t] + later[t] * target
         targets.append(target)
     return tf.stack(targets[::-1])
 

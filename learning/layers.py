@@ -40,6 +40,12 @@ def in_float32(parts):
             use(layer, *settings)
 
 
+def _summed_in(dtype):
+    """What the steps of a sequence are summed in, its state and the gradients of its
+    weights: bfloat16 has too few digits."""
+    return 'float32' if dtype == 'bfloat16' else dtype
+
+
 def _as(dtype, *values):
     return [tf.cast(value, dtype) for value in values]
 
@@ -251,6 +257,32 @@ def _sub_pixel(inputs, kernel, bias):
     return outputs, gradient
 
 
+class JoinedDense(Dense):
+    """A dense layer of two inputs side by side, of which one may be there before."""
+
+    def apart(self, early):
+        """Split the layer: act([x, y] W + b) = act(x W_x + (y W_y + b)).
+
+        Args:
+          early: y, the last inputs, [..., Y].
+
+        Returns:
+          the function of x and its share (..., the part in brackets), and the shares
+          [..., units] of all y, computed at once.
+        """
+        dtype = self.compute_dtype
+        kernel = tf.cast(self.kernel, _summed_in(dtype))
+        kernels = tf.split(kernel, [kernel.shape[0] - early.shape[-1], early.shape[-1]])
+        rows = tf.reshape(early, (-1, early.shape[-1]))
+        shares = tf.matmul(*_as(dtype, rows, kernels[1]))
+        shares = _add_bias(shares, tf.cast(self.bias, dtype))
+
+        def rest(x, share):
+            return self.activation(tf.matmul(*_as(dtype, x, kernels[0])) + share)
+
+        return rest, tf.reshape(shares, (*early.shape[:-1], self.units))
+
+
 class GRUCell(keras.layers.GRUCell):
     """GRUCell with `reset_after` that cuts its products by splits, and takes from
     bfloat16 the products alone: gates and state, which goes through all steps of a
@@ -263,24 +295,41 @@ class GRUCell(keras.layers.GRUCell):
         self._products = keras.config.dtype_policy().compute_dtype
         super().__init__(*args, dtype='float32', autocast=False, **kwargs)
 
+    @property
+    def state_dtype(self):
+        """What gates and state are kept in."""
+        return _summed_in(self._products)
+
     def call(self, inputs, state):
-        gates = 'float16' if self._products == 'float16' else 'float32'
-        (state,) = _as(gates, state)
+        (state,) = _as(self.state_dtype, state)
 
         def product(values, kernel, bias):
             product = tf.matmul(*_as(self._products, values, kernel))
-            return tf.split(tf.add(*_as(gates, product, bias)), 3, -1)
+            product = tf.add(*_as(self.state_dtype, product, bias))
+            return tf.split(product, [2 * self.units, self.units], -1)
 
         bias, state_bias = tf.unstack(tf.convert_to_tensor(self.bias))
-        parts = product(inputs, self.kernel, bias)
-        state_parts = product(state, self.recurrent_kernel, state_bias)
-        update, reset = (
-            tf.sigmoid(part + state_part)
-            for part, state_part in zip(parts[:2], state_parts[:2], strict=True)
-        )
-        new = tf.tanh(parts[2] + reset * state_parts[2])
+        gates, new = product(inputs, self.kernel, bias)
+        state_gates, state_new = product(state, self.recurrent_kernel, state_bias)
+        update, reset = tf.split(tf.sigmoid(gates + state_gates), 2, -1)
+        new = tf.tanh(new + reset * state_new)
         state = new + update * (state - new)
         return state, state
+
+
+@contextlib.contextmanager
+def read_once(*parts):
+    """Inside, the weights of parts are tensors that have been read, and cast to
+    float16 where their layers compute in it, before: a loop would do so again in every
+    step."""
+    scope = keras.StatelessScope()
+    for layer in (layer for part in parts for layer in part._flatten_layers()):
+        dtype = getattr(layer, 'state_dtype', _summed_in(layer.compute_dtype))
+        for weight in layer._trainable_variables:
+            # Handed over one by one: the constructor would cast them back.
+            scope.add_update((weight, tf.cast(weight, dtype)))
+    with scope:
+        yield
 
 
 PART = 500

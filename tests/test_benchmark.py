@@ -133,3 +133,14 @@ def test_launches_of_a_loop_are_multiplied_and_what_starts_no_kernel_is_left_out
     # Of state and weight, whose gradient is summed from step to step.
     assert backward['MatMul'] == 14 and backward['TanhGrad'] == 7
     assert backward['AddN'] in (7, 14)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('precision', ['32', '16'])
+def test_an_update_of_the_papers_lengths_is_at_most_7000_launches(precision):
+    """Operations do not grow with the networks' sizes, which are small here."""
+    flags = ['--cnn_depth', '4', '--num_units', '16', '--precision', precision]
+    counted = launches.count(configs.parse(flags), 6)
+    # Two loops and their gradients, and what is in none.
+    assert len({loop for loop, _ in counted}) == 5
+    assert counted.total() <= 7000

@@ -5,13 +5,13 @@ import json
 import pathlib
 import shutil
 
-import checkpoints
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import configs
 from agent import Dreamer
+from run import checkpoints
 
 BEFORE = pathlib.Path(__file__).parent / 'golden' / 'before'
 BATCH, LENGTH, ACTION, STOCH, HORIZON = 2, 3, 2, 3, 4
