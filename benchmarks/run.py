@@ -4,12 +4,14 @@
     python benchmarks/run.py --runs 1
 
 Prints what each run measures, then a table of medians; the last line is a JSON object
-with them. The targets are for 2 CPU cores and float32.
+with them. The targets are for 2 CPU cores and float32, if nothing else is said; small
+networks are those of `SMALL`, on one core.
 """
 
 import argparse
 import json
 import operator
+import os
 import pathlib
 import statistics
 import subprocess
@@ -17,14 +19,23 @@ import sys
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 
+FLOAT32, BFLOAT16 = ('--precision', '32'), ('--precision', 'bfloat16')
+SMALL = '--cnn_depth', '8', '--num_units', '128'
 # Name of each part of a run, and its command.
 PARTS = dict(
-    train_step=('train_step.py', '--repeats', '5'),
-    plain=('train_step.py', '--repeats', '2', '--plain_allocator'),
+    train_step=('train_step.py', '--repeats', '5', *FLOAT32),
+    bfloat16=('train_step.py', '--repeats', '5', *BFLOAT16),
+    small=('train_step.py', '--repeats', '5', *SMALL, *FLOAT32),
+    small_bfloat16=('train_step.py', '--repeats', '5', *SMALL, *BFLOAT16),
+    plain=('train_step.py', '--repeats', '2', '--plain_allocator', *FLOAT32),
     data=('data.py',),
     acting=('acting.py', '--repeats', '1'),
     loop=('loop.py',),
 )
+
+ONE_CORE = 'small', 'small_bfloat16'
+# A part's updates, and whose time they are given in shares of.
+SHARES = dict(bfloat16='train_step', small_bfloat16='small')
 
 # What is judged, its figure, the target, and the 2020 code on the same kind of machine.
 TARGETS = [
@@ -40,6 +51,16 @@ TARGETS = [
     ('construction and tracing [s]', 'train_step.build_s', '<=', 10, 'over 20'),
     ('peak memory [MB]', 'train_step.peak_rss_mb', '<=', 4000, '4900'),
     ('the same, plain allocator [MB]', 'plain.peak_rss_mb', '<=', 3000, ''),
+    ('bfloat16: update / float32', 'bfloat16.share', '<=', 0.52, ''),
+    ('bfloat16: policy call, 1 environment [ms]', 'bfloat16.policy_ms', '<=', 1.0, ''),
+    ('small networks: update / floor', 'small.ratio', '<=', 1.6, ''),
+    (
+        'small networks, bfloat16: update / float32',
+        'small_bfloat16.share',
+        '<=',
+        0.65,
+        '',
+    ),
     ('kernels that a GPU would start', 'train_step.launches', '<=', 7000, ''),
     ('the same in float16', 'train_step.launches_16', '<=', 7000, ''),
     ('batches from memory [1/s]', 'data.batches_per_s', '>=', 20, ''),
@@ -51,13 +72,14 @@ TARGETS = [
 ]
 
 
-def last_line(script, *words):
-    """The figures that a script of this folder ends with."""
+def last_line(script, *words, cores=None):
+    """The figures that a script of this folder ends with, on `cores` or on all."""
     output = subprocess.run(
         [sys.executable, FOLDER / script, *words],
         text=True,
         check=True,
         stdout=subprocess.PIPE,
+        preexec_fn=cores and (lambda: os.sched_setaffinity(0, cores)),
     ).stdout
     return json.loads(output.splitlines()[-1])
 
@@ -66,9 +88,15 @@ def measure(parts):
     """One run of each part; returns figures by PART.NAME."""
     figures = {}
     for name in parts:
-        part = last_line(*PARTS[name])
+        one = {min(os.sched_getaffinity(0))} if name in ONE_CORE else None
+        part = last_line(*PARTS[name], cores=one)
         print(f'{name}: {json.dumps(part)}', flush=True)
         figures.update({f'{name}.{key}': value for key, value in part.items()})
+    for name, other in SHARES.items():
+        if {name, other} <= set(parts):
+            figures[f'{name}.share'] = (
+                figures[f'{name}.update_s'] / figures[f'{other}.update_s']
+            )
     return figures
 
 
