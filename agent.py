@@ -594,13 +594,13 @@ class Policy:
             tf.nest.map_structure(lambda old, value: old.assign(value), state, new)
             return action
 
-        # On a CPU an actor is many tiny operations, whose dispatch costs more than they
-        # do: compiled. The large ones of encoder and planner are faster as they are.
-        tiny = agent.behavior and not tf.config.list_physical_devices('GPU')
-        act = tf.function(act, autograph=False, jit_compile=bool(tiny))
+        # An actor is many tiny operations, whose dispatch costs more than they do:
+        # compiled. The large ones of encoder and planner are faster as they are.
+        act = tf.function(act, autograph=False, jit_compile=bool(agent.behavior))
 
         # Traced once, and without a state to pass in and out.
-        parts = [*agent.world.parts, agent.behavior.actor] if tiny else []
+        on_cpu = agent.behavior and not tf.config.list_physical_devices('GPU')
+        parts = [*agent.world.parts, agent.behavior.actor] if on_cpu else []
         with layers.in_float32(parts):
             self._act = tf.function(
                 lambda image, is_first: act(agent.world.encoder(image), is_first),

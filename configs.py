@@ -109,8 +109,8 @@ class Config:
     precision: str = _flag(
         'auto',
         'of the networks: float16, float32 or bfloat16; '
-        'auto is 16 on a GPU and 32 elsewhere; losses are always '
-        'float32',
+        'auto is bfloat16 on GPUs of compute capability 8.0 and above, 16 on '
+        'older ones and 32 elsewhere; losses are always float32',
         ('auto', '16', '32', 'bfloat16'),
     )
     jit: bool = _flag(False, 'compile the training step with XLA')

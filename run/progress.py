@@ -20,6 +20,7 @@ import tensorflow as tf
 
 import configs
 from envs import rendering
+from run import startup
 from scores import comparison
 from storage import episodes, replay
 
@@ -284,9 +285,13 @@ class Progress:
         for name, text in rows:
             if text:
                 self.line(f'{name:<11} {text}')
-        warning = advise_disk(config, action_size, step)
-        if warning:
-            self.line(f'advice: {warning}')
+        flags = None if gpus else startup.cpu_flags()
+        for text in (
+            advise_disk(config, action_size, step),
+            startup.advise_precision(config, flags),
+        ):
+            if text:
+                self.line(f'advice: {text}')
 
 
 def duration(seconds):

@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import itertools
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -81,7 +82,8 @@ def set_up_devices(config):
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     if config.precision == 'auto':
-        config = dataclasses.replace(config, precision='16' if gpus else '32')
+        details = map(tf.config.experimental.get_device_details, gpus)
+        config = dataclasses.replace(config, precision=suitable_precision(details))
     if not gpus:
         tf.config.experimental.enable_op_determinism()
     return config, render_devices(len(gpus), os.environ.get('CUDA_VISIBLE_DEVICES'))
@@ -101,10 +103,55 @@ def render_devices(count, visible):
     return list(range(count)) if count > 1 else None
 
 
+def suitable_precision(details):
+    """The automatic precision.
+
+    Args:
+      details: of each GPU, as TensorFlow's `get_device_details`.
+
+    Returns:
+      'bfloat16', which needs no loss scale, where all GPUs compute it natively, from
+      compute capability 8.0 on; '16' with older or unknown ones; '32' without any.
+    """
+    capabilities = [each.get('compute_capability', (0, 0)) for each in details]
+    if not capabilities:
+        return '32'
+    return 'bfloat16' if min(capabilities) >= (8, 0) else '16'
+
+
+def advise_precision(config, flags):
+    """One line of advice where bfloat16 is emulated, None elsewhere.
+
+    Args:
+      config: `configs.Config` with its precision resolved.
+      flags: what the processor can do, as in /proc/cpuinfo; None if it is not known.
+    """
+    native = {'avx512_bf16', 'amx_bf16'}
+    if config.precision != 'bfloat16' or flags is None or native & set(flags):
+        return None
+    return (
+        'this processor emulates bfloat16 (it has neither avx512_bf16 nor amx_bf16), '
+        'which is slow; --precision 32 is faster here'
+    )
+
+
+def cpu_flags():
+    """What the processor can do, as in /proc/cpuinfo; None where that does not tell."""
+    try:
+        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return None
+    names = [line.split(':', 1)[1] for line in lines if line.startswith('flags')]
+    return names[0].split() if names else None
+
+
 def keep_freed_memory():
     """Tell glibc to keep freed blocks in one heap: else the activations of every update
     are unmapped and faulted in again (900,000 page faults an update at the paper's
-    sizes). To be called before threads start; no effect on other systems."""
+    sizes). To be called before threads start; no effect on other systems, and none with
+    a GPU, which has the activations in its own memory."""
+    if tf.config.list_physical_devices('GPU'):
+        return
     trim_threshold, mmap_max, arena_max = -1, -4, -8
     try:
         libc = ctypes.CDLL(None)

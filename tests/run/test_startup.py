@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import configs
 from run import startup
 
 # isort: split
@@ -30,3 +31,45 @@ def test_errors_of_tensorflow_and_memory_are_explained_in_one_line():
     assert 'no more is to be had' in startup.explain(MemoryError())
     assert startup.explain(OSError(28, 'full')) == '[Errno 28] full'
     assert startup.explain(KeyError()) == 'KeyError'
+
+
+@pytest.mark.parametrize(
+    'capabilities, precision',
+    [
+        ([], '32'),
+        ([(7, 0)], '16'),
+        ([(7, 5)], '16'),
+        ([(8, 0)], 'bfloat16'),
+        ([(9, 0), (9, 0)], 'bfloat16'),
+        ([(10, 0)], 'bfloat16'),
+        # All share a batch, so that the oldest decides.
+        ([(8, 6), (7, 0)], '16'),
+        ([None], '16'),
+    ],
+)
+def test_precision_that_suits_the_gpus(capabilities, precision):
+    details = [
+        dict(device_name='GPU', **(dict(compute_capability=each) if each else {}))
+        for each in capabilities
+    ]
+    assert startup.suitable_precision(details) == precision
+
+
+def test_bfloat16_where_the_processor_lacks_it_is_advised_against():
+    def advice(precision, *flags):
+        return startup.advise_precision(
+            configs.parse(['--precision', precision]), flags
+        )
+
+    assert '--precision 32' in advice('bfloat16', 'avx2', 'avx512f')
+    assert '\n' not in advice('bfloat16')
+    for precision, flags in (
+        ('bfloat16', ['avx512_bf16']),
+        ('bfloat16', ['amx_bf16']),
+        ('32', ['avx2']),
+        ('16', []),
+    ):
+        assert advice(precision, *flags) is None
+    unknown = startup.advise_precision(configs.parse(['--precision', 'bfloat16']), None)
+    assert unknown is None
+    assert 'fpu' in startup.cpu_flags()
