@@ -15,7 +15,7 @@ import os
 import pathlib
 import sys
 
-from storage import episodes, faults
+from storage import atomic, episodes, faults
 
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs eval_envs parallel precision '
@@ -645,13 +645,8 @@ def write(config, path):
         },
         indent=2,
     )
-    temporary = path.with_suffix('.tmp')
     faults.reach('config')
-    with temporary.open('w') as file:
-        file.write(text + '\n')
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    atomic.write(path, f'{text}\n'.encode())
 
 
 class Parser(argparse.ArgumentParser):

@@ -17,7 +17,7 @@ import re
 import signal
 import sys
 
-from storage import output
+from storage import atomic, output
 
 if __name__ == '__main__':
     output.guard()
@@ -234,22 +234,19 @@ def label(frame, names, height=16):
 
 def write_video(path, frames, fps):
     """Write `frames` [L, H, W, 3] uint8, H and W even; the file is whole or absent."""
-    temporary = path.with_name(f'.part-{path.name}')
-    try:
-        if path.suffix == '.gif':
-            temporary.write_bytes(logger.encode_gif(frames, fps))
-        else:
-            imageio.v3.imwrite(
-                temporary,
-                frames,
-                plugin='FFMPEG',
-                fps=fps,
-                codec='libx264',
-                macro_block_size=2,
-            )
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if path.suffix == '.gif':
+        data = logger.encode_gif(frames, fps)
+    else:
+        data = imageio.v3.imwrite(
+            '<bytes>',
+            frames,
+            extension=path.suffix,
+            plugin='FFMPEG',
+            fps=fps,
+            codec='libx264',
+            macro_block_size=2,
+        )
+    atomic.write(path, data)
     print(f'written: {path}', flush=True)
 
 

@@ -10,6 +10,7 @@ What is read and how it is averaged: see `comparison.py`.
 """
 
 import argparse
+import contextlib
 import csv
 import io
 import itertools
@@ -30,7 +31,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator  # noqa: E402
 import configs  # noqa: E402
 from scores import comparison  # noqa: E402
 from scores.comparison import BASELINES, ScoreError  # noqa: E402
-from storage import output  # noqa: E402
+from storage import atomic, output  # noqa: E402
 
 # One colour a method, in every figure, whether local or published (Okabe and Ito's
 # palette, which stays apart for colour-blind readers; greys are for what only others
@@ -398,17 +399,10 @@ def write_files(out, files):
 
     Raises OSError, with none of them left half-written.
     """
-    temporary = {out / f'.{name}.tmp': out / name for name in files}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path, data in zip(temporary, files.values()):
-            path.write_bytes(data)
-        for path, target in temporary.items():
-            path.replace(target)
-    finally:
-        for path in temporary:
-            if path.exists():
-                path.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        for name, data in files.items():
+            stack.enter_context(atomic.writing(out / name)).write(data)
 
 
 def render(figure):

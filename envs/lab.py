@@ -7,7 +7,6 @@ import pathlib
 import re
 import shutil
 import sys
-import tempfile
 import zipfile
 
 import gymnasium
@@ -15,6 +14,7 @@ import numpy as np
 from gymnasium.spaces import Dict, Discrete
 
 from envs import did_you_mean
+from storage import atomic
 
 LAB_LEVELS = (
     'rooms_collect_good_objects_train rooms_collect_good_objects_test '
@@ -338,15 +338,8 @@ class LevelCache:
     def write(self, key, pk3_path):
         """Store the level at `pk3_path`, whole or not at all."""
         with self._warn():
-            # A name of its own for every writer; the last one to finish wins.
-            handle, temporary = tempfile.mkstemp(prefix=f'.{key}.', dir=self._directory)
-            os.close(handle)
-            try:
-                shutil.copyfile(pk3_path, temporary)
-                os.replace(temporary, self._directory / key)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            level = pathlib.Path(pk3_path).read_bytes()
+            atomic.write(self._directory / key, level)
             if self._writes % self.CHECK_EVERY == 0:
                 self._make_room()
             self._writes += 1

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 import configs
 from run import startup
-from storage import episodes, faults
+from storage import atomic, faults
 
 DATA, INDEX = '.data-00000-of-00001', '.index'
 STATE = 'state/.ATTRIBUTES/VARIABLE_VALUE'
@@ -63,8 +63,9 @@ class Lock:
         self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         self._file.flush()
         # A process that was killed left these; none was ever complete.
-        for path in folder.glob('episodes/.*.npz.tmp'):
-            path.unlink()
+        for name in 'episodes', 'checkpoints', 'videos':
+            atomic.clean(folder / name)
+        atomic.clean(folder, 'config.json')
 
 
 class Checkpoints:
@@ -99,7 +100,7 @@ class Checkpoints:
             self.write(unfinished / 'ckpt', state)
             faults.reach('written')
             for suffix in DATA, INDEX:
-                episodes.rename(
+                atomic.rename(
                     unfinished / f'ckpt{suffix}',
                     self._folder / f'ckpt-{number}{suffix}',
                 )
@@ -177,7 +178,7 @@ class Checkpoints:
         for suffix in INDEX, DATA:
             path = self._folder / f'ckpt-{number}{suffix}'
             if path.exists():
-                path.replace(self._folder / f'damaged-{number}{suffix}')
+                atomic.rename(path, self._folder / f'damaged-{number}{suffix}')
         print(
             f'dreamer: warning: the checkpoint {self._folder}/ckpt-{number} is '
             f'damaged ({reason}); it is kept as damaged-{number}, and the run goes '
@@ -207,9 +208,8 @@ class Checkpoints:
             f'model_checkpoint_path: {names[-1]}',
             *(f'all_model_checkpoint_paths: {name}' for name in names),
         ]
-        temporary = self._folder / 'checkpoint.tmp'
-        temporary.write_text('\n'.join(lines) + '\n')
-        temporary.replace(self._folder / 'checkpoint')
+        text = '\n'.join(lines) + '\n'
+        atomic.write(self._folder / 'checkpoint', text.encode())
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from run import startup
-from storage import faults
+from storage import atomic, faults
 
 # Groups of TensorBoard's scalars by the first word of a metric; others are the world
 # model's losses. Names with a group of their own, such as test/return, keep it.
@@ -111,7 +111,7 @@ class Logger:
         folder = self._logdir / 'videos'
         folder.mkdir(exist_ok=True)
         faults.reach('video')
-        (folder / f'{name}-{int(step):09d}.gif').write_bytes(data)
+        atomic.write(folder / f'{name}-{int(step):09d}.gif', data)
         metadata = tf.compat.v1.SummaryMetadata(plugin_data={'plugin_name': 'images'})
         with startup.disk_errors(self._logdir), self._writer.as_default(step=int(step)):
             tf.summary.write(

@@ -18,7 +18,7 @@ import zipfile
 
 import numpy as np
 
-from storage import faults
+from storage import atomic, faults
 
 IMAGE = (64, 64, 3)
 KEYS = ('image', 'action', 'reward', 'discount')
@@ -117,31 +117,10 @@ def write(path, episode):
 
     Stored, not compressed: 8 times faster to write and 7 times to read.
     """
-    # The name does not end in .npz, so that nobody takes a part for an episode.
-    temporary = path.with_name(f'.{path.name}.tmp')
-    try:
-        with open(temporary, 'wb') as file:
-            np.savez(file, **episode)
-            faults.reach('write')
-            file.flush()
-            os.fsync(file.fileno())
-        rename(temporary, path)
-        faults.reach('rename')
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def rename(path, target):
-    """Gives a file its final name, which a loss of power does not take away again."""
-    os.replace(path, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    except OSError:
-        pass  # Not on every network's file system.
-    finally:
-        os.close(folder)
+    with atomic.writing(path) as file:
+        np.savez(file, **episode)
+        faults.reach('write')
+    faults.reach('rename')
 
 
 def inspect(path):
