@@ -405,12 +405,13 @@ def set_up(argv):
     try:
         config = configs.parse(argv)
         startup.keep_freed_memory()
+        config = configs.resume_precision(config)
         config, devices = startup.set_up_devices(config)
         strategy, team = machines.connect(config)
         if not (team and team.rank):
             envs = workers.make_envs(config, config.envs, config.eval_envs, devices)
-            if isinstance(envs[0].action_space, wrappers.OneHot):
-                config = configs.discrete(argv, config)
+            discrete = isinstance(envs[0].action_space, wrappers.OneHot)
+            config = configs.settle(argv, config, discrete)
             configs.refuse_changes(config, config.logdir)
     except (ValueError, RuntimeError, OSError) as error:
         workers.close_workers(envs)

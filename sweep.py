@@ -170,10 +170,13 @@ def make_jobs(args, extra):
         # Warnings are the run's own to give.
         with contextlib.redirect_stderr(io.StringIO()):
             config = configs.parse(flags)
-            # Whether its actions are discrete, a task does not tell by its name.
-            of_discrete = configs.parse(flags, discrete=True)
-        if configs.differences(of_discrete, logdir / 'config.json'):
-            configs.refuse_changes(config, logdir, '--root')
+        # Whether its actions are discrete, a task does not tell by its name.
+        if configs.differences(
+            configs.settle(flags, config, True), logdir / 'config.json'
+        ):
+            configs.refuse_changes(
+                configs.settle(flags, config, False), logdir, '--root'
+            )
         output = args.root.resolve() / 'output' / (name.replace('/', '.') + '.txt')
         jobs.append(Job(name, config, [sys.executable, str(DREAMER), *flags], output))
         if jobs[-1].finished:

@@ -330,8 +330,7 @@ def follow(argv, config, team):
       Lost, Apart, ConfigError, OSError: with one line.
     """
     action_size, discrete = team.meet()
-    if discrete:
-        config = configs.discrete(argv, config)
+    config = configs.settle(argv, config, discrete)
     config = dataclasses.replace(
         config, action_dist='onehot' if discrete else 'tanh_normal'
     )

@@ -391,9 +391,9 @@ def advise_disk(config, action_size, step):
 
 def advise_time(config, seconds, gpus):
     """What a run of networks larger than the small preset's will take without a GPU."""
-    small = configs.PRESETS['small']
+    small = configs.Config(**configs.PRESETS['small'])
     larger = any(
-        getattr(config, name) > small[name]
+        getattr(config, name) > getattr(small, name)
         for name in ('batch_size', 'batch_length', 'cnn_depth', 'num_units', 'horizon')
     )
     if gpus or not larger or seconds < 3600:
@@ -401,7 +401,7 @@ def advise_time(config, seconds, gpus):
     return (
         f'without a GPU the rest of this run will take about {seconds / 3600:.1f} '
         'hours, by the updates and steps measured so far; --configs small has '
-        f'networks for a CPU and a run of {small["steps"]:,} steps (in a new '
+        f'networks for a CPU and a run of {small.steps:,} steps (in a new '
         '--logdir)'
     )
 

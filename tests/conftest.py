@@ -39,7 +39,7 @@ def short_run(logdir):
         '60',
         # Larger than the small preset's, so that there is something to advise.
         '--horizon',
-        '11',
+        '16',
     ]
 
 

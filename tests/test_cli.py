@@ -305,7 +305,9 @@ def test_docs_list_what_suites_and_presets_set():
         r'discrete, the suite sets for them, by itself, `([^`]+)`', text
     )
     task = ['--task', 'gym_CartPole-v1']
-    assert configs.parse([*task, *more.split()]) == configs.parse(task, discrete=True)
+    assert configs.parse([*task, *more.split()]) == configs.settle(
+        task, configs.parse(task), True
+    )
 
 
 def test_discrete_actions_choose_their_settings_and_resume(tmp_path):
@@ -322,6 +324,31 @@ def test_discrete_actions_choose_their_settings_and_resume(tmp_path):
     with pytest.raises(SystemExit):
         dreamer.set_up([*argv, '--actor_entropy', '0.1'])
     assert configs.parse(['--task', 'gym_CarRacing-v3']).actor_entropy == 0
+
+
+@pytest.mark.parametrize(
+    'words', ['dmc_walker_walk --configs small', 'atari_pong', 'gym_CartPole-v1']
+)
+def test_runs_of_earlier_presets_go_on_by_the_same_command(tmp_path, words):
+    argv = ['--logdir', str(tmp_path), '--task', *words.split()]
+    discrete = 'dmc' not in words
+    usual = configs.settle(argv, configs.parse(argv), discrete)
+    # As the versions before wrote it.
+    old = dict(dataclasses.asdict(usual), actor_entropy=0.0)
+    if 'small' in words:
+        old |= configs.BEFORE['small']
+    del old['actor_entropy']
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps(dict(config=dict(old, precision='bfloat16'))))
+    config = configs.settle(argv, configs.parse(argv), discrete)
+    assert configs.differences(config, path) == []
+    assert (config != usual) and config.actor_entropy == 0
+    assert configs.resume_precision(config).precision == 'bfloat16'
+    asked = configs.parse([*argv, '--precision', '32'])
+    assert configs.resume_precision(asked).precision == '32'
+    # Not by any other command.
+    argv += ['--discount', '0.5']
+    assert configs.differences(configs.settle(argv, config, discrete), path)
 
 
 def test_older_runs_go_on_without_later_settings(tmp_path):

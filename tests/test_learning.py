@@ -29,13 +29,12 @@ SMALL = """--precision 32 --parallel none --prefill 2500 --train_every 400
 CONTINUOUS = f"""--task dummy_continuous {SMALL} --steps 20500 --pretrain 100
     --actor_lr 3e-4 --value_lr 5e-4 --action_init_std 1 --kl_scale 0.3"""
 # The same trap is worse for a categorical, which is certain of one action before the
-# world model knows its rewards: hence a slow actor. Much exploration shows the ends.
-# Short episodes show more beginnings, where the hazard is near. Ten of eleven seeds
-# score 0.97 to 0.99, one 0.45: it was certain too early and always goes right, to
-# whatever is there. Hence a second seed where the first fails.
-DISCRETE = f"""--task dummy_discrete {SMALL} --steps 20500 --pretrain 200
-    --time_limit 25 --batch_length 8 --discount 0.95 --actor_lr 5e-5 --value_lr 1e-3
-    --kl_scale 1 --pcont true --dataset_balance true --clip_rewards tanh
+# world model knows its rewards, and stays so: hence the bonus for entropy, by which all
+# of eleven seeds learn. Much exploration shows the ends. Short episodes show more
+# beginnings, where the hazard is near.
+DISCRETE = f"""--task dummy_discrete {SMALL} --steps 12500 --pretrain 200
+    --time_limit 25 --batch_length 8 --discount 0.95 --actor_lr 2e-4 --value_lr 1e-3
+    --actor_entropy 0.3 --kl_scale 1 --pcont true --dataset_balance true --clip_rewards tanh
     --expl_amount 0.8 --expl_min 0.3 --expl_decay 1500"""
 # Processors compute float16 slowly: fewer and smaller images, which teach less.
 FLOAT16 = f'{DISCRETE} --precision 16 --cnn_depth 4 --batch_size 10'
@@ -124,27 +123,28 @@ def check_discounts(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', [0, 1])
-def test_agent_learns(tmp_path, seed):
-    run = make_run(tmp_path, seed, CONTINUOUS)
+@pytest.mark.parametrize('precision, seed', [('32', 0), ('bfloat16', 1)])
+def test_agent_learns(tmp_path, precision, seed):
+    run = make_run(tmp_path, seed, f'{CONTINUOUS} --precision {precision}')
     run.loop()
     assert score(run) >= BAR
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'flags, seeds, bar',
-    [(DISCRETE, (0, 2), BAR), (DISCRETE, (1, 3), BAR), (FLOAT16, (0, 1), 0.6)],
-    ids=['0', '1', 'float16'],
+    'flags, seed, bar',
+    [
+        (DISCRETE, 0, BAR),
+        (DISCRETE, 10, BAR),
+        (f'{DISCRETE} --precision bfloat16', 1, BAR),
+        (FLOAT16, 0, 0.6),
+    ],
+    ids=['0', '10', 'bfloat16', 'float16'],
 )
-def test_discrete_agent_learns(tmp_path, flags, seeds, bar):
-    for seed in seeds:
-        run = make_run(tmp_path / str(seed), seed, flags)
-        run.loop()
-        result = score(run)
-        if result >= bar:
-            break
-    assert result >= bar
+def test_discrete_agent_learns(tmp_path, flags, seed, bar):
+    run = make_run(tmp_path, seed, flags)
+    run.loop()
+    assert score(run) >= bar
     check_discounts(run)
 
 

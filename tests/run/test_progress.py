@@ -450,7 +450,7 @@ def test_tensorboard_shows_the_run(finished):
         if 'test/return' in row
     ]
     text = make_ndarray(events.Tensors('config')[0].tensor_proto).item().decode()
-    assert '| task | dummy_continuous |' in text and '| horizon | 11 |' in text
+    assert '| task | dummy_continuous |' in text and '| horizon | 16 |' in text
     for name in 'eval', 'openloop':
         width, height, gif = make_ndarray(
             events.Tensors(f'videos/{name}')[0].tensor_proto
