@@ -34,8 +34,8 @@ CONTINUOUS = f"""--task dummy_continuous {SMALL} --steps 20500 --pretrain 100
 # beginnings, where the hazard is near.
 DISCRETE = f"""--task dummy_discrete {SMALL} --steps 12500 --pretrain 200
     --time_limit 25 --batch_length 8 --discount 0.95 --actor_lr 2e-4 --value_lr 1e-3
-    --actor_entropy 0.3 --kl_scale 1 --pcont true --dataset_balance true --clip_rewards tanh
-    --expl_amount 0.8 --expl_min 0.3 --expl_decay 1500"""
+    --actor_entropy 0.3 --kl_scale 1 --pcont true --dataset_balance true
+    --clip_rewards tanh --expl_amount 0.8 --expl_min 0.3 --expl_decay 1500"""
 # Processors compute float16 slowly: fewer and smaller images, which teach less.
 FLOAT16 = f'{DISCRETE} --precision 16 --cnn_depth 4 --batch_size 10'
 EPISODES = 100
