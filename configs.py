@@ -27,7 +27,7 @@ CHANGEABLE = frozenset(
 ADDED = dict(actor_entropy=0.0)
 
 # Groups of flags in --help: each begins with this one, as in `Config`.
-GROUPS = dict(
+HELP_GROUPS = dict(
     logdir='run',
     envs='environments',
     representation='world model',
@@ -738,8 +738,8 @@ def _parser():
         'the task picks its own first',
     )
     for field in dataclasses.fields(Config):
-        if field.name in GROUPS:
-            group = parser.add_argument_group(GROUPS[field.name])
+        if field.name in HELP_GROUPS:
+            group = parser.add_argument_group(HELP_GROUPS[field.name])
         choices = field.metadata['choices']
         text = field.metadata['help'].replace('%', '%%')
         group.add_argument(

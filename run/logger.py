@@ -15,7 +15,7 @@ from storage import atomic, faults
 
 # Groups of TensorBoard's scalars by the first word of a metric; others are the world
 # model's losses. Names with a group of their own, such as test/return, keep it.
-GROUPS = dict(
+TAG_GROUPS = dict(
     actor='actor',
     action='actor',
     value='value',
@@ -32,7 +32,7 @@ LARGEST_VIDEO = 2**23
 
 def tag(key):
     """The name in TensorBoard of the metric `key`, with its group."""
-    return key if '/' in key else f'{GROUPS.get(key.split("_")[0], "model")}/{key}'
+    return key if '/' in key else f'{TAG_GROUPS.get(key.split("_")[0], "model")}/{key}'
 
 
 class Logger:

@@ -43,7 +43,7 @@ class ScoreError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Points:
     """One run's points: `steps` [P] environment steps, `values` [P] finite."""
 
     task: str
@@ -303,7 +303,7 @@ def find_runs(roots, key, tasks=None):
 
 
 def load_run(folder, name, key, notes):
-    """The Run in `folder` with `name` (task, method, seed); what is skipped is noted.
+    """The Points in `folder` with `name` (task, method, seed); skips are noted.
 
     Raises ScoreError if it has no point of `key`.
     """
@@ -319,7 +319,7 @@ def load_run(folder, name, key, notes):
         )
     if not len(steps):
         raise ScoreError(f'it has no {key}')
-    return Run(*name, folder, steps, values)
+    return Points(*name, folder, steps, values)
 
 
 # Averaging.

@@ -281,7 +281,7 @@ RUNNING = ROOT / 'docs' / 'running.md'
 def test_docs_list_the_flags_by_group():
     groups, name = {}, None
     for flag in configs.Config.__dataclass_fields__:
-        name = configs.GROUPS.get(flag, name)
+        name = configs.HELP_GROUPS.get(flag, name)
         groups.setdefault(name, []).append(f'`{flag}`')
     for name, flags in groups.items():
         assert f'| {name} | {" ".join(flags)} |' in RUNNING.read_text()

@@ -34,7 +34,7 @@ def write_run(folder, points, extra='', key='test/return', config=None):
 
 def make_run(points, task='dmc_walker_walk', method='dreamer', seed='0'):
     steps, values = np.array(points, float).T
-    return comparison.Run(task, method, seed, pathlib.Path(seed), steps, values)
+    return comparison.Points(task, method, seed, pathlib.Path(seed), steps, values)
 
 
 def row(scores, published=None, std=None, task='dmc_walker_walk', method='dreamer'):
