@@ -84,11 +84,11 @@ def make(
     if suite not in SUITES or not name:
         raise ValueError(
             f"Unknown task '{task}': a task is SUITE_NAME with one of the suites "
-            f"{', '.join(SUITES)}, for example 'dmc_walker_walk'."
+            f"{', '.join(SUITES)}, for example 'dmc_walker_walk'"
         )
     for number, what in (action_repeat, 'action repeat'), (time_limit, 'time limit'):
         if number < 1:
-            raise ValueError(f'The {what} must be at least 1, not {number}.')
+            raise ValueError(f'The {what} must be at least 1, not {number}')
     with _errors_that_name(task):
         if suite == 'dmlab':
             env = DeepMindLab(
@@ -137,7 +137,7 @@ def _make_dummy(name, size):
     if name not in tasks:
         raise ValueError(
             f"Unknown task 'dummy_{name}': the dummy suite has "
-            f'{" and ".join(f"dummy_{task}" for task in tasks)}.'
+            f'{" and ".join(f"dummy_{task}" for task in tasks)}'
         )
     return tasks[name](size)
 
@@ -195,7 +195,7 @@ class OneHotAction(gymnasium.ActionWrapper):
         if not self.action_space.contains(np.asarray(action)):
             raise ValueError(
                 f'The action {action} is not a one-hot float32 vector of size '
-                f'{self.action_space.shape[0]}.'
+                f'{self.action_space.shape[0]}'
             )
         return self.env.action_space.start + np.argmax(action)
 

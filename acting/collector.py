@@ -137,7 +137,7 @@ class Collector:
             number = np.float32(np.nan)
         if not np.isfinite(number):
             raise WorkerError(
-                f'The environment gave the reward {reward}, no finite float32 number.'
+                f'The environment gave the reward {reward}, no finite float32 number'
             )
         self._episodes[i].append(
             dict(

@@ -145,7 +145,7 @@ class Worker(Stepped):
                 self._kill()
                 raise WorkerError(
                     f'The simulator process of {self._task} gave no answer within '
-                    f'{timeout} s and was stopped.'
+                    f'{timeout} s and was stopped'
                 )
             kind, value = self._connection.recv()
         except (EOFError, OSError) as error:
@@ -223,11 +223,11 @@ class Worker(Stepped):
         try:
             code = self._process.wait(5)
         except subprocess.TimeoutExpired:
-            return f'The simulator process of {self._task} closed its connection.'
+            return f'The simulator process of {self._task} closed its connection'
         how = f'ended with exit code {code}'
         if code < 0:
             how = f'was killed by {signal.Signals(-code).name}'
-        return f'The simulator process of {self._task} {how}.'
+        return f'The simulator process of {self._task} {how}'
 
 
 def _make_shared(size):
@@ -392,7 +392,7 @@ def make_workers(
     """
     if parallel not in ('process', 'none'):
         raise ValueError(
-            f"Unknown kind of parallelism '{parallel}': use 'process' or 'none'."
+            f"Unknown kind of parallelism '{parallel}': use 'process' or 'none'"
         )
     settings = [
         {**(kwargs or {}), 'training': index < count - evaluation}

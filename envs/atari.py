@@ -100,11 +100,11 @@ class Atari(gymnasium.Env):
         if name in paths:
             raise ValueError(
                 f"'atari_{name}' is a game for several players, which one agent cannot "
-                f'play: {possible} for one, such as atari_space_invaders.'
+                f'play: {possible} for one, such as atari_space_invaders'
             )
         raise ValueError(
             f"Unknown task 'atari_{name}'{did_you_mean(name, games, 'atari')}: "
-            f'{possible}, named in snake case, such as atari_space_invaders.'
+            f'{possible}, named in snake case, such as atari_space_invaders'
         )
 
     def _new_game(self):

@@ -67,5 +67,5 @@ class DeepMindControl(gymnasium.Env):
         raise ValueError(
             f"Unknown task 'dmc_{name}'{did_you_mean(name, names, 'dmc')}: the Control "
             f'Suite has {len(tasks)} tasks, dmc_DOMAIN_TASK, in the domains '
-            f'{", ".join(domains)}.'
+            f'{", ".join(domains)}'
         )

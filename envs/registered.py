@@ -95,14 +95,14 @@ class GymnasiumTask(gymnasium.Env):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise Unfit(
                     f"'{self._task}' renders {_describe(image)}, not images uint8 "
-                    '(H, W, 3).'
+                    '(H, W, 3)'
                 )
             return image
         image = _as_array(self._observation)
         if image.dtype != np.uint8 or image.shape != self._shape:
             raise Unfit(
                 f"'{self._task}' gives the observation {_describe(image)}, where its "
-                f'space says uint8 {self._shape}.'
+                f'space says uint8 {self._shape}'
             )
         if image.ndim == 2:
             image = image[..., None]
@@ -118,7 +118,7 @@ class GymnasiumTask(gymnasium.Env):
         if 'rgb_array' not in self._env.metadata.get('render_modes', []):
             raise ValueError(
                 f"'gym_{name}' has no images: its observations are none, and it has no "
-                "render_mode 'rgb_array'."
+                "render_mode 'rgb_array'"
             )
         self.close()
         self._env = _make(name, render_mode='rgb_array')
@@ -147,7 +147,7 @@ class GymnasiumTask(gymnasium.Env):
         came = f'{len(result)} values' if several else _describe(_as_array(result))
         raise Unfit(
             f"'{self._task}' is not of Gymnasium's interface: {call} returned {came}, "
-            f'not ({", ".join(names)}).'
+            f'not ({", ".join(names)})'
         )
 
 
@@ -166,7 +166,7 @@ def _flatten(name, space):
     if not isinstance(space, Box) or space.dtype.kind != 'f' or 0 in space.shape:
         raise ValueError(
             f"'gym_{name}' has the action space {space}, which no action head "
-            'fits: there are heads for Box (of floats) and Discrete.'
+            'fits: there are heads for Box (of floats) and Discrete'
         )
     return action_box(space.low.ravel(), space.high.ravel())
 
@@ -201,7 +201,7 @@ def _make(name, **kwargs):
         text = ' '.join(str(error).split())
         raise ValueError(
             f"Unknown task 'gym_{name}'{hint}: {text} (third parties register "
-            'theirs in a module, which --gym_import names).'
+            'theirs in a module, which --gym_import names)'
         ) from error
 
 

@@ -134,7 +134,7 @@ def choose_renderer():
         others = [n for n in names if n != chosen and not _render_error(n)]
         instead = f'use MUJOCO_GL={" or ".join(others)}' if others else INSTALL_HINT
         raise RuntimeError(
-            f'MUJOCO_GL={chosen} is set, but does not render here ({error}); {instead}.'
+            f'MUJOCO_GL={chosen} is set, but does not render here ({error}); {instead}'
         )
     for name in names:
         if not _render_error(name):
@@ -144,7 +144,7 @@ def choose_renderer():
     for name in names:
         _blame_variables(name, VARIABLES)
     tried = '; '.join(f'{name}: {_render_error(name)}' for name in names)
-    raise RuntimeError(f'MuJoCo cannot render here ({tried}); {INSTALL_HINT}.')
+    raise RuntimeError(f'MuJoCo cannot render here ({tried}); {INSTALL_HINT}')
 
 
 def _blame_variables(name, variables):

@@ -49,7 +49,7 @@ class Replay:
         self, directory, *, length, seed=0, balance=False, memory=None, capacity=None
     ):
         if length < 1:
-            raise ValueError(f'A sequence needs at least 1 row, not {length}.')
+            raise ValueError(f'A sequence needs at least 1 row, not {length}')
         self.skipped = 0
         self._directory = pathlib.Path(directory)
         self._length = length

@@ -20,9 +20,6 @@ def test_installed_version_is_the_pinned_one(package, version):
     assert importlib.metadata.version(package) == version
 
 
-PAGES = [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]
-
-
 def test_make_has_the_targets_that_the_readme_names():
     readme = ROOT / 'README.md'
     if not readme.exists():
@@ -56,7 +53,7 @@ ERRORS = {
     'RuntimeError',
     'ArgumentTypeError',
 }
-REFUSING = {'control', 'atari', 'lab', 'registered', 'replicas'}
+REFUSING = {'wrappers', 'workers', 'replicas'}
 
 
 def called(call):
@@ -83,7 +80,8 @@ def printed_messages():
         *ROOT.glob('*.py'),
         *(path for wing in WINGS for path in (ROOT / wing).glob('*.py')),
     ]:
-        errors = ERRORS | ({'ValueError'} if path.stem in REFUSING else set())
+        refusing = path.parent.name == 'envs' or path.stem in REFUSING
+        errors = ERRORS | ({'ValueError', 'Unfit'} if refusing else set())
         for node in ast.walk(ast.parse(path.read_text())):
             words = []
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
@@ -97,6 +95,23 @@ def printed_messages():
                 text = template(word)
                 if re.search(r'\w{3}.*\w{3}', text.replace('...', '')):
                     yield path.stem, text
+
+
+def test_errors_end_without_a_full_stop():
+    files = [
+        *ROOT.glob('*.py'),
+        *(path for wing in WINGS for path in (ROOT / wing).glob('*.py')),
+    ]
+    raised = [
+        (path.name, template(word))
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+        for word in node.exc.args
+    ]
+    texts = raised + list(printed_messages())
+    assert len(texts) > 100
+    assert not [each for each in texts if re.search(r'\w.*(?<!\.)\.$', each[1], re.S)]
 
 
 def troubleshooting():
@@ -138,7 +153,9 @@ def test_troubleshooting_has_no_other_message():
             'run/progress.py',
             'run/startup.py',
             'acting/workers.py',
+            'run/cluster.py',
             'envs/lab.py',
+            'envs/registered.py',
         )
     ]
     gone = [

@@ -73,3 +73,26 @@ def test_bfloat16_where_the_processor_lacks_it_is_advised_against():
     unknown = startup.advise_precision(configs.parse(['--precision', 'bfloat16']), None)
     assert unknown is None
     assert 'fpu' in startup.cpu_flags()
+
+
+@pytest.mark.parametrize(
+    'count, visible, devices',
+    [
+        # EGL counts all GPUs of the machine, TensorFlow those that it may see.
+        (1, '3', [3]),
+        (2, '3,1', [3, 1]),
+        (2, ' 3 , 1 ', [3, 1]),
+        (1, '3,1', [3]),
+        # Names say nothing about EGL's numbers.
+        (1, 'GPU-1b2c', None),
+        (2, 'GPU-1b2c,GPU-3d4e', [0, 1]),
+        (1, None, None),
+        (4, None, [0, 1, 2, 3]),
+        (0, None, None),
+        (0, '', None),
+        (0, '-1', None),
+        (0, '3', None),
+    ],
+)
+def test_gpus_as_egl_counts_them(count, visible, devices):
+    assert startup.render_devices(count, visible) == devices
