@@ -180,7 +180,7 @@ class Run:
                     self.replay.add(episode)
                 except ValueError as error:
                     raise workers.WorkerError(
-                        f'An episode cannot be kept: {error}.'
+                        f'An episode cannot be kept: {error}'
                     ) from error
                 self.dropped -= 1
                 self.log_episodes('train', [episode], self.replay.episodes)
