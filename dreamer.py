@@ -265,12 +265,7 @@ class Run:
         seconds, steps, updates = (
             new - old for new, old in zip(now, self.log_start, strict=True)
         )
-        values = {}
-        for key in self.metrics[0] if self.metrics else ():
-            # Steps that were skipped are counted below; their norms are infinite.
-            numbers = np.array([float(metrics[key]) for metrics in self.metrics])
-            finite = numbers[np.isfinite(numbers)]
-            values[key] = finite.mean() if finite.size else np.nan
+        values = logger.means(self.metrics)
         values.update(
             gradient_step=self.gradient_step,
             fps=steps / seconds,

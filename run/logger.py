@@ -1,6 +1,7 @@
 """Where a run's results go: metrics file, TensorBoard, videos."""
 
 import io
+import itertools
 import json
 import math
 import os
@@ -125,6 +126,21 @@ class Logger:
         """Flush and close the TensorBoard events."""
         with startup.disk_errors(self._logdir):
             self._writer.close()
+
+
+def means(rows):
+    """The mean of every metric over the dicts `rows` that have it: after a resume, those
+    of before may be another version's, with other names.
+
+    Numbers that are not finite are left out; where none is, the mean is NaN. Steps that
+    were skipped, whose norms are infinite, have a count of their own.
+    """
+    result = {}
+    for key in dict.fromkeys(itertools.chain(*rows)):
+        numbers = np.array([float(row[key]) for row in rows if key in row])
+        finite = numbers[np.isfinite(numbers)]
+        result[key] = finite.mean() if finite.size else np.nan
+    return result
 
 
 def encode_gif(frames, fps):

@@ -183,6 +183,13 @@ def test_certain_actor_is_told_once_and_only_where_returns_do_not_rise(tmp_path)
     assert log([9] * 40, 0.01) == 1
 
 
+def test_means_of_metrics_of_two_versions():
+    rows = [{'old': 2.0, 'both': 1.0}, {'both': 3.0}, {'both': np.inf, 'bad': np.nan}]
+    means = logger.means(rows)
+    assert (means['old'], means['both']) == (2, 2) and np.isnan(means['bad'])
+    assert logger.means([]) == {}
+
+
 def test_replay_by_the_end_of_the_run(tmp_path):
     config = config_for(tmp_path, '--replay_memory', '4e9')
     # 2.5e6 images of 12,288 bytes, and 8 numbers beside each.
