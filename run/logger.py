@@ -129,8 +129,8 @@ class Logger:
 
 
 def means(rows):
-    """The mean of every metric over the dicts `rows` that have it: after a resume, those
-    of before may be another version's, with other names.
+    """The mean of every metric over the dicts `rows` that have it: after a resume,
+    those of before may be another version's, with other names.
 
     Numbers that are not finite are left out; where none is, the mean is NaN. Steps that
     were skipped, whose norms are infinite, have a count of their own.
