@@ -183,7 +183,17 @@ def heed_signals(stop, what):
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signals.append(signal.SIGHUP)
     for number in signals:
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, _do_nothing)
+
+    def restore():
+        # What an environment of this process forks shall die of signals as usual, and
+        # not report its own to the listener.
+        signal.set_wakeup_fd(-1)
+        for number in signals:
+            if signal.getsignal(number) is _do_nothing:
+                signal.signal(number, signal.SIG_DFL)
+
+    os.register_at_fork(after_in_child=restore)
 
     def listen(theirs):
         stopping = asked = False
@@ -205,6 +215,10 @@ def heed_signals(stop, what):
             )
 
     threading.Thread(target=listen, args=(theirs,), daemon=True).start()
+
+
+def _do_nothing(*_):
+    """A signal's handler: unlike one that is ignored, it still reaches the socket."""
 
 
 @contextlib.contextmanager

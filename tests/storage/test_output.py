@@ -158,3 +158,24 @@ def test_nohup_keeps_a_run_going(tmp_path):
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=300)
     assert process.returncode == 0 and last_step(tmp_path / 'run') == 300
+
+
+@pytest.mark.parametrize('words', ['| head -n 1', '| true', '>&-', '>&- 2>&-'])
+@pytest.mark.parametrize('script', ['sweep.py', 'plotting.py'])
+def test_what_plans_and_draws_goes_on_without_its_output(tmp_path, script, words):
+    for seed in '0', '1':
+        folder = tmp_path / 'runs/dmc_walker_walk/dreamer' / seed
+        folder.mkdir(parents=True)
+        (folder / 'metrics.jsonl').write_text('{"step": 1000, "test/return": 5}\n')
+    flags = {
+        'sweep.py': ['--root', 'new', '--tasks', 'dmc20', '--seeds', '9', '--dry_run'],
+        'plotting.py': ['--logdir', 'runs', '--out', 'out'],
+    }[script]
+    command = [sys.executable, str(ROOT / script), *flags]
+    done = shell(tmp_path, words, command)
+    assert done.returncode == 0, done.stderr
+    assert 'Traceback' not in done.stderr and 'error' not in done.stderr
+    if script == 'plotting.py':
+        assert (tmp_path / 'out/scores.csv').read_text().count('\n') == 2
+    else:
+        assert not (tmp_path / 'new').exists()
