@@ -342,7 +342,7 @@ _DISCRETE = dict(
     _ONE_HOT, action_repeat=4, time_limit=108_000, prefill=10_000, train_every=2_000
 )
 
-SUITES = {
+SUITE_PRESETS = {
     'dmc': {},
     'atari': _DISCRETE,
     # The release's own command for DeepMind Lab has no discount head.
@@ -442,7 +442,7 @@ def parse(argv):
     anything that is unknown, malformed or impossible.
     """
     config = _parse(argv)
-    _warn(config, SUITES[_suite(config.task)])
+    _warn(config, SUITE_PRESETS[_suite(config.task)])
     return config
 
 
@@ -452,7 +452,7 @@ def _parse(argv, discrete=False, before=False):
     args = vars(_parse_known(_parser(), argv))
     presets = args.pop('configs') or []
     suite = _suite(args.get('task', Config.task))
-    values = dict(SUITES[suite], **IF_DISCRETE.get(suite, {}) if discrete else {})
+    values = SUITE_PRESETS[suite] | (IF_DISCRETE.get(suite, {}) if discrete else {})
     for name in presets:
         if name not in PRESETS:
             raise ConfigError(
@@ -800,10 +800,10 @@ def _reader(field):
 
 def _suite(task):
     suite = task.split('_')[0]
-    if suite not in SUITES or '_' not in task:
+    if suite not in SUITE_PRESETS or '_' not in task:
         raise ConfigError(
             f"unknown task '{task}'; tasks are named SUITE_NAME with "
-            f'suites: {", ".join(SUITES)} (for example '
+            f'suites: {", ".join(SUITE_PRESETS)} (for example '
             f'{Config.task}, dummy_continuous)'
         )
     return suite

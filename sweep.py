@@ -115,12 +115,12 @@ def expand_tasks(words):
     for word in words:
         if word in GROUPS:
             tasks += GROUPS[word](scores)
-        elif '_' in word and word.split('_')[0] in configs.SUITES:
+        elif '_' in word and word.split('_')[0] in configs.SUITE_PRESETS:
             tasks.append(word)
         else:
             raise SweepError(
                 f"unknown task or group '{word}'; groups: {', '.join(GROUPS)}; tasks "
-                f'are named SUITE_NAME with suites: {", ".join(configs.SUITES)}'
+                f'are named SUITE_NAME with suites: {", ".join(configs.SUITE_PRESETS)}'
             )
     return list(dict.fromkeys(tasks))
 

@@ -56,13 +56,13 @@ def memory(counts=(10, 40, 70, 100), limit=1e8):
     )
     for bound in 2**40, limit:
         with tempfile.TemporaryDirectory() as folder:
-            episodes = replay.Replay(folder, length=50, memory=bound)
+            filled = replay.Replay(folder, length=50, memory=bound)
             before = data.resident()
             for count in range(1, max(counts) + 1):
-                episodes.add(episode)
+                filled.add(episode)
                 if count in counts:
-                    episodes.flush()
-                    episodes.sample(50)
+                    filled.flush()
+                    filled.sample(50)
                     disk = sum(
                         path.stat().st_size for path in pathlib.Path(folder).iterdir()
                     )

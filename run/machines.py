@@ -217,16 +217,16 @@ class Team:
                     'more; the same commands go on from the last checkpoint'
                 )
 
-    def lead(self, agent, episodes, updates, stop):
+    def lead(self, agent, stored, updates, stop):
         """Machine 0: begin a phase of so many updates; see `batches`."""
         if updates:
-            self.gather(updates, checksum(episodes.newest), *agent.rng.state.numpy())
-        return self.batches(agent, episodes, updates, stop)
+            self.gather(updates, checksum(stored.newest), *agent.rng.state.numpy())
+        return self.batches(agent, stored, updates, stop)
 
-    def batches(self, agent, episodes, updates, stop):
+    def batches(self, agent, stored, updates, stop):
         """Yields this machine's part of each batch of a phase, which ends early when
         `stop()` is true anywhere."""
-        with contextlib.closing(episodes.stream(self.batch_size, updates)) as stream:
+        with contextlib.closing(stored.stream(self.batch_size, updates)) as stream:
             for _ in range(updates):
                 asked = self.gather(stop())[:, 0]
                 if asked.any():
@@ -338,7 +338,7 @@ def follow(argv, config, team):
     with team.connected():
         agent = Dreamer(config, action_size, team.strategy)
         team.start_alike(agent, checkpoints.Checkpoints(logdir / 'checkpoints', agent))
-    episodes = replay.Replay(
+    stored = replay.Replay(
         logdir / 'episodes',
         length=config.batch_length,
         balance=config.dataset_balance,
@@ -351,26 +351,26 @@ def follow(argv, config, team):
         if not updates:
             break
         agent.rng.state.assign(noise)
-        wait_for(episodes, newest, logdir)
+        wait_for(stored, newest, logdir)
         # By the update: a run that was resumed draws what it would have drawn.
-        episodes.set_state(
+        stored.set_state(
             np.random.default_rng(
                 (config.seed, team.rank, int(agent.gradient_step))
             ).bit_generator.state
         )
         with team.connected():
-            for batch in team.batches(agent, episodes, int(updates), stopping.is_set):
+            for batch in team.batches(agent, stored, int(updates), stopping.is_set):
                 agent.train(batch)
                 faults.reach('update')
     team.leave()
 
 
-def wait_for(episodes, newest, logdir, seconds=60):
+def wait_for(stored, newest, logdir, seconds=60):
     """Take up new episodes until the newest is machine 0's, by its checksum: shared
     folders may show them late."""
     for _ in range(seconds):
-        episodes.refresh()
-        if checksum(episodes.newest) == newest:
+        stored.refresh()
+        if checksum(stored.newest) == newest:
             return
         time.sleep(1)
     raise Apart(f"machine 0's newest episode is not in {logdir}; {SHARE}")

@@ -20,6 +20,7 @@ import dreamer
 import evaluate
 import plotting
 import sweep
+import wrappers
 from acting import workers
 from run import logger
 from storage import episodes
@@ -192,7 +193,11 @@ def test_damaged_config_is_one_line(tmp_path, capsys, text):
     assert 'not a readable configuration' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('suite', configs.SUITES)
+def test_every_suite_has_a_preset_and_no_other():
+    assert tuple(configs.SUITE_PRESETS) == wrappers.SUITES
+
+
+@pytest.mark.parametrize('suite', configs.SUITE_PRESETS)
 def test_longest_episode_of_every_suite_can_be_stored(suite):
     for repeat in [], ['--action_repeat', '1']:
         config = configs.parse(['--task', f'{suite}_x', '--pcont', *repeat])
@@ -292,7 +297,7 @@ def test_docs_list_what_suites_and_presets_set():
     for name in configs.PRESETS:
         (flags,) = re.findall(rf'^\| `{name}` \| .* \| `(--.*)` \|$', text, re.M)
         assert configs.parse(flags.split()) == configs.parse(['--configs', name])
-    for name, settings in configs.SUITES.items():
+    for name, settings in configs.SUITE_PRESETS.items():
         flags, task = re.findall(
             rf'^\| `{name}` \| .* \| (.*) \| `({name}_.+)` \|$', text, re.M
         )[0]
@@ -552,11 +557,9 @@ def test_discrete_suites_choose_their_settings():
 
 
 def test_suites_with_a_discount_head_draw_ends_as_often_as_other_rows():
-    assert {name for name, suite in configs.SUITES.items() if suite.get('pcont')} == {
-        'atari',
-        'gym',
-    }
-    for suite in configs.SUITES.values():
+    presets = configs.SUITE_PRESETS
+    assert {name for name in presets if presets[name].get('pcont')} == {'atari', 'gym'}
+    for suite in presets.values():
         assert suite.get('dataset_balance') or not suite.get('pcont')
 
 
