@@ -69,7 +69,8 @@ class WorldModel(tf.Module):
     @property
     def weights(self):
         """All Keras variables that `loss` trains. A decoder is among them only if the
-        representation is learned by reconstruction."""
+        representation is learned by reconstruction.
+        """
         return [weight for part in self.parts for weight in part.trainable_weights]
 
     def loss(self, data, noise):
@@ -377,7 +378,8 @@ class Dreamer(tf.Module):
 
     def _train(self, data):
         """One update of world model, actor and value network from a replay batch
-        [B, L, ...], or this machine's part of it; returns scalar metrics."""
+        [B, L, ...], or this machine's part of it; returns scalar metrics.
+        """
         rows, length = data['reward'].shape
         rows *= replicas.count_machines(self._strategy)
         return self.update(data, self.noise(rows, length))
@@ -544,7 +546,8 @@ class Dreamer(tf.Module):
 
     def check_finite(self, limit=50):
         """Raise FloatingPointError if a module's last `limit` gradients were all
-        non-finite: more than float16's loss scale sheds while it settles."""
+        non-finite: more than float16's loss scale sheds while it settles.
+        """
         for name, optimizer in self.optimizers.items():
             if optimizer.skipped_in_a_row >= limit:
                 self.check_weights()
@@ -612,5 +615,6 @@ class Policy:
 
     def __call__(self, image, is_first):
         """[E, 64, 64, 3] uint8 and [E] bool, true where an episode starts, to actions
-        [E, A] float32 in [-1, 1]."""
+        [E, A] float32 in [-1, 1].
+        """
         return self._act(tf.constant(image), tf.constant(is_first)).numpy()

@@ -74,7 +74,8 @@ def _flag(
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that defines a run. Steps are *environment* (simulator) steps, with
-    the action repeat counted, unless a flag says agent steps or gradient steps."""
+    the action repeat counted, unless a flag says agent steps or gradient steps.
+    """
 
     # Run.
     logdir: str = _flag(
@@ -448,7 +449,8 @@ def parse(argv):
 
 def _parse(argv, discrete=False, before=False):
     """`parse` without a warning. `discrete`: the task's actions are known to be;
-    `before`: the presets are those of earlier versions."""
+    `before`: the presets are those of earlier versions.
+    """
     args = vars(_parse_known(_parser(), argv))
     presets = args.pop('configs') or []
     suite = _suite(args.get('task', Config.task))
@@ -554,7 +556,8 @@ def check(config):
 
 def fit_to_actions(config, discrete):
     """Settle the automatic action head and exploration for actions that are discrete or
-    not; raises ConfigError where those that were asked for do not fit them."""
+    not; raises ConfigError where those that were asked for do not fit them.
+    """
     if discrete and config.method == 'planet':
         raise ConfigError(
             f'--method planet plans continuous actions and those of {config.task} are '
@@ -583,7 +586,8 @@ def fit_to_actions(config, discrete):
 
 def check_length(config, action_size):
     """Raise ConfigError if the longest episode does not fit into a file of the
-    replay."""
+    replay.
+    """
     rows = -(-config.time_limit // config.action_repeat) + 1
     most = episodes.MAX_BYTES // episodes.row_bytes(action_size)
     if rows > most:
@@ -615,7 +619,8 @@ def differences(config, path):
 
 def refuse_changes(config, folder, flag='--logdir'):
     """Raise ConfigError if the run in `folder` was started with other settings, unless
-    that is allowed; `flag` is what names the folder."""
+    that is allowed; `flag` is what names the folder.
+    """
     changes = differences(config, pathlib.Path(folder) / 'config.json')
     if changes and not config.allow_config_change:
         raise ConfigError(
@@ -697,7 +702,7 @@ def write(config, path):
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ConfigError where others print their usage and exit."""
+    """Raise ConfigError where others print their usage and exit."""
 
     def error(self, message):
         raise ConfigError(message)
@@ -710,7 +715,8 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 def home(text):
     """Read a path of the command line, where a leading `~` or `~NAME` is a home, also
-    behind `=`, where a shell leaves it as it is."""
+    behind `=`, where a shell leaves it as it is.
+    """
     path = os.path.expanduser(text)
     if path.startswith('~'):
         raise argparse.ArgumentTypeError(

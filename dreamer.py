@@ -133,7 +133,8 @@ class Run:
         """Algorithm 1 of the paper.
 
         What is due depends on the training phase and not on the step, so that a run
-        that was saved while it collected does nothing twice when it goes on."""
+        that was saved while it collected does nothing twice when it goes on.
+        """
         config = self.config
         self.progress.header(self.agent, self.action_size, self.step)
         self.logger.text(self.step, 'config', configs.as_table(config))
@@ -166,7 +167,8 @@ class Run:
     def collect(self, policy, until, phase='collecting', least=0):
         """Act until `until` environment steps have been taken, and `least` episodes are
         in the replay. Saves fall between episodes; where those of several environments
-        do not end together, they are put off once and then drop what is unfinished."""
+        do not end together, they are put off once and then drop what is unfinished.
+        """
         self.progress.start(phase, max(0, until - self.step))
         late = 2 * self.config.save_every if self.config.envs > 1 else np.inf
         while (self.step < until or self.replay.episodes < least) and not self.stop:
@@ -191,7 +193,8 @@ class Run:
 
     def train(self):
         """The updates that are due: all of `pretrain`, and `train_steps` for every
-        `train_every` environment steps, however collecting and resuming cut them."""
+        `train_every` environment steps, however collecting and resuming cut them.
+        """
         config = self.config
         due = config.pretrain + self.phases * config.train_steps - self.gradient_step
         due = max(0, due)
@@ -282,7 +285,8 @@ class Run:
 
     def log_episodes(self, mode, episodes, count):
         """Mean raw return and length [agent steps] of episodes; `count` is how many
-        the replay has."""
+        the replay has.
+        """
         score = float(np.mean([episode['reward'].sum() for episode in episodes]))
         length = float(np.mean([len(episode['reward']) - 1 for episode in episodes]))
         self.logger.scalars(
@@ -304,7 +308,8 @@ class Run:
     def save(self):
         """Write a checkpoint: networks, optimisers, loss scales, counters and noise,
         and as a state all else that the run goes on from. Episodes that have not ended
-        are dropped on resume, and count as such."""
+        are dropped on resume, and count as such.
+        """
         self.agent.check_weights()
         # What is counted must be there when the run goes on.
         self.replay.flush()
@@ -330,7 +335,8 @@ class Run:
     def restore(self):
         """Go on from the newest checkpoint, if there is one, with the metrics as they
         were. Episodes that are newer, after a crash, stay in the replay: their steps
-        count, and their metrics are written again."""
+        count, and their metrics are written again.
+        """
         state = self.checkpoints.restore()
         self.logged = state.get('logged', -1)
         self.logger = logger.Logger(self.logdir, state.get('metrics_size', 0))
@@ -352,7 +358,8 @@ class Run:
     def adopt(self, count, entry, episode, counted):
         """Count an episode that is newer than the checkpoint, the `count`th of all;
         `counted` are steps that it has of those that were unfinished then, and that it
-        took for dropped."""
+        took for dropped.
+        """
         steps = (entry.rows - 1) * self.config.action_repeat
         env, index, steps = entry.origin or (0, count - 1, steps)
         started = self.collector.started
@@ -368,7 +375,8 @@ class Run:
         """Keep what can be kept when `error` ends the run: a dump beside the
         checkpoints if numbers were not finite, and a checkpoint unless the disk or the
         weights are at fault: between updates, and in a broken one, they are whole.
-        Returns where it is, as the end of a message."""
+        Returns where it is, as the end of a message.
+        """
         try:
             if isinstance(error, FloatingPointError):
                 now = time.strftime('%Y%m%dT%H%M%S')
@@ -395,7 +403,8 @@ class LeadingRun(machines.Leading, Run):
 def set_up(argv):
     """From the command line to its configuration, what its networks are spread over,
     the team of several machines or None, and the environments, which the first machine
-    has; ends the program if anything is wrong."""
+    has; ends the program if anything is wrong.
+    """
     envs = []
     try:
         config = configs.parse(argv)

@@ -1,4 +1,4 @@
-"""Evaluates a run's newest checkpoint and shows what the agent does and dreams.
+"""Evaluate a run's newest checkpoint and show what the agent does and dreams.
 
     python evaluate.py --logdir ./logs/walker --episodes 10 --video out.mp4
 
@@ -166,7 +166,8 @@ def build(logdir, **changes):
 
 def load(logdir, **changes):
     """What a run has learned, to act with it from Python: as `build`, with the newest
-    whole checkpoint. Raises ConfigError, too, where there is none that fits."""
+    whole checkpoint. Raises ConfigError, too, where there is none that fits.
+    """
     agent, env, config = build(logdir, **changes)
     try:
         load_newest(agent, pathlib.Path(logdir) / 'checkpoints')
@@ -177,13 +178,13 @@ def load(logdir, **changes):
 
 
 def make_collector(env, seed):
-    """Plays episodes by `seed`, other ones than training by the same seed."""
+    """Play episodes by `seed`, other ones than training by the same seed."""
     entropy = np.random.SeedSequence((seed, 2)).generate_state(1)[0]
     return Collector([env], int(entropy))
 
 
 def episodes(agent, env, seed):
-    """Yields episodes without exploration, for ever: dicts of arrays [T, ...]."""
+    """Yield episodes without exploration, for ever: dicts of arrays [T, ...]."""
     collector = make_collector(env, seed)
     policy = Policy(agent, 1, training=False)
     while True:
@@ -194,7 +195,8 @@ def dream(agent, episode, sequences=3):
     """Frames [L, H, W, 3] uint8: of each of up to `sequences` parts of `episode` a row
     of real image, prediction and error. The first `CONTEXT` predictions are
     reconstructions of images that the model has seen, the others are imagined; the
-    episode has more rows than that."""
+    episode has more rows than that.
+    """
     rows = len(episode['reward'])
     length = min(rows, DREAM)
     starts = sorted({*np.linspace(0, rows - length, sequences).astype(int).tolist()})
@@ -251,7 +253,7 @@ def write_video(path, frames, fps):
 
 
 def evaluate(agent, env, args):
-    """Play, print, write the videos; returns returns and lengths [agent steps]."""
+    """Play, print, write the videos; return returns and lengths [agent steps]."""
     scores, lengths = [], []
     for number, episode in zip(
         range(args.episodes), episodes(agent, env, args.seed), strict=False

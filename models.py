@@ -134,7 +134,7 @@ class Dense(keras.layers.Layer):
 
 
 class ScalarHead(Dense):
-    """Predicts a number: reward and value (unit Gaussian) or discount (Bernoulli)."""
+    """Predict a number: reward and value (unit Gaussian) or discount (Bernoulli)."""
 
     def __init__(self, inputs, hidden, units, act='elu', kind='normal', name=None):
         super().__init__(inputs, hidden, units, 1, act, name)
@@ -147,8 +147,9 @@ class ScalarHead(Dense):
 
 
 class GaussianHead(Dense):
-    """Predicts a vector of `size` numbers as a diagonal Gaussian: the state from an
-    image's embedding, for the contrastive objective (paper, section 4)."""
+    """Predict a vector of `size` numbers as a diagonal Gaussian: the state from an
+    image's embedding, for the contrastive objective (paper, section 4).
+    """
 
     MIN_STD = 0.1
 
@@ -317,7 +318,8 @@ class RSSM(keras.layers.Layer):
 
     def imagine(self, state, action, noise):
         """Priors of an open loop from `state` [B, ...] under `action` [B, L, A] and
-        `noise` [B, L, S]: states [B, L, ...]."""
+        `noise` [B, L, S]: states [B, L, ...].
+        """
         with layers.read_once(self):
             prior = tf.scan(
                 lambda state, step: self.imagine_step(state, *step),

@@ -105,7 +105,8 @@ def make_grid(count, height, width=2.6, columns=5, **kwargs):
 
 def draw_curves(tasks, curves, published, colors, key='test/return', xmax=None):
     """Learning curves: a panel for each of `tasks`, local ones solid with the spread
-    over seeds as a band, the released ones dashed, final scores as lines."""
+    over seeds as a band, the released ones dashed, final scores as lines.
+    """
     figure, panels = make_grid(len(tasks), 2.0)
     handles = {}
     for ax, task in zip(panels, tasks):
@@ -190,7 +191,8 @@ def _legend(figure, handles):
 
 def draw_finals(tasks, rows, published, colors):
     """Final scores: a panel for each of `tasks`, a bar for each method. Published ones
-    are pale and hatched, and measured at the steps that their labels say."""
+    are pale and hatched, and measured at the steps that their labels say.
+    """
     bars = {task: _bars(task, rows, published) for task in tasks}
     order = (
         [f'{method}, own' for method in sorted({row.method for row in rows})]

@@ -1,6 +1,6 @@
-"""Many runs on Ray: tasks x methods x seeds, on one machine or on a cluster.
+r"""Many runs on Ray: tasks x methods x seeds, on one machine or on a cluster.
 
-    python sweep.py --tasks dmc20 --methods dreamer planet no_value --seeds 5 \\
+    python sweep.py --tasks dmc20 --methods dreamer planet no_value --seeds 5 \
         --root DIR [--address HOST:PORT] [--dry_run] [-- further dreamer.py flags]
 
 Every run is `python dreamer.py --logdir ROOT/task/method/seed ...` in a process of its
@@ -86,7 +86,8 @@ class Job:
 
 def read_progress(path):
     """The last step [environment steps] at which a run has trained and logged its
-    losses, 0 if there is none, and its last test return, or None."""
+    losses, 0 if there is none, and its last test return, or None.
+    """
     step, score = 0, None
     try:
         with path.open('rb') as file:
@@ -292,7 +293,8 @@ def _number(kind, minimum):
 
 def parse(argv):
     """The command line's words before `--`; raises SweepError or configs.ConfigError on
-    bad ones."""
+    bad ones.
+    """
     parser = configs.Parser(
         prog='sweep.py',
         allow_abbrev=False,
@@ -367,7 +369,8 @@ def parse(argv):
 
 def main(argv=None):
     """The command line; returns the exit code: 0 where all runs have finished, 1 where
-    some have not, 2 for bad input."""
+    some have not, 2 for bad input.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     end = argv.index('--') if '--' in argv else len(argv)
     try:

@@ -187,12 +187,14 @@ class TanhNormal:
 
     def log_prob(self, action):
         """[...] log-density of `action` [..., A]; exact for an action of `sample`, for
-        which the bijector remembers the value before the tanh."""
+        which the bijector remembers the value before the tanh.
+        """
         return tf.reduce_sum(self._squashed.log_prob(action), -1)
 
     def entropy(self, action):
         """[...] nats, estimated from the draw `action` [..., A] of `sample`, through
-        which it is differentiable in mean and std."""
+        which it is differentiable in mean and std.
+        """
         return -self.log_prob(action)
 
     def mode(self, noise):
@@ -218,7 +220,8 @@ class OneHot:
 
     def sample(self, noise):
         """One-hot action for standard normal `noise` [..., A]. Its gradient is that of
-        the probabilities: the draw itself has none."""
+        the probabilities: the draw itself has none.
+        """
         # Gumbel-max, with Gumbel noise from the uniform number that is the Gaussian
         # distribution function of `noise`; in logarithms, where it cannot reach 1.
         gumbel = -tf.math.log(-tfd.Normal(0.0, 1.0).log_cdf(noise))

@@ -51,34 +51,34 @@ def make(
     lab_dataset='',
     gym_import='',
 ):
-    """Builds the environment of a task.
+    """Build the environment of a task.
 
     Args:
-      task: Name of the task, SUITE_NAME.
-      action_repeat: Simulator steps for which an action is held (paper: 2 in the
+      task: name of the task, SUITE_NAME.
+      action_repeat: simulator steps for which an action is held (paper: 2 in the
         Control Suite, 4 elsewhere). The rewards of these steps are summed.
-      time_limit: Length of an episode in simulator steps; reaching it truncates. (In
+      time_limit: length of an episode in simulator steps; reaching it truncates. (In
         DeepMind Lab it is rounded up to whole action repeats.)
-      size: Height and width of the images in pixels.
-      training: Whether the episodes are for training. In Atari these end with a lost
+      size: height and width of the images in pixels.
+      training: whether the episodes are for training. In Atari these end with a lost
         life; hold-out levels of DeepMind Lab are for the others.
       render_quality: 'standard', or 'fast' for MuJoCo without shadows and
         multisampling: 3 to 6 times as many images a second where no GPU renders, but
         other images than the published results were made with.
-      same_game: In Atari, see `envs.atari.Atari`.
-      lab_actions, lab_renderer, lab_holdout, lab_level_cache, lab_dataset: In
+      same_game: in Atari, see `envs.atari.Atari`.
+      lab_actions, lab_renderer, lab_holdout, lab_level_cache, lab_dataset: in
         DeepMind Lab, see `envs.lab.DeepMindLab`.
-      gym_import: For gym_ tasks, see `envs.registered.GymnasiumTask`.
+      gym_import: for gym_ tasks, see `envs.registered.GymnasiumTask`.
 
     Returns:
-      A `gymnasium.Env` with the observation space `{'image': uint8 [H, W, 3]}`.
+      a `gymnasium.Env` with the observation space `{'image': uint8 [H, W, 3]}`.
       Its images are rendered once an agent step, and `info['simulator_steps']`
       counts the simulator steps that an agent step took.
 
     Raises:
-      ValueError: If there is no such task, or no way to learn it; the message says
+      ValueError: if there is no such task, or no way to learn it; the message says
         what is possible.
-      RuntimeError: If a package that the task needs is missing.
+      RuntimeError: if a package that the task needs is missing.
     """
     suite, _, name = task.partition('_')
     if suite not in SUITES or not name:
@@ -121,7 +121,7 @@ def make(
 
 @contextlib.contextmanager
 def _errors_that_name(task):
-    """Lets the errors of a simulator's construction say which task they are about."""
+    """Let the errors of a simulator's construction say which task they are about."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -143,7 +143,7 @@ def _make_dummy(name, size):
 
 
 class ActionRepeat(gymnasium.Wrapper):
-    """Holds an action for `amount` simulator steps, or until the episode ends.
+    """Hold an action for `amount` simulator steps, or until the episode ends.
 
     The reward is the sum over these steps; `info['simulator_steps']` is their number.
     """
@@ -171,7 +171,7 @@ class OneHot(Box):
         super().__init__(0, 1, (int(n),), np.float32, seed)
 
     def sample(self, mask=None, probability=None):
-        """Draws an action uniformly; there are no masks."""
+        """Draw an action uniformly; there are no masks."""
         vector = np.zeros(self.shape, np.float32)
         vector[self.np_random.integers(len(vector))] = 1
         return vector
@@ -181,10 +181,10 @@ class OneHot(Box):
 
 
 class OneHotAction(gymnasium.ActionWrapper):
-    """Takes the actions of a Discrete space as one-hot vectors, see `OneHot`.
+    """Take the actions of a Discrete space as one-hot vectors, see `OneHot`.
 
     Raises:
-      ValueError: If an action is not one-hot.
+      ValueError: if an action is not one-hot.
     """
 
     def __init__(self, env):
@@ -201,7 +201,7 @@ class OneHotAction(gymnasium.ActionWrapper):
 
 
 class ImageObservation(gymnasium.ObservationWrapper):
-    """Observes what the environment renders, as `{'image': uint8 [H, W, 3]}`.
+    """Observe what the environment renders, as `{'image': uint8 [H, W, 3]}`.
 
     An image of another size is resized, by bilinear interpolation that averages over
     all pixels it covers.
@@ -223,7 +223,7 @@ class ImageObservation(gymnasium.ObservationWrapper):
 
 
 def _normalize_action(env):
-    """Maps actions in [-1, 1] to the bounds of the environment.
+    """Map actions in [-1, 1] to the bounds of the environment.
 
     Components without two finite bounds stay as they are, clipped to [-1, 1]; those
     with equal bounds are that constant.

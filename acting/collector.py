@@ -1,4 +1,4 @@
-"""Steps environments together and cuts what happens into episodes.
+"""Step environments together and cut what happens into episodes.
 
 Shapes: E environments of a group, A action, T rows of an episode.
 """
@@ -11,7 +11,7 @@ from acting.workers import WorkerError
 
 
 class Collector:
-    """Steps environments together and cuts what happens into episodes.
+    """Step environments together and cut what happens into episodes.
 
     With two groups, the environments of one compute their next step while the policy
     chooses for the other, and while the agent learns, with actions from before that.
@@ -48,7 +48,8 @@ class Collector:
     @property
     def unfinished(self):
         """Episodes of which a step was seen, but not their end: simulator steps so far
-        by (environment, episode index)."""
+        by (environment, episode index).
+        """
         return {
             (i, self.started[i] - 1): self._steps[i]
             for i, rows in enumerate(self._episodes)
@@ -58,7 +59,8 @@ class Collector:
     @property
     def to_start(self):
         """What `started` would be without the episodes that have begun, but of which no
-        step was seen; it may be longer than the environments are many."""
+        step was seen; it may be longer than the environments are many.
+        """
         indices = list(self.started)
         for i, rows in enumerate(self._episodes):
             indices[i] -= rows is not None and len(rows) < 2
@@ -77,7 +79,7 @@ class Collector:
           `origin` [3]: environment, episode index and simulator steps.
 
         Raises:
-          WorkerError: If an environment has failed `FAILURES` times in a row; what the
+          WorkerError: if an environment has failed `FAILURES` times in a row; what the
             others had finished by then was returned before.
         """
         if self._failure:
@@ -89,7 +91,7 @@ class Collector:
         return self._finish(self.groups[self._turn])
 
     def _start(self, group, policy):
-        """Lets the environments of a group begin their next step."""
+        """Let the environments of a group begin their next step."""
         while idle := [i for i in group if self._episodes[i] is None]:
             self._reset(idle)
         rows = [self._episodes[i] for i in group]
@@ -104,7 +106,7 @@ class Collector:
         self._sent[i] = action
 
     def _finish(self, group):
-        """Takes up what the steps have led to that a group has begun."""
+        """Take up what the steps have led to that a group has begun."""
         before, finished, ended = sum(self._steps), [], []
         for i in group:
             try:
@@ -126,7 +128,7 @@ class Collector:
         return steps, ended
 
     def _observe(self, i):
-        """Appends what the step led to; returns whether the episode has ended."""
+        """Append what the step led to; return whether the episode has ended."""
         action, self._sent[i] = self._sent[i], None
         observation, reward, terminated, truncated, info = self._envs[i].result()
         self._steps[i] += info['simulator_steps']
@@ -173,8 +175,9 @@ class Collector:
         )
 
     def _guard(self, i, call, *args):
-        """Returns what `call` does; if the environment fails, drops its episode and
-        restarts it instead."""
+        """Return what `call` does; if the environment fails, drop its episode and
+        restart it instead.
+        """
         try:
             return call(*args)
         except WorkerError as error:

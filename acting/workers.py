@@ -61,12 +61,12 @@ class Stepped:
     """Gymnasium's two calls, for callers that do nothing meanwhile."""
 
     def reset(self, seed=None):
-        """Start a new episode; returns `(obs, info)`."""
+        """Start a new episode; return `(obs, info)`."""
         self.start_reset(seed)
         return self.result()
 
     def step(self, action):
-        """Take an agent step; returns Gymnasium's 5-tuple."""
+        """Take an agent step; return Gymnasium's 5-tuple."""
         self.start_step(action)
         return self.result()
 
@@ -78,21 +78,21 @@ class Worker(Stepped):
     so that several workers can compute at the same time.
 
     Args:
-      task: Name of the task, as `wrappers.make` takes it.
-      kwargs: Further arguments of `wrappers.make`.
-      env: Environment variables of the child, on top of this process's own. MuJoCo's
+      task: name of the task, as `wrappers.make` takes it.
+      kwargs: further arguments of `wrappers.make`.
+      env: environment variables of the child, on top of this process's own. MuJoCo's
         renderer is seen to where the environment turns out to need it.
-      timeout: Longest time in seconds that an answer may take; until the environment is
+      timeout: longest time in seconds that an answer may take; until the environment is
         made, `STARTUP` where that is longer.
-      wait: Whether to wait until the environment is made; if not, call `ready`.
+      wait: whether to wait until the environment is made; if not, call `ready`.
 
     Attributes:
-      observation_space, action_space: The environment's; known once it is made.
+      observation_space, action_space: the environment's; known once it is made.
 
     Raises:
-      ValueError, RuntimeError: If the environment refuses to be made, for instance
+      ValueError, RuntimeError: if the environment refuses to be made, for instance
         an unknown task.
-      WorkerError: If it fails in any other way.
+      WorkerError: if it fails in any other way.
     """
 
     def __init__(self, task, kwargs=None, *, env=None, timeout=300, wait=True):
@@ -111,7 +111,7 @@ class Worker(Stepped):
         return self._process.pid
 
     def ready(self):
-        """Waits until the environment is made. Closes the worker if that fails."""
+        """Wait until the environment is made; close the worker if that fails."""
         try:
             self.observation_space, self.action_space = self._receive(
                 max(self._timeout, STARTUP)
@@ -121,18 +121,18 @@ class Worker(Stepped):
             raise self._renderer.explain(error) from None
 
     def start_reset(self, seed=None):
-        """Starts a new episode; its result is `(obs, info)`."""
+        """Start a new episode; its result is `(obs, info)`."""
         self._send('reset', seed)
 
     def start_step(self, action):
-        """Starts an agent step; its result is Gymnasium's 5-tuple."""
+        """Start an agent step; its result is Gymnasium's 5-tuple."""
         self._send('step', action)
 
     def result(self):
-        """Waits for the result of what was started last.
+        """Wait for the result of what was started last.
 
         Raises:
-          WorkerError: If the environment raised an error (the message holds its
+          WorkerError: if the environment raised an error (the message holds its
             traceback), or if its process died or gave no answer in time.
         """
         answer = self._receive(self._timeout)
@@ -160,7 +160,7 @@ class Worker(Stepped):
         raise WorkerError(f'The environment of {self._task} failed:{value}')
 
     def restart(self):
-        """Puts a fresh process in place of the present one, dead or alive.
+        """Put a fresh process in place of the present one, dead or alive.
 
         The new environment begins with a reset.
         """
@@ -169,13 +169,14 @@ class Worker(Stepped):
         self.ready()
 
     def hang_up(self):
-        """Lets the child close its environment and end, without waiting for it."""
+        """Let the child close its environment and end, without waiting for it."""
         self._connection.close()
         self._deadline = self._deadline or time.monotonic() + CLOSING
 
     def close(self):
-        """Closes the environment, ends the process and waits for its end, which takes
-        `CLOSING` seconds at most; can be called more than once."""
+        """Close the environment, end the process and wait for its end, which takes
+        `CLOSING` seconds at most; can be called more than once.
+        """
         self.hang_up()
         try:
             self._process.wait(max(0, self._deadline - time.monotonic()))
@@ -184,8 +185,9 @@ class Worker(Stepped):
             self._process.wait()
 
     def _kill(self):
-        """Kills the process, and what its environment has started: that would go on
-        without anyone who could end it."""
+        """Kill the process, and what its environment has started: that would go on
+        without anyone who could end it.
+        """
         started = _descendants(self.pid)
         self._process.kill()
         for pid in started:
@@ -231,8 +233,9 @@ class Worker(Stepped):
 
 
 def _make_shared(size):
-    """Returns a file in memory. Without a name, it is gone with the last process that
-    has it open, whatever ends them."""
+    """Return a file in memory. Without a name, it is gone with the last process that
+    has it open, whatever ends them.
+    """
     if hasattr(os, 'memfd_create'):
         file = open(os.memfd_create('image'), 'r+b')
     else:
@@ -242,13 +245,14 @@ def _make_shared(size):
 
 
 def _map(descriptor):
-    """Returns the bytes of an open file, shared with all that map it."""
+    """Return the bytes of an open file, shared with all that map it."""
     return np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
 
 
 def _descendants(pid):
-    """Returns the ids of the processes that a process has started, and those have
-    started; none where the system does not tell."""
+    """Return the ids of the processes that a process has started, and those have
+    started; none where the system does not tell.
+    """
     found = []
     for path in pathlib.Path(f'/proc/{pid}/task').glob('*/children'):
         with contextlib.suppress(OSError):
@@ -258,11 +262,11 @@ def _descendants(pid):
 
 
 class _Renderer:
-    """Finds the renderer for an environment that turns out to need MuJoCo's.
+    """Find the renderer for an environment that turns out to need MuJoCo's.
 
     Args:
-      task: Name of the task.
-      env: The child's own environment variables, which win.
+      task: name of the task.
+      env: the child's own environment variables, which win.
     """
 
     def __init__(self, task, env):
@@ -270,10 +274,10 @@ class _Renderer:
         self._trouble = ''
 
     def __call__(self):
-        """Returns environment variables, see `rendering.supply`.
+        """Return environment variables, see `rendering.supply`.
 
         Raises:
-          RuntimeError: If nothing renders here, and the task does not go without.
+          RuntimeError: if nothing renders here, and the task does not go without.
         """
         if 'MUJOCO_GL' in self._env:
             return {}
@@ -287,8 +291,9 @@ class _Renderer:
             return {}
 
     def explain(self, error):
-        """Returns why the environment could not be made: the error, with the trouble
-        that the renderer made, if it did."""
+        """Return why the environment could not be made: the error, with the trouble
+        that the renderer made, if it did.
+        """
         if self._trouble and isinstance(error, RuntimeError):
             return RuntimeError(f'{error} ({self._trouble})')
         return error
@@ -301,12 +306,12 @@ class LocalWorker(Stepped):
     without a GPU is not one of them where TensorFlow is loaded.
 
     Args:
-      task: Name of the task, as `wrappers.make` takes it.
-      kwargs: Further arguments of `wrappers.make`.
-      env: Environment variables for MuJoCo's renderer, where it is needed.
+      task: name of the task, as `wrappers.make` takes it.
+      kwargs: further arguments of `wrappers.make`.
+      env: environment variables for MuJoCo's renderer, where it is needed.
 
     Raises:
-      ValueError, RuntimeError: If the environment refuses to be made.
+      ValueError, RuntimeError: if the environment refuses to be made.
     """
 
     def __init__(self, task, kwargs=None, env=None):
@@ -316,18 +321,18 @@ class LocalWorker(Stepped):
         self._start()
 
     def start_reset(self, seed=None):
-        """Starts a new episode; its result is `(obs, info)`."""
+        """Start a new episode; its result is `(obs, info)`."""
         self._pending = functools.partial(self._env.reset, seed=seed)
 
     def start_step(self, action):
-        """Starts an agent step; its result is Gymnasium's 5-tuple."""
+        """Start an agent step; its result is Gymnasium's 5-tuple."""
         self._pending = functools.partial(self._env.step, action)
 
     def result(self):
-        """Computes the result of what was started last.
+        """Compute the result of what was started last.
 
         Raises:
-          WorkerError: If the environment raised an error.
+          WorkerError: if the environment raised an error.
         """
         try:
             return self._pending()
@@ -337,15 +342,15 @@ class LocalWorker(Stepped):
             ) from error
 
     def restart(self):
-        """Makes the environment anew; it begins with a reset."""
+        """Make the environment anew; it begins with a reset."""
         self.close()
         self._start()
 
     def hang_up(self):
-        """Does nothing: in this process there is nobody to do it meanwhile."""
+        """Do nothing: in this process there is nobody to do it meanwhile."""
 
     def close(self):
-        """Closes the environment; can be called more than once."""
+        """Close the environment; can be called more than once."""
         env, self._env = self._env, None
         if env:
             _close(env, self._task)
@@ -371,24 +376,24 @@ def make_workers(
     timeout=300,
     evaluation=0,
 ):
-    """Starts several environments of one task, all at the same time.
+    """Start several environments of one task, all at the same time.
 
     Args:
-      task, kwargs: The arguments of `wrappers.make`.
-      count: Number of environments.
+      task, kwargs: the arguments of `wrappers.make`.
+      count: number of environments.
       parallel: 'process' for processes of their own, 'none' for this process.
-      devices: Indices of the GPUs that MuJoCo shall render on, dealt out in turn,
+      devices: indices of the GPUs that MuJoCo shall render on, dealt out in turn,
         unless the user has set MUJOCO_EGL_DEVICE_ID.
-      timeout: Seconds after which a silent environment counts as dead.
-      evaluation: How many of them, the last ones, are made for evaluation.
+      timeout: seconds after which a silent environment counts as dead.
+      evaluation: how many of them, the last ones, are made for evaluation.
 
     Returns:
-      A list of `Worker` or `LocalWorker`.
+      a list of `Worker` or `LocalWorker`.
 
     Raises:
-      ValueError: If the task, or the kind of parallelism, is unknown.
-      RuntimeError: If nothing renders here (see `rendering.choose_renderer`).
-      WorkerError: If one fails in any other way. No process is left behind.
+      ValueError: if the task, or the kind of parallelism, is unknown.
+      RuntimeError: if nothing renders here (see `rendering.choose_renderer`).
+      WorkerError: if one fails in any other way. No process is left behind.
     """
     if parallel not in ('process', 'none'):
         raise ValueError(
@@ -417,7 +422,7 @@ def make_workers(
 
 
 def close_workers(workers):
-    """Closes all of them at the same time, see `Worker.close`."""
+    """Close all of them at the same time, see `Worker.close`."""
     for worker in workers:
         worker.hang_up()
     for worker in workers:
@@ -427,7 +432,8 @@ def close_workers(workers):
 def make_envs(config, training, evaluation, devices):
     """Workers with environments of the configuration's task, those for training first.
 
-    Raises ValueError or RuntimeError where the task cannot be made."""
+    Raises ValueError or RuntimeError where the task cannot be made.
+    """
     kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
     return make_workers(
         config.task,
@@ -441,14 +447,14 @@ def make_envs(config, training, evaluation, devices):
 
 
 def die_with_parent():
-    """Lets the system kill this process when its parent ends, however that comes."""
+    """Let the system kill this process when its parent ends, however that comes."""
     if sys.platform == 'linux':
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def leave_signals_to_parent():
-    """Lets the signals that reach every process of a group do nothing in this one: the
+    """Let the signals that reach every process of a group do nothing in this one: the
     parent decides what they mean.
 
     What an environment starts dies of them as usual. Programs begin without this
@@ -476,7 +482,7 @@ def leave_signals_to_parent():
 
 
 def main():
-    """Serves the environment that the parent process asks for."""
+    """Serve the environment that the parent process asks for."""
     # A simulator that hangs would not see that its killed parent is gone.
     die_with_parent()
     output.guard()
@@ -490,10 +496,11 @@ def main():
 
 @contextlib.contextmanager
 def _without_model_warnings():
-    """Keeps MuJoCo from its remarks on a model that others have written, unless
+    """Keep MuJoCo from its remarks on a model that others have written, unless
     `--verbose` is on; a simulation that goes wrong later is still reported.
 
-    Yields what is to be done with MuJoCo once it is imported."""
+    Yields what is to be done with MuJoCo once it is imported.
+    """
     if 'DREAMER_VERBOSE' in os.environ:
         yield lambda mujoco: None
         return
@@ -505,8 +512,9 @@ def _without_model_warnings():
 
 
 def _serve(connection, image):
-    """Answers the parent's questions until there are no more; observed images go into
-    the array `image`, everything else through the connection."""
+    """Answer the parent's questions until there are no more; observed images go into
+    the array `image`, everything else through the connection.
+    """
     _, (task, kwargs) = connection.recv()
 
     def ask():
@@ -532,7 +540,7 @@ def _serve(connection, image):
 
 
 def _answer(env, connection, image):
-    """Resets and steps the environment as the parent asks; returns never."""
+    """Reset and step the environment as the parent asks; never return."""
     commands = {'reset': lambda seed: env.reset(seed=seed), 'step': env.step}
     while True:
         command, argument = connection.recv()
@@ -546,14 +554,14 @@ def _answer(env, connection, image):
 
 
 def _explain(error):
-    """Returns what went wrong in an environment: a traceback, unless we know."""
+    """Return what went wrong in an environment: a traceback, unless we know."""
     if isinstance(error, Unfit):
         return f' {error}'
     return '\n' + traceback.format_exc()
 
 
 def _close(env, task):
-    """Closes an environment. Its work is done: an error is no more than a warning."""
+    """Close an environment. Its work is done: an error is no more than a warning."""
     try:
         env.close()
     except Exception as error:

@@ -44,8 +44,9 @@ def resident():
 
 
 def fill(folder):
-    """Writes the episodes; returns the seconds that each call took and the seconds
-    until each was written."""
+    """Write the episodes; return the seconds that each call took and the seconds
+    until each was written.
+    """
     rng = np.random.default_rng(0)
     writer = replay.Replay(folder, length=LENGTH, memory=0)
     image = rng.integers(0, 256, (ROWS, 64, 64, 3), dtype=np.uint8)
@@ -66,8 +67,9 @@ def fill(folder):
 
 
 def draw(reader):
-    """Draws batches and makes tensors of them; returns seconds of wall time and of
-    processor time."""
+    """Draw batches and make tensors of them; return seconds of wall time and of
+    processor time.
+    """
     wall, processor = time.perf_counter(), time.process_time()
     for _ in range(BATCHES):
         tf.nest.map_structure(tf.constant, reader.sample(BATCH))
@@ -96,6 +98,7 @@ def measure(folder):
 
 
 def main():
+    """The command line."""
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(pathlib.Path(folder))))
 

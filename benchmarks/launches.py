@@ -72,7 +72,8 @@ def _one_gpu(kind=None):
 
 def optimised(function):
     """The graph of a concrete function, as TensorFlow's optimiser leaves it for a GPU:
-    functions inlined, loops in their primitive parts."""
+    functions inlined, loops in their primitive parts.
+    """
     graph = function.graph.as_graph_def()
     for nodes in (graph.node, *(each.node_def for each in graph.library.function)):
         for node in nodes:
@@ -138,7 +139,8 @@ def _frames(nodes):
 
 def _trips(nodes, frames):
     """How often each loop runs: until its counter reaches a constant, or the number of
-    another loop's turns."""
+    another loop's turns.
+    """
 
     def limit(name):
         node = nodes[_source(name)]

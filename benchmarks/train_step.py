@@ -93,7 +93,8 @@ def update_flops(config, action_size):
     two backward products for each layer of the world model, save the input gradient of
     the first convolution; in imagination forward and weight gradient of the actor,
     forward and input gradient of dynamics, heads and value network, and once more
-    forward and both gradients of the value network for its own loss."""
+    forward and both gradients of the value network for its own loss.
+    """
     one = multiply_adds(config, action_size)
     rows = config.batch_size * config.batch_length
     world = 3 * sum(
@@ -130,7 +131,7 @@ def seconds(function):
 
 
 def measure(config, action_size, repeats):
-    """Build the agent and time it; returns the figures of the last line."""
+    """Build the agent and time it; return the figures of the last line."""
     start = time.perf_counter()
     agent = Dreamer(config, action_size)
     batch = random_batch(config, action_size)

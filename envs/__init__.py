@@ -15,14 +15,14 @@ from gymnasium.spaces import Box
 
 
 def did_you_mean(name, names, suite):
-    """Returns the part of an error message that names tasks like `name`, if any."""
+    """Return the part of an error message that names tasks like `name`, if any."""
     spelled = {n.lower(): f'{suite}_{n}' for n in names}
     near = difflib.get_close_matches(name.lower(), spelled)
     return f' (did you mean {" or ".join(map(spelled.get, near))}?)' if near else ''
 
 
 def action_box(low, high):
-    """Returns the float32 Box of actions between `low` and `high` [A].
+    """Return the float32 Box of actions between `low` and `high` [A].
 
     Bounds from 1e10 on are none: MuJoCo writes them for an actuator without limits,
     others the largest float.
@@ -37,5 +37,5 @@ class Unfit(ValueError):
 
 
 def one_line(error):
-    """Returns someone else's error in one line, with its kind: many say little more."""
+    """Return someone else's error in one line, with its kind: many say little more."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())

@@ -17,16 +17,16 @@ class Atari(gymnasium.Env):
     given to `reset` and of the actions.
 
     Args:
-      name: Snake-case name of the game, as ale-py's ROM.
-      training: Whether a lost life terminates the episode. Evaluation plays whole
+      name: snake-case name of the game, as ale-py's ROM.
+      training: whether a lost life terminates the episode. Evaluation plays whole
         games.
-      same_game: Go on in the same game after a lost life; otherwise a new game
+      same_game: go on in the same game after a lost life; otherwise a new game
         begins, as in both releases.
-      sticky: Probability that a frame repeats the action of the frame before.
-      noops: Most frames without action at the start of a game; at least one, if not 0.
+      sticky: probability that a frame repeats the action of the frame before.
+      noops: most frames without action at the start of a game; at least one, if not 0.
 
     Raises:
-      ValueError: If there is no such game, or none for a single player.
+      ValueError: if there is no such game, or none for a single player.
     """
 
     metadata = {'render_modes': ['rgb_array']}
@@ -83,7 +83,7 @@ class Atari(gymnasium.Env):
 
     @staticmethod
     def _find(name):
-        """Returns the id of the game's ROM."""
+        """Return the id of the game's ROM."""
         from ale_py import ALEInterface, roms
 
         paths = {game: roms.get_rom_path(game) for game in roms.get_all_rom_ids()}

@@ -12,7 +12,7 @@ class DeepMindControl(gymnasium.Env):
     An episode is a function of the seed given to `reset` and of the actions.
 
     Raises:
-      ValueError: If the suite has no such task.
+      ValueError: if the suite has no such task.
     """
 
     metadata = {'render_modes': ['rgb_array']}
@@ -58,7 +58,7 @@ class DeepMindControl(gymnasium.Env):
 
     @staticmethod
     def _find(name, tasks):
-        """Returns domain and task for DOMAIN_TASK, where both can hold underscores."""
+        """Return domain and task for DOMAIN_TASK, where both can hold underscores."""
         names = {f'{domain}_{task}': (domain, task) for domain, task in tasks}
         names['cup_catch'] = ('ball_in_cup', 'catch')  # The paper's name.
         if name in names:

@@ -13,14 +13,14 @@ MARGIN = 1.14  # The image shows a little more than the arena.
 
 
 def draw(places, size):
-    """Draws up to three things as blobs, red, green and blue.
+    """Draw up to three things as blobs, red, green and blue.
 
     Args:
-      places: Arena coordinates (x, y) of each.
-      size: Height and width of the image in pixels.
+      places: arena coordinates (x, y) of each.
+      size: height and width of the image in pixels.
 
     Returns:
-      The image, uint8 [H, W, 3].
+      the image, uint8 [H, W, 3].
     """
     height, width = size
     # Pixel centres in arena coordinates: y [H, 1] and x [1, W], as they broadcast.
@@ -66,11 +66,11 @@ class DummyContinuous(gymnasium.Env):
         return {}, float(distance < self.RADIUS), False, False, {}
 
     def render(self):
-        """Draws the point in red and the target in green."""
+        """Draw the point in red and the target in green."""
         return draw((self._point, self._target), self._size)
 
     def expert_action(self):
-        """Returns the action, float32 [2], that moves straight to the target."""
+        """Return the action, float32 [2], that moves straight to the target."""
         move = (self._target - self._point) / self.SPEED
         return np.clip(move, -1, 1).astype(np.float32)
 
@@ -120,11 +120,11 @@ class DummyDiscrete(gymnasium.Env):
         return {}, reward, False, False, {}
 
     def render(self):
-        """Draws the point in red, the target in green and the hazard in blue."""
+        """Draw the point in red, the target in green and the hazard in blue."""
         return draw((self._point, self._target, self._hazard), self._size)
 
     def expert_action(self):
-        """Returns the first action, an int, of a shortest safe way to the target."""
+        """Return the first action, an int, of a shortest safe way to the target."""
         frontier, seen = [(self._point, None)], set()
         while frontier:
             level, frontier = frontier, []

@@ -80,25 +80,25 @@ class DeepMindLab(gymnasium.Env):
     except in levels with opponents.
 
     Args:
-      name: One of `LAB_LEVELS` (DMLab-30), or any other level, as the simulator calls
+      name: one of `LAB_LEVELS` (DMLab-30), or any other level, as the simulator calls
         it: its path below its folder of levels, without the ending.
-      size: Height and width of the images in pixels, rounded up to multiples of 4.
-      training: Whether the episodes are for training.
-      action_repeat: Frames for which an action is held.
-      lab_actions: The actions: integers as the simulator takes them, separated by
+      size: height and width of the images in pixels, rounded up to multiples of 4.
+      training: whether the episodes are for training.
+      action_repeat: frames for which an action is held.
+      lab_actions: the actions: integers as the simulator takes them, separated by
         commas; actions are separated by semicolons. Empty for the nine of
         `LAB_ACTIONS`, in which whatever else a level has stays at rest.
       lab_renderer: 'software', or 'hardware' where a GPU renders: the one of the
         environment variable MUJOCO_EGL_DEVICE_ID, if it is set.
-      lab_holdout: Evaluate on the hold-out levels, which training never shows.
-      lab_level_cache: Folder that keeps compiled levels; several environments may
+      lab_holdout: evaluate on the hold-out levels, which training never shows.
+      lab_level_cache: folder that keeps compiled levels; several environments may
         share it. Without one, every episode compiles its level anew.
-      lab_dataset: Folder of the images that some levels show.
+      lab_dataset: folder of the images that some levels show.
 
     Raises:
-      ValueError: If there is no such level, if it is not for training, or if the
+      ValueError: if there is no such level, if it is not for training, or if the
         actions are malformed or do not fit it.
-      RuntimeError: If the package is not installed, or the level cannot be loaded.
+      RuntimeError: if the package is not installed, or the level cannot be loaded.
     """
 
     metadata = {'render_modes': ['rgb_array']}
@@ -301,8 +301,8 @@ class LevelCache:
     once, and levels are compiled.
 
     Args:
-      directory: The folder; made where it is missing.
-      limit: Size of all levels in it [bytes]. Those that were used longest ago are
+      directory: the folder; made where it is missing.
+      limit: size of all levels in it [bytes]. Those that were used longest ago are
         deleted, now and then; other files stay.
     """
 
@@ -378,7 +378,8 @@ class LevelCache:
 
 def _is_whole(level, key):
     """Whether the bytes of a level are those of an archive with the map of `key`, which
-    is MAP_(aas|noaas)_MD5."""
+    is MAP_(aas|noaas)_MD5.
+    """
     name = key.rsplit('_', 2)[0]
     try:
         with zipfile.ZipFile(io.BytesIO(level)) as archive:

@@ -23,16 +23,16 @@ class GymnasiumTask(gymnasium.Env):
     otherwise its rendering is. Actions of several dimensions are flattened.
 
     Args:
-      name: Id of the environment.
-      gym_import: Module to import first, which registers the environment; it may lie
+      name: id of the environment.
+      gym_import: module to import first, which registers the environment; it may lie
         in the current folder.
 
     Raises:
-      ValueError: If there is no such environment or module, or if there are neither
+      ValueError: if there is no such environment or module, or if there are neither
         images nor actions that the agent can work with.
-      RuntimeError: If the environment cannot be made, for instance because a package
+      RuntimeError: if the environment cannot be made, for instance because a package
         that it needs is missing.
-      Unfit: Then or later, if it gives something other than Gymnasium's interface and
+      Unfit: then or later, if it gives something other than Gymnasium's interface and
         its own spaces say.
     """
 
@@ -114,7 +114,7 @@ class GymnasiumTask(gymnasium.Env):
             env.close()
 
     def _make_rendering(self, name):
-        """Makes the environment anew so that it renders."""
+        """Make the environment anew so that it renders."""
         if 'rgb_array' not in self._env.metadata.get('render_modes', []):
             raise ValueError(
                 f"'gym_{name}' has no images: its observations are none, and it has no "
@@ -124,7 +124,7 @@ class GymnasiumTask(gymnasium.Env):
         self._env = _make(name, render_mode='rgb_array')
 
     def _begin(self):
-        """Sees to it that the environment can be reset and has an image.
+        """See to it that the environment can be reset and has an image.
 
         A worker would otherwise meet the error in its first episode.
         """
@@ -139,8 +139,9 @@ class GymnasiumTask(gymnasium.Env):
                 ) from error
 
     def _unpack(self, result, call, names):
-        """Returns what `call` has returned, if that is as many values as there are
-        names; the `gym` that Gymnasium has followed had others."""
+        """Return what `call` has returned, if that is as many values as there are
+        names; the `gym` that Gymnasium has followed had others.
+        """
         several = isinstance(result, (tuple, list))
         if several and len(result) == len(names):
             return result
@@ -160,7 +161,7 @@ def _is_image(space):
 
 
 def _flatten(name, space):
-    """Returns the action space in the form that the agent's heads fit."""
+    """Return the action space in the form that the agent's heads fit."""
     if isinstance(space, Discrete):
         return space
     if not isinstance(space, Box) or space.dtype.kind != 'f' or 0 in space.shape:
@@ -172,7 +173,7 @@ def _flatten(name, space):
 
 
 def _as_array(value):
-    """Returns a value as an array; one of objects, if it is nothing like that."""
+    """Return a value as an array; one of objects, if it is nothing like that."""
     try:
         return np.asarray(value)
     except Exception:  # Rows of different lengths, or another's class.
@@ -180,7 +181,7 @@ def _as_array(value):
 
 
 def _describe(array):
-    """Returns in words what an array of `_as_array` is."""
+    """Return in words what an array of `_as_array` is."""
     if array.dtype == object:
         return 'no array'
     if array.dtype.kind not in 'biuf' or not array.size:
@@ -206,7 +207,7 @@ def _make(name, **kwargs):
 
 
 def _import(module, asker):
-    """Imports a module of someone else, which `asker` names."""
+    """Import a module of someone else, which `asker` names."""
     name = module.partition('.')[0]
     message = f"Cannot import the module '{module}' of {asker}"
     if theirs := _hidden(name):
@@ -221,8 +222,9 @@ def _import(module, asker):
 
 
 def _explain(error):
-    """Returns an error of another's code in one line, with what may be behind it: among
-    the modules that it imports may be one of ours by mistake."""
+    """Return an error of another's code in one line, with what may be behind it: among
+    the modules that it imports may be one of ours by mistake.
+    """
     text = one_line(error)
     for name in sorted({path.stem for path in pathlib.Path.cwd().iterdir()}):
         if f"'{name}'" in text and (theirs := _hidden(name)):
@@ -234,8 +236,9 @@ def _explain(error):
 
 
 def _hidden(name):
-    """Returns where someone's own module is in whose place Python finds the one of that
-    name in this project; None if it does not."""
+    """Return where someone's own module is in whose place Python finds the one of that
+    name in this project; None if it does not.
+    """
     ours = PathFinder.find_spec(name, [str(ROOT)])
     if not ours or not ours.origin:
         return None

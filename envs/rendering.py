@@ -53,7 +53,7 @@ class _Supplier:
         self._ask, self._then = ask, then
 
     def find_spec(self, name, path=None, target=None):
-        """Returns nothing but MuJoCo's own, which tells when it has been imported."""
+        """Return nothing but MuJoCo's own, which tells when it has been imported."""
         if name not in ('mujoco', 'dm_control'):
             return None
         ask, self._ask = self._ask, dict
@@ -77,13 +77,13 @@ class _Supplier:
 
 
 def supply(ask, then=lambda mujoco: None):
-    """Sees to MuJoCo's renderer when something imports MuJoCo, whatever that is: it
+    """See to MuJoCo's renderer when something imports MuJoCo, whatever that is: it
     heeds its environment variables from then on, and which task needs it is not known
     by the name.
 
     Args:
-      ask: Returns environment variables to set before, or to unset (None).
-      then: Takes the module, once it is imported.
+      ask: returns environment variables to set before, or to unset (None).
+      then: takes the module, once it is imported.
     """
     waiting = any(isinstance(finder, _Supplier) for finder in sys.meta_path)
     if not waiting and 'mujoco' not in sys.modules:
@@ -91,11 +91,11 @@ def supply(ask, then=lambda mujoco: None):
 
 
 def variables(device=None):
-    """Returns environment variables with which MuJoCo renders here, as `supply` sets
+    """Return environment variables with which MuJoCo renders here, as `supply` sets
     them: on the GPU `device`, EGL's number of it, if that works.
 
     Raises:
-      RuntimeError: If nothing renders, see `choose_renderer`.
+      RuntimeError: if nothing renders, see `choose_renderer`.
     """
     name = choose_renderer()
     _chosen[:] = [name]
@@ -108,20 +108,21 @@ def variables(device=None):
 
 
 def renderer_in_use():
-    """Returns the value of MUJOCO_GL that environments of this process or its workers
-    render with; empty where none has needed one."""
+    """Return the value of MUJOCO_GL that environments of this process or its workers
+    render with; empty where none has needed one.
+    """
     return _chosen[0] if _chosen else ''
 
 
 def choose_renderer():
-    """Returns a value of MUJOCO_GL with which MuJoCo renders here.
+    """Return a value of MUJOCO_GL with which MuJoCo renders here.
 
     The user's MUJOCO_GL is kept, if it renders. Otherwise the first renderer that
     does is chosen. Each is tried in a short process of its own, because one that
     fails can take its process with it.
 
     Raises:
-      RuntimeError: If the user's choice does not render, or if nothing does; the
+      RuntimeError: if the user's choice does not render, or if nothing does; the
         message says what does, what to install, or which variable to unset.
     """
     names = LINUX_RENDERERS if sys.platform == 'linux' else OTHER_RENDERERS
@@ -148,8 +149,9 @@ def choose_renderer():
 
 
 def _blame_variables(name, variables):
-    """Raises RuntimeError if MuJoCo does render with MUJOCO_GL=name, but for one of the
-    user's environment variables, or for all of them."""
+    """Raise RuntimeError if MuJoCo does render with MUJOCO_GL=name, but for one of the
+    user's environment variables, or for all of them.
+    """
     found = [key for key in variables if key in os.environ]
     for keys in [*([key] for key in found), found]:
         probe = keys and _render_probe(name, tuple((key, None) for key in keys))
@@ -163,7 +165,7 @@ def _blame_variables(name, variables):
 
 
 def render_device(name):
-    """Returns what draws with MUJOCO_GL=name, as OpenGL names it; empty if unknown.
+    """Return what draws with MUJOCO_GL=name, as OpenGL names it; empty if unknown.
 
     'llvmpipe' and 'softpipe' are Mesa's, which draw on the CPU.
     """
@@ -188,7 +190,7 @@ def _render_probe(name, changes=()):
 
 
 def _render_error(name):
-    """Returns why MuJoCo does not render with MUJOCO_GL=name; empty if it does."""
+    """Return why MuJoCo does not render with MUJOCO_GL=name; empty if it does."""
     probe = _render_probe(name)
     if not probe:
         return 'no answer'

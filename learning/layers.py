@@ -42,7 +42,8 @@ def in_float32(parts):
 
 def _summed_in(dtype):
     """What the steps of a sequence are summed in, its state and the gradients of its
-    weights: bfloat16 has too few digits."""
+    weights: bfloat16 has too few digits.
+    """
     return 'float32' if dtype == 'bfloat16' else dtype
 
 
@@ -53,7 +54,8 @@ def _as(dtype, *values):
 def _add_bias(outputs, bias):
     """The sum, whose gradient is summed in float32: in half precision TensorFlow's CPU
     kernel for the gradient of `bias_add` sums in half precision as well, and is off by
-    a half for 37,500 rows, by nearly all for images."""
+    a half for 37,500 rows, by nearly all for images.
+    """
     if outputs.dtype != tf.float16:
         return outputs + bias
 
@@ -99,7 +101,8 @@ class Conv2D(keras.layers.Conv2D):
 
 class Conv2DTranspose(keras.layers.Conv2DTranspose):
     """Conv2DTranspose, 'valid', stride 2: with `_add_bias` in half precision on a CPU,
-    and with an even kernel, to few channels, in sub-pixels."""
+    and with an even kernel, to few channels, in sub-pixels.
+    """
 
     FEW = 16
 
@@ -321,7 +324,8 @@ class GRUCell(keras.layers.GRUCell):
 def read_once(*parts):
     """Inside, the weights of parts are tensors that have been read, and cast to
     float16 where their layers compute in it, before: a loop would do so again in every
-    step."""
+    step.
+    """
     scope = keras.StatelessScope()
     for layer in (layer for part in parts for layer in part._flatten_layers()):
         dtype = getattr(layer, 'state_dtype', _summed_in(layer.compute_dtype))

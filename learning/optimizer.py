@@ -1,5 +1,6 @@
 """The optimiser of all networks: Adam with clipped and scaled gradients, which leaves
-out steps whose numbers are not finite."""
+out steps whose numbers are not finite.
+"""
 
 import math
 
@@ -54,7 +55,7 @@ class Optimizer(tf.Module):
         return loss * self.loss_scale if self._scale_loss else loss
 
     def apply(self, tape, scaled_loss):
-        """Differentiate and take one step; returns the norm before clipping."""
+        """Differentiate and take one step; return the norm before clipping."""
         gradients = tape.gradient(scaled_loss, self._variables)
         # As one vector: on a GPU it is the number of operations that takes time. The
         # loss too: a maximum has a finite gradient where it hides a NaN.

@@ -76,8 +76,9 @@ def make_strategy(config, devices=None, cluster=None):
 
 
 def _resolve(hosts):
-    """Raises ValueError where a HOST:PORT has no address, and gets none while machines
-    start: TensorFlow would wait for it without end."""
+    """Raise ValueError where a HOST:PORT has no address, and gets none while machines
+    start: TensorFlow would wait for it without end.
+    """
     deadline = time.monotonic() + PATIENCE
     for host in hosts:
         name = host.rsplit(':', 1)[0].strip('[]')
@@ -166,7 +167,8 @@ def whole_batch(values):
 
 def together(step, gradients, finite):
     """`step(gradients, finite)` once for all replicas, which have come to equal
-    values: only there can counters be assigned to that they share."""
+    values: only there can counters be assigned to that they share.
+    """
     context = _replica()
     if not context:
         step(gradients, finite)
@@ -180,7 +182,8 @@ def together(step, gradients, finite):
 
 def for_each_copy(update, variable, *others):
     """`update(variable, *others)` with each replica's copies of variables and values,
-    inside `together`."""
+    inside `together`.
+    """
     if not tf.distribute.in_cross_replica_context():
         update(variable, *others)
         return

@@ -29,7 +29,7 @@ NAME = re.compile(r'(?P<kind>ckpt|damaged)-(?P<number>\d+)\.(index|data.*)')
 
 
 class Lock:
-    """Holds a run's folder, which is made if need be, until the process ends.
+    """Hold a run's folder, which is made if need be, until the process ends.
 
     The system itself frees it then, also after `kill -9`.
 
@@ -69,7 +69,7 @@ class Lock:
 
 
 class Checkpoints:
-    """Saves and restores the agent and a state; keeps the newest two.
+    """Save and restore the agent and a state; keep the newest two.
 
     Args:
       folder: of the checkpoints.
@@ -247,7 +247,7 @@ def is_plain(path):
 
 
 def read(path):
-    """Reads a whole checkpoint, for its checksums; returns its state.
+    """Read a whole checkpoint, for its checksums; return its state.
 
     Raises:
       Exception: one of many kinds, if it is damaged.

@@ -32,7 +32,7 @@ class SweepError(ValueError):
 
 
 def run_job(command, output, threads):
-    """Start a run and wait for its end; returns its exit code.
+    """Start a run and wait for its end; return its exit code.
 
     When Ray cancels the task, the run gets SIGTERM, and its saving is waited for. When
     Ray kills this process, for lack of memory, the run is killed too, so that its next
@@ -79,7 +79,7 @@ def run_job(command, output, threads):
 
 
 def connect(args):
-    """Start Ray here, or join the cluster at `--address`; returns the module.
+    """Start Ray here, or join the cluster at `--address`; return the module.
 
     Raises SweepError if Ray is missing, the cluster does not answer, or no machine is
     large enough for a run.
@@ -120,7 +120,7 @@ def connect(args):
 
 
 def _share(ray, args):
-    """Settle what a run gets; raises SweepError if that cannot be."""
+    """Settle what a run gets; raise SweepError if that cannot be."""
     nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
     if args.gpus_per_run is None:
         args.gpus_per_run = float(any(node.get('GPU') for node in nodes))
@@ -202,7 +202,7 @@ def make_task(ray, args):
 
 
 class Sweep:
-    """Keeps Ray busy with jobs until all have ended.
+    """Keep Ray busy with jobs until all have ended.
 
     Args:
       ray: the connected module.

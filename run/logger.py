@@ -37,7 +37,7 @@ def tag(key):
 
 
 class Logger:
-    """Writes `metrics.jsonl`, TensorBoard events and `videos/*.gif` under `logdir`.
+    """Write `metrics.jsonl`, TensorBoard events and `videos/*.gif` under `logdir`.
 
     Args:
       logdir: folder that exists.
@@ -73,7 +73,8 @@ class Logger:
 
     def sync(self):
         """See `metrics.jsonl` on the disk: a checkpoint must not outlive lines that it
-        counts on where the power fails. Returns its size in bytes."""
+        counts on where the power fails. Returns its size in bytes.
+        """
         if self._metrics.exists():
             with self._metrics.open('rb') as file:
                 os.fsync(file.fileno())
@@ -106,7 +107,8 @@ class Logger:
 
     def video(self, step, name, frames, fps=20):
         """Write `frames` [T, H, W, 3] uint8 as `videos/{name}-{step}.gif` and for
-        TensorBoard, which shows GIFs as images: the first of them, of long episodes."""
+        TensorBoard, which shows GIFs as images: the first of them, of long episodes.
+        """
         height, width = frames.shape[1:3]
         data = encode_gif(frames[: max(1, LARGEST_VIDEO // (height * width))], fps)
         folder = self._logdir / 'videos'

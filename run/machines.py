@@ -224,8 +224,9 @@ class Team:
         return self.batches(agent, stored, updates, stop)
 
     def batches(self, agent, stored, updates, stop):
-        """Yields this machine's part of each batch of a phase, which ends early when
-        `stop()` is true anywhere."""
+        """Yield this machine's part of each batch of a phase, which ends early when
+        `stop()` is true anywhere.
+        """
         with contextlib.closing(stored.stream(self.batch_size, updates)) as stream:
             for _ in range(updates):
                 asked = self.gather(stop())[:, 0]
@@ -288,7 +289,7 @@ class Leading:
             self.team.end()
 
     def batches(self, updates):
-        """This machine's part of each batch; fewer where any machine shall stop."""
+        """Part of this machine of each batch; fewer where any machine shall stop."""
         yield from self.team.lead(self.agent, self.replay, updates, lambda: self.stop)
         self.stop = self.stop or self.team.stopped
 
@@ -367,7 +368,8 @@ def follow(argv, config, team):
 
 def wait_for(stored, newest, logdir, seconds=60):
     """Take up new episodes until the newest is machine 0's, by its checksum: shared
-    folders may show them late."""
+    folders may show them late.
+    """
     for _ in range(seconds):
         stored.refresh()
         if checksum(stored.newest) == newest:

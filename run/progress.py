@@ -40,7 +40,8 @@ SOFTWARE = ('llvmpipe', 'softpipe', 'swrast', 'software')
 @dataclasses.dataclass
 class Pace:
     """What the phases of one name did: how many they were, `done` steps or updates in
-    `seconds`. The very first step or update, which is compiled, does not count."""
+    `seconds`. The very first step or update, which is compiled, does not count.
+    """
 
     phases: int = 0
     done: int = 0
@@ -106,7 +107,8 @@ class Progress:
 
     def start(self, name, total, unit='steps'):
         """A phase of `total` steps or updates begins, None if nobody knows how many;
-        the one before has ended."""
+        the one before has ended.
+        """
         self.finish()
         self._name, self._total, self._unit = name, total, unit
         self._done, self._began = 0, time.monotonic()
@@ -215,7 +217,8 @@ class Progress:
 
     def remaining(self, step, updates):
         """Seconds until the run's end by the rates measured so far, None before there
-        are any: collecting, training and evaluations."""
+        are any: collecting, training and evaluations.
+        """
         paces, config = self._paces, self._config
         collect = paces['collecting'].rate or paces['prefill'].rate
         train = paces['training'].rate or paces['pretraining'].rate
@@ -254,7 +257,8 @@ class Progress:
 
     def header(self, agent, action_size, step):
         """Print what runs, on what, how long, and where its results are. A run that is
-        resumed goes on with its best evaluation."""
+        resumed goes on with its best evaluation.
+        """
         config = self._config
         self._best = best_evaluation(config)
         if self._bars:
@@ -336,7 +340,8 @@ def cpu_cores():
 
 def renderer():
     """Which renderer draws the images, and on what; empty if it is not MuJoCo's
-    business."""
+    business.
+    """
     name = rendering.renderer_in_use()
     return name and f'{name}, {rendering.render_device(name) or "unknown device"}'
 
@@ -362,7 +367,8 @@ def size(count):
 
 def advise_certain(config, values):
     """What may help where the actor always chooses the same and returns do not rise:
-    those of the last quarter of episodes are no better than those of the first."""
+    those of the last quarter of episodes are no better than those of the first.
+    """
     share = values.get('action_ent_share', 1)
     if not share < CERTAIN:
         return None

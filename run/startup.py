@@ -41,8 +41,9 @@ def asked_for_chatter(words):
 
 @contextlib.contextmanager
 def caught_stderr():
-    """Keeps what the block writes to file descriptor 2, C++ included, from the
-    screen. If the block raises, it is printed after all."""
+    """Keep what the block writes to file descriptor 2, C++ included, from the
+    screen. If the block raises, it is printed after all.
+    """
     sys.stderr.flush()
     screen = os.dup(2)
     with tempfile.TemporaryFile() as file:
@@ -77,7 +78,8 @@ def set_up_devices(config):
     automatic precision. Returns the configuration and the renderers' GPUs, None where
     they need not be told.
 
-    Without a GPU everything is deterministic, which costs nothing there."""
+    Without a GPU everything is deterministic, which costs nothing there.
+    """
     gpus = tf.config.list_physical_devices('GPU')
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
@@ -149,7 +151,8 @@ def keep_freed_memory():
     """Tell glibc to keep freed blocks in one heap: else the activations of every update
     are unmapped and faulted in again (900,000 page faults an update at the paper's
     sizes). To be called before threads start; no effect on other systems, and none with
-    a GPU, which has the activations in its own memory."""
+    a GPU, which has the activations in its own memory.
+    """
     if tf.config.list_physical_devices('GPU'):
         return
     trim_threshold, mmap_max, arena_max = -1, -4, -8
@@ -233,7 +236,8 @@ def disk_errors(path):
 
 def explain(error):
     """What ended a program, in one line where TensorFlow or memory is the cause: their
-    messages are long, and do not say what to try."""
+    messages are long, and do not say what to try.
+    """
     if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
         cause = _cause(error) if isinstance(error, tf.errors.OpError) else str(error)
         return (
@@ -253,7 +257,8 @@ def explain(error):
 
 def _cause(error):
     """The line of a TensorFlow error that says what happened: before it may stand where
-    in the graph, and behind it advice for others."""
+    in the graph, and behind it advice for others.
+    """
     lines = str(error.message).splitlines()
     roots = [line for line in lines if re.match(r'\s+\(0\) ', line)]
     skipped = ('Graph execution error', 'Detected at', 'Stack trace', ' ', '\t')

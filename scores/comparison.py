@@ -116,7 +116,8 @@ class Row:
     @property
     def verdict(self):
         """Whether the score is 'inside' `INSIDE` published spreads, 'above' or
-        'below'."""
+        'below'.
+        """
         if self.difference is None:
             return None
         if abs(self.difference) <= INSIDE:
@@ -396,7 +397,8 @@ def make_rows(curves, widths, published, step=None, notes=None):
 
 def count_verdicts(rows):
     """How many of `rows` lie inside, above and below the published scores, as a
-    sentence; empty where none can be compared."""
+    sentence; empty where none can be compared.
+    """
     verdicts = [row.verdict for row in rows if row.verdict]
     if not verdicts:
         return ''
@@ -436,7 +438,8 @@ def aggregate(rows):
 def _estimates(scores):
     """Interquartile mean and mean of `scores` [S, tasks], each with the ends of its
     95 % interval, from a bootstrap over runs stratified by task (Agarwal et al.,
-    NeurIPS 2021)."""
+    NeurIPS 2021).
+    """
     # It takes seconds to import, and fails to with another pandas than the tested.
     from rliable import library, metrics
 

@@ -56,6 +56,7 @@ def rename(path, target):
 
 def clean(folder, name='*'):
     """Delete what processes that were killed have left of files called `name`, a
-    pattern, in a folder where nobody is writing them."""
+    pattern, in a folder where nobody is writing them.
+    """
     for path in folder.glob(f'.{name}.*tmp'):
         path.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ _left = int(_count or 0)
 
 
 def reach(place):
-    """Marks a place in the code."""
+    """Mark a place in the code."""
     global _left
     if place != _place:
         return

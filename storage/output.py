@@ -26,7 +26,7 @@ class Outlet(io.FileIO):
         self._lost = lost
 
     def write(self, data):
-        """Write all or a part of some bytes, or drop them; returns how many."""
+        """Write all or a part of some bytes, or drop them; return how many."""
         while True:
             try:
                 written = super().write(data)
@@ -43,7 +43,8 @@ class Outlet(io.FileIO):
 def guard():
     """Make this process's standard streams such that no write raises an error. To be
     called first: a file that is opened later must not get the number of one of them,
-    and receive what is meant for it."""
+    and receive what is meant for it.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -19,7 +19,7 @@ from storage import episodes
 
 
 class Replay:
-    """Stores whole episodes and samples batches of sequences from them.
+    """Store whole episodes and sample batches of sequences from them.
 
     An episode is a dict of image uint8 [T, 64, 64, 3], action [T, A], reward [T] and
     discount [T], kept as `{time}-{id}-{rows}.npz` (the format of the authors' 2020
@@ -27,20 +27,20 @@ class Replay:
     cannot be used are named on stderr, counted in `skipped` and left where they are.
 
     Args:
-      directory: Folder of the episodes; made when the first is added.
-      length: Rows L of a sampled sequence.
-      seed: Seed of the generator that every draw comes from.
-      balance: Draw every row of an episode equally often; see `sample`.
-      memory: Bytes of decoded episodes to hold, the oldest leave first; None for a
+      directory: folder of the episodes; made when the first is added.
+      length: rows L of a sampled sequence.
+      seed: seed of the generator that every draw comes from.
+      balance: draw every row of an episode equally often; see `sample`.
+      memory: bytes of decoded episodes to hold, the oldest leave first; None for a
         quarter of the machine's memory. One episode is always held. Of others, the
         rows that are drawn are read from disk.
-      capacity: Agent steps to keep on disk, or None: the oldest files are deleted. One
+      capacity: agent steps to keep on disk, or None: the oldest files are deleted. One
         episode is always kept.
 
     Attributes:
-      PENDING: Episodes that may wait to be written; they are held in memory.
-      skipped: Number of files that could not be used.
-      newest: Name of the newest file, '' without any; names sort as files were added.
+      PENDING: episodes that may wait to be written; they are held in memory.
+      skipped: number of files that could not be used.
+      newest: name of the newest file, '' without any; names sort as files were added.
     """
 
     PENDING = 4
@@ -88,28 +88,28 @@ class Replay:
         return self.rows - self.episodes
 
     def get_state(self):
-        """Returns the generator's state, a dict that JSON can hold."""
+        """Return the generator's state, a dict that JSON can hold."""
         return self._rng.bit_generator.state
 
     def set_state(self, state):
-        """Continues the draws from a state that `get_state` returned."""
+        """Continue the draws from a state that `get_state` returned."""
         self._rng.bit_generator.state = state
 
     def add(self, episode):
-        """Serves an episode from now on, and writes it to disk, atomically, in the
+        """Serve an episode from now on, and write it to disk, atomically, in the
         background: see `flush`.
 
         Args:
-          episode: Dict of image uint8 [T, 64, 64, 3], action [T, A], reward [T] and
+          episode: dict of image uint8 [T, 64, 64, 3], action [T, A], reward [T] and
             discount [T], T >= 2; numbers are stored as float32. `origin`, if given,
             is part of the name (see `Entry.origin`). Other keys are not stored.
 
         Returns:
-          The path of the file.
+          the path of the file.
 
         Raises:
-          ValueError: A key is missing, or a shape, dtype or value does not fit.
-          OSError: A file, of this episode or of one before, could not be written; no
+          ValueError: a key is missing, or a shape, dtype or value does not fit.
+          OSError: a file, of this episode or of one before, could not be written; no
             part of it is left.
         """
         self._await_writes(self.PENDING)
@@ -140,16 +140,17 @@ class Replay:
         return entry.path
 
     def flush(self):
-        """Waits until all episodes are on disk.
+        """Wait until all episodes are on disk.
 
         Raises:
-          OSError: A file could not be written; no part of it is left.
+          OSError: a file could not be written; no part of it is left.
         """
         self._await_writes(0)
 
     def newer(self, name):
-        """Yields every episode whose file name is behind `name`: which it is in order,
-        from 1, its `Entry` and the episode."""
+        """Yield every episode whose file name is behind `name`: which it is in order,
+        from 1, its `Entry` and the episode.
+        """
         for entry in [x for x in self._entries if x.path.name > name]:
             try:
                 yield self._entries.index(entry) + 1, entry, episodes.load(entry)
@@ -159,8 +160,9 @@ class Replay:
                 self._drop(entry, error)
 
     def refresh(self):
-        """Takes up what another process has added to the folder since, and leaves out
-        what it has deleted."""
+        """Take up what another process has added to the folder since, and leave out
+        what it has deleted.
+        """
         paths = sorted(self._directory.glob('*.npz'))
         present = set(paths)
         for entry in [x for x in self._entries if x.path not in present]:
@@ -173,7 +175,7 @@ class Replay:
         )
 
     def sample(self, batch):
-        """Draws a batch of sequences.
+        """Draw a batch of sequences.
 
         An episode is drawn uniformly, then the start: uniform over the starts that
         leave L rows, the last row included. With `balance`, and in an episode of less
@@ -183,17 +185,17 @@ class Replay:
         with it, all rows equally often (exactly so among episodes of one length).
 
         Args:
-          batch: Number of sequences B.
+          batch: number of sequences B.
 
         Returns:
-          Dict of image uint8 [B, L, 64, 64, 3], action float32 [B, L, A], reward
+          dict of image uint8 [B, L, 64, 64, 3], action float32 [B, L, A], reward
           float32 [B, L], discount float32 [B, L] and is_first bool [B, L]. is_first
           marks position 0 and the first row of each episode joined on. The action
           there is as recorded: whoever unrolls the state resets both.
 
         Raises:
-          FileNotFoundError: There is no episode to draw from.
-          OSError: An episode could not be written.
+          FileNotFoundError: there is no episode to draw from.
+          OSError: an episode could not be written.
         """
         self._await_writes(self.PENDING)
         shapes = dict(
@@ -212,7 +214,7 @@ class Replay:
         return data
 
     def stream(self, batch, count):
-        """Yields `count` batches, drawing the next while the caller uses the last.
+        """Yield `count` batches, drawing the next while the caller uses the last.
 
         The batches are those of `count` calls of `sample`. Call nothing else here until
         the stream has ended. A caller may leave early: what was drawn ahead is then
@@ -232,7 +234,7 @@ class Replay:
             self.set_state(state)
 
     def _fill(self, sequence):
-        """Draws a sequence into arrays [L, ...]."""
+        """Draw a sequence into arrays [L, ...]."""
         filled = 0
         while filled < self._length:
             if not self._entries:
@@ -261,7 +263,7 @@ class Replay:
         return self._rng.integers(rows - self._length + 1)
 
     def _read(self, entry, start, target):
-        """Puts rows of an episode into arrays, from memory if it is there."""
+        """Put rows of an episode into arrays, from memory if it is there."""
         episode = self._cache.get(entry.path)
         if episode is None:
             stamp, arrays = self._stored.get(entry.path, (None, None))
@@ -276,8 +278,9 @@ class Replay:
             array[...] = episode[key][start : start + len(array)]
 
     def _await_writes(self, pending):
-        """Waits until no more than `pending` writes are unfinished, and raises what
-        those that have ended met; again at every call, for nothing is lost silently."""
+        """Wait until no more than `pending` writes are unfinished, and raise what
+        those that have ended met; again at every call, for nothing is lost silently.
+        """
         while self._writing and (
             len(self._writing) > pending or self._writing[0].done()
         ):
@@ -302,7 +305,7 @@ class Replay:
         self._skip(entry.path, reason)
 
     def _scan(self, paths):
-        """Returns the usable episodes by name: directories have no order to rely on."""
+        """Return the usable episodes by name: directories have no order to rely on."""
         entries = []
         for path in paths:
             try:
@@ -329,7 +332,7 @@ class Replay:
         print(f'Skipped the episode {path}: {reason}', file=sys.stderr)
 
     def _name(self, rows, origin):
-        """Returns a file name that sorts behind all those before.
+        """Return a file name that sorts behind all those before.
 
         A resumed run then draws from the same order as one that was not interrupted,
         and runs of one seed agree: the time never goes back, and within a second the
@@ -342,12 +345,12 @@ class Replay:
 
 
 def count_bytes(episode):
-    """Returns the bytes of an episode's arrays."""
+    """Return the bytes of an episode's arrays."""
     return sum(array.nbytes for array in episode.values())
 
 
 def default_memory():
-    """Returns a quarter of the memory, in bytes, of the machine or its container.
+    """Return a quarter of the memory, in bytes, of the machine or its container.
 
     The rest is for the networks, the simulators and what the system needs.
     """

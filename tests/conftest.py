@@ -46,7 +46,8 @@ def short_run(logdir):
 @pytest.fixture(scope='session')
 def finished(tmp_path_factory):
     """The folder of a finished run of 300 steps, not to be changed, and what it printed
-    to stdout and stderr, which were no terminal."""
+    to stdout and stderr, which were no terminal.
+    """
     logdir = tmp_path_factory.mktemp('finished') / 'run'
     done = subprocess.run(
         [*short_run(logdir), '--steps', '300'],

@@ -94,7 +94,8 @@ def test_value_loss_reaches_the_value_network_and_not_its_targets(agent, data):
 
 def test_value_gradient_is_that_of_regression_on_fixed_targets(agent, data):
     """-log N(target | v, 1) has the slope (v - target) w / size at the output, which
-    is the slope of the last bias when summed."""
+    is the slope of the last bias when summed.
+    """
     noise = fixed_noise(agent)
     _, post, _ = agent.world.loss(data, noise['post'])
     start = {key: tf.reshape(x, (-1, x.shape[-1])) for key, x in post.items()}
@@ -119,7 +120,8 @@ def test_value_gradient_is_that_of_regression_on_fixed_targets(agent, data):
 
 def test_actor_sees_stopped_features(agent, data):
     """A start changes later features through the dynamics alone: its gradient must
-    be that of the same trajectory with frozen actions."""
+    be that of the same trajectory with frozen actions.
+    """
     noise = fixed_noise(agent)
     start = agent.world.rssm.initial(BATCH)
     with tf.GradientTape() as tape:
@@ -474,7 +476,8 @@ def test_policy_object_keeps_the_state(agent):
 @pytest.mark.parametrize('precision', ['16', 'bfloat16'])
 def test_policy_object_computes_in_float32_on_a_cpu(precision):
     """Where casts of all weights would take longer than the products of an image; the
-    agent itself goes on in its own precision."""
+    agent itself goes on in its own precision.
+    """
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 64, 64, 3), np.uint8)
     actions = {}
     for name in ('32', precision):

@@ -1,6 +1,7 @@
 """The plan of the house: imports run downwards, walls hold, scripts stand alone."""
 
 import ast
+import re
 
 import pytest
 from conftest import ROOT
@@ -87,6 +88,20 @@ def test_no_tensorflow_behind_the_wall(path):
 @pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_script_is_imported(path):
     assert not {name.split('.')[0] for name in imports(path)} & SCRIPTS
+
+
+@pytest.mark.parametrize('path', FILES, ids=str)
+def test_docstrings_are_imperatives_or_noun_phrases(path):
+    """Not "Returns the ...": a verb of the third person, before its object."""
+    nodes = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    ]
+    third = re.compile(r'[A-Z][a-z]+s (an?|the|its|what|each|every|all|whether|why) ')
+    assert not [
+        text for text in map(ast.get_docstring, nodes) if third.match(text or '')
+    ]
 
 
 def test_tools_import_no_other_file():

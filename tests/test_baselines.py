@@ -52,7 +52,8 @@ def data():
 
 def integrator(target):
     """Score of actions [E, C, H, A] in a model made by hand: the state is the sum of
-    the actions and the reward at each step minus its squared distance to `target`."""
+    the actions and the reward at each step minus its squared distance to `target`.
+    """
 
     def score(actions):
         states = tf.cumsum(actions, axis=2)

@@ -76,7 +76,8 @@ def make_batch(ends):
 
 def make_noise(starts):
     """Noise of an update that imagines from the first `starts` steps of each row; none
-    is added to what starts from the others."""
+    is added to what starts from the others.
+    """
     noise = dict(post=draw('noise/post', (BATCH, LENGTH, STOCH)))
     for name, size in (('latent', STOCH), ('action', ACTION)):
         drawn = draw(f'noise/{name}', (HORIZON, BATCH * starts, size))

@@ -1,5 +1,6 @@
 """What the paper compares Dreamer with learns too: at least half of the way from a
-random policy's return to the best possible one."""
+random policy's return to the best possible one.
+"""
 
 import pytest
 from test_learning import CONTINUOUS, DISCRETE, make_run, score

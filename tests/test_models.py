@@ -202,7 +202,8 @@ def test_rewritten_layers_in_bfloat16_are_near_float32(fast, plain, settings, sh
     """A number of bfloat16 is off by 2^-9 of itself at most. A layer takes in, and
     returns, such numbers: 0.3 % in all, twice that where Winograd's sums of pixels and
     of weights are rounded as well. With ELU for ReLU, which would turn on and off with
-    what is rounded."""
+    what is rounded.
+    """
     shape = 100, *shape[1:]
     settings = dict(settings, bias_initializer='normal')
     if 'activation' in settings:
@@ -224,7 +225,8 @@ def test_rewritten_layers_in_bfloat16_are_near_float32(fast, plain, settings, sh
 @pytest.mark.parametrize('policy', ['mixed_bfloat16', 'mixed_float16'])
 def test_gradients_of_biases_are_summed_in_float32(policy):
     """Of every layer that the networks have: as many ones as there are rows, of which
-    half precision can count 256 or 2,048."""
+    half precision can count 256 or 2,048.
+    """
     keras.config.set_dtype_policy(policy)
     encoder, decoder = models.Encoder(depth=2), models.Decoder(6, depth=2)
     cases = [
@@ -310,7 +312,8 @@ def test_gru_cell_equals_keras():
 
 def test_gru_cell_keeps_its_state_in_float32_under_bfloat16():
     """A gate that is nearly shut changes the state by less than bfloat16 can tell: over
-    many steps Keras' cell in bfloat16 loses what ours adds up."""
+    many steps Keras' cell in bfloat16 loses what ours adds up.
+    """
     inputs, state = tf.zeros((1, 3)), tf.fill((1, 4), 0.5)
     weights = [np.zeros((3, 12), 'f'), np.zeros((4, 12), 'f'), np.zeros((2, 12), 'f')]
     weights[2][0, :4] = 6.0  # The gate that keeps the state: sigmoid(6) = 0.9975.

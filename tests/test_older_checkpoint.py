@@ -1,5 +1,6 @@
 """A checkpoint of before counters were Python numbers and Adam one operation a variable
-goes on as it did then (`golden/README.md`)."""
+goes on as it did then (`golden/README.md`).
+"""
 
 import json
 import pathlib

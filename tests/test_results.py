@@ -12,7 +12,8 @@ PAGES = [('README.md', 'long'), ('docs/comparisons.md', 'methods')]
 
 def claims(text, results, out):
     """Whether `text` has the table of own scores that plotting.py makes of
-    the runs in the folder `results`; without runs there is nothing to claim."""
+    the runs in the folder `results`; without runs there is nothing to claim.
+    """
     if not results.is_dir():
         return 'results/' not in text
     assert plotting.main(['--logdir', str(results), '--out', str(out)]) == 0

@@ -15,7 +15,7 @@ from storage import episodes, replay
 
 
 class Counting(workers.LocalWorker):
-    """Counts the simulator's steps itself."""
+    """Count the simulator's steps itself."""
 
     steps = 0
 
@@ -92,7 +92,8 @@ def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
 @pytest.mark.slow
 def test_steps_of_episodes_that_were_open_at_a_save_count_once(tmp_path):
     """Those that ended between the save and a crash are in the replay; the others are
-    dropped. And a run may go on with fewer environments."""
+    dropped. And a run may go on with fewer environments.
+    """
 
     def start(envs):
         config = configs.parse(
@@ -215,7 +216,8 @@ def losses(logdir):
 @pytest.fixture
 def quick(monkeypatch):
     """Updates that only count, and first call `quick['then']`, if it is set, with how
-    many there were: what is tested is around them."""
+    many there were: what is tested is around them.
+    """
     called = {}
     lock, locks = checkpoints.Lock, []
 

@@ -1,5 +1,6 @@
 """The pure functions and distributions, against constants worked out by hand,
-identities, slow loops and TFP."""
+identities, slow loops and TFP.
+"""
 
 import keras
 import numpy as np

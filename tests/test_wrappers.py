@@ -30,7 +30,7 @@ PAPER_TASKS = (
 
 
 def run_script(script, *args, env=None):
-    """Runs a script in a fresh interpreter; returns what it prints, as JSON."""
+    """Run a script in a fresh interpreter; return what it prints, as JSON."""
     env = {**os.environ, 'PYTHONPATH': str(ROOT), **(env or {})}
     command = [sys.executable, '-c', script, *args]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
@@ -44,7 +44,7 @@ def rendering_env():
 
 
 class Counter(gymnasium.Env):
-    """Rewards step t with t, terminates after `length` steps, notes its actions."""
+    """Reward step t with t, terminate after `length` steps, note its actions."""
 
     def __init__(self, length=100, low=-1, high=1):
         self.observation_space = Dict()
@@ -419,7 +419,7 @@ class TestDummyContinuous:
 class TestDummyDiscrete:
     @staticmethod
     def towards(env, place):
-        """Returns the action after which the point is closest to a place."""
+        """Return the action after which the point is closest to a place."""
         moved = env._point + env.SPEED * env.MOVES
         return int(np.linalg.norm(moved - place, axis=1).argmin())
 
@@ -433,7 +433,7 @@ class TestDummyDiscrete:
     }
 
     def play(self, policy, episodes=100):
-        """Returns the returns, and which episodes saw the target and the hazard."""
+        """Return the returns, and which episodes saw the target and the hazard."""
         env = wrappers.DummyDiscrete()
         returns = np.zeros(episodes)
         reached, died = np.zeros((2, episodes), bool)

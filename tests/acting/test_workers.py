@@ -26,7 +26,7 @@ def worker():
 
 
 def episode(worker, seed=0, steps=50):
-    """Plays random actions; returns images, rewards and the ends of the steps."""
+    """Play random actions; return images, rewards and the ends of the steps."""
     worker.start_reset(seed)
     images, rewards, ends = [worker.result()[0]['image']], [], []
     worker.action_space.seed(seed)
@@ -229,8 +229,9 @@ for way in 'hangs', 'fails', 'step_fails':
 
 @pytest.fixture
 def keeper(tmp_path, monkeypatch):
-    """Makes workers whose environments have a process of their own, which they end when
-    they are reset or closed; and tells the ids of all those processes."""
+    """Make workers whose environments have a process of their own, which they end when
+    they are reset or closed; and tells the ids of all those processes.
+    """
     (tmp_path / 'keeper.py').write_text(KEEPER)
     monkeypatch.chdir(tmp_path)
 
@@ -248,7 +249,7 @@ def keeper(tmp_path, monkeypatch):
 
 
 def until_gone(pid, seconds=20):
-    """Waits until a process is gone, which whoever adopted it may take up late."""
+    """Wait until a process is gone, which whoever adopted it may take up late."""
     deadline = time.monotonic() + seconds
     while not is_gone(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -369,7 +370,7 @@ class TestMakeWorkers:
         assert all(is_gone(worker.pid) for worker in started)
 
     def environments(self, group):
-        """Returns the environment variables of the workers; closes them."""
+        """Return the environment variables of the workers; close them."""
         variables = []
         for worker in group:
             text = pathlib.Path(f'/proc/{worker.pid}/environ').read_text()
@@ -453,7 +454,7 @@ class TestCollector:
             self.collect(1, lambda group: np.zeros(5))
 
     def act(self, collector, steps):
-        """Steps with fixed actions; returns the episodes that ended."""
+        """Step with fixed actions; return the episodes that ended."""
         policy = lambda image, _: np.zeros((len(image), 2))  # noqa: E731
         return [one for _ in range(steps) for one in collector.step(policy)[1]]
 
@@ -541,7 +542,8 @@ class TestCollector:
     @pytest.mark.parametrize('parallel', ['none', 'process'])
     def test_groups_taken_in_turn_record_the_same_episodes(self, parallel):
         """Of three environments, whatever the groups: the action depends on the image
-        alone. All steps are counted once."""
+        alone. All steps are counted once.
+        """
 
         def policy(image, is_first):
             sizes.append(len(image))
@@ -568,7 +570,8 @@ class TestCollector:
 
     def test_one_group_computes_while_the_policy_chooses_for_the_other(self):
         """And an episode that has begun, but of which no step was seen, is not lost
-        where the run is resumed then."""
+        where the run is resumed then.
+        """
         calls = []
 
         class Recording(workers.LocalWorker):

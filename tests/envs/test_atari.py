@@ -30,7 +30,7 @@ def plain(game, repeat=4, **kwargs):
 
 
 def raw(game):
-    """Returns the emulator itself and its actions."""
+    """Return the emulator itself and its actions."""
     ale = ale_py.ALEInterface()
     ale.setFloat('repeat_action_probability', 0)
     ale.loadROM(roms.get_rom_path(game))
@@ -38,7 +38,7 @@ def raw(game):
 
 
 def play(env, rng, limit=10**9):
-    """Plays at random to the end; yields what `step` returns."""
+    """Play at random to the end; yield what `step` returns."""
     for _ in range(limit):
         step = env.step(int(rng.integers(env.action_space.n)))
         yield step

@@ -330,7 +330,7 @@ def test_levels_are_compiled_once(lab, tmp_path):
 
 
 def make_level(path, text='map', name='maze', number=0):
-    """Writes a compiled level; returns its key."""
+    """Write a compiled level; return its key."""
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f'maps/{name}.bsp', text)
     return f'{name}_noaas_{hashlib.md5(b"%d" % number).hexdigest()}'

@@ -26,7 +26,8 @@ def results():
 
 def check_same(result, tolerance=1e-5):
     """Weights and averages of gradients agree, metrics too, replicas to the last bit;
-    and something has happened."""
+    and something has happened.
+    """
     assert result['weights'] < tolerance and result['adam'] < 10 * tolerance
     assert result['own'] == 0 and result['replicas'] == 0
     assert result['moved'] > 1e-4 and result['steps'] == [2, 2]

@@ -104,7 +104,8 @@ def numbers(agent, replica=0):
 
 def differences(ours, theirs, kind=None):
     """Largest difference in each array, ascending; of Adam's averages of gradients
-    relative to the array's largest number: they show what Adam's quotient hides."""
+    relative to the array's largest number: they show what Adam's quotient hides.
+    """
     return sorted(
         float(
             np.abs(ours[key] - theirs[key]).max()
@@ -122,7 +123,8 @@ def apart(*args):
 
 def compare(*flags, updates=2, change=None, scale=None, graph=False):
     """Make the same updates with both, from a given loss scale of the model on, the
-    last one with a changed batch; returns what is to be asserted on."""
+    last one with a changed batch; returns what is to be asserted on.
+    """
     agents, data = make_agents(flags), make_data()
     before, metrics = numbers(agents[0]), []
     for agent in agents:

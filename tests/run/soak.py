@@ -1,4 +1,4 @@
-"""Kills a run at random instants, again and again, and checks that nothing is lost.
+"""Kill a run at random instants, again and again, and check that nothing is lost.
 
     make soak                           100 kills, on one core about an hour
     python tests/run/soak.py --kills 300 --seed 1
@@ -17,19 +17,13 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from test_faults import (  # noqa: E402
-    LENGTH,
-    Ledger,
-    episodes,
-    finish,
-    start,
-    wait_for,
-)
+from test_faults import LENGTH, Ledger, episodes, finish, start, wait_for  # noqa: E402
 
 
 def kill_once(logdir, instant, running):
-    """Starts the run and kills it `instant` seconds later, or that much after it has
-    begun to collect; returns the seconds it lived."""
+    """Start the run and kill it `instant` seconds later, or that much after it has
+    begun to collect; return the seconds it lived.
+    """
     born = time.time()
     process = start(logdir, steps=1e9)
     if running:

@@ -21,14 +21,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def make(folder, value=0.0, size=1000):
-    """Returns the checkpoints of an agent whose weights are `value`."""
+    """Return the checkpoints of an agent whose weights are `value`."""
     agent = tf.Module()
     agent.weight = tf.Variable(tf.fill((size,), float(value)))
     return agent, checkpoints.Checkpoints(folder, agent)
 
 
 def fill(folder, count=3):
-    """Saves checkpoints with the weights and the state 1, 2, and so on."""
+    """Save checkpoints with the weights and the state 1, 2, and so on."""
     agent, saved = make(folder)
     for number in range(1, count + 1):
         agent.weight.assign(tf.fill((1000,), float(number)))

@@ -111,7 +111,7 @@ def is_gone(pid):
 
 
 class Ledger:
-    """Remembers the complete episodes of a run and checks that none is missing."""
+    """Remember the complete episodes of a run and check that none is missing."""
 
     def __init__(self, logdir):
         self.logdir = logdir
@@ -168,7 +168,8 @@ def assert_same_run(logdir, reference):
 
 def test_equal_seeds_and_stops_at_saves_make_equal_runs(tmp_path, reference):
     """One run that nothing happens to, and one that is stopped twice: killed behind a
-    save, and ended by --steps."""
+    save, and ended by --steps.
+    """
     same = start(tmp_path / 'same')
     logdir = tmp_path / 'stopped'
     finish(start(logdir, DREAMER_FAULT='saved:3'), -signal.SIGKILL)
@@ -189,7 +190,7 @@ def test_evaluation_that_a_signal_breaks_off_is_done_again(tmp_path, reference):
 
 
 def go_through(logdir, places):
-    """Starts a run again after every fault and checks it each time."""
+    """Start a run again after every fault and check it each time."""
     ledger = Ledger(logdir)
     for place in places:
         if place.endswith('full'):
@@ -238,7 +239,8 @@ def test_environments_that_fail_are_restarted(tmp_path):
     """All kinds of failures, then one from outside, with episodes in between.
 
     The five faults drop an episode each; whether one was open when the workers were
-    killed, and at the end, is left to chance."""
+    killed, and at the end, is left to chance.
+    """
     env = faulty(tmp_path / 'faults')
     logdir = tmp_path / 'run'
     process = start(

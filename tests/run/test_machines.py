@@ -120,7 +120,8 @@ def test_alone(monkeypatch):
 
 def run_both(command, faults=('', '')):
     """Run a command as both machines of a cluster on this machine. Returns exit codes,
-    what they printed, and their lines on stderr, by rank."""
+    what they printed, and their lines on stderr, by rank.
+    """
     sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]
     hosts = [f'127.0.0.1:{server.getsockname()[1]}' for server in sockets]
     for server in sockets:

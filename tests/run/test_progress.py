@@ -371,7 +371,8 @@ def test_plain_lines_without_a_terminal(finished):
 
 def read_terminal(command, until, **env):
     """Runs `command` on a terminal of 150 columns, stops it with SIGTERM once the
-    patterns `until` have been printed; returns the exit code and all output."""
+    patterns `until` have been printed; returns the exit code and all output.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 150, 0, 0))
     process = subprocess.Popen(

@@ -34,7 +34,8 @@ def numbers(agent):
 
 def compare(config, strategy, rank):
     """Two updates by both machines with half of the rows each, and by this one alone
-    with all of them, from the same noise."""
+    with all of them, from the same noise.
+    """
     data = two_replicas.make_data()
     rows = two_replicas.BATCH // 2
     part = {key: x[rank * rows : (rank + 1) * rows] for key, x in data.items()}
@@ -64,7 +65,8 @@ def compare(config, strategy, rank):
 
 def train(team, agent, folder):
     """A phase of five updates, which machine 1 is asked to end after two. Returns how
-    many batches there were, of how many rows, and how many rows both drew."""
+    many batches there were, of how many rows, and how many rows both drew.
+    """
     if not team.rank:
         data = two_replicas.make_data()
         writer = replay.Replay(folder, length=two_replicas.LENGTH)

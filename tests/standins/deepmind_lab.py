@@ -190,7 +190,7 @@ class Lab:
             )
 
     def _compile(self, variant):
-        """Compiles the map, of which this level has two, as the file of the cache."""
+        """Compile the map, of which this level has two, as the file of the cache."""
         name = self.level.rpartition('/')[2]
         key = f'{name}_noaas_{hashlib.md5(b"%d" % variant).hexdigest()}'
         with tempfile.TemporaryDirectory() as folder:

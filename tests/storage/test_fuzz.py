@@ -37,7 +37,8 @@ STORED, PACKED = content(np.savez), content(np.savez_compressed)
 @st.composite
 def damages(draw, data):
     """`data` with up to three cuts, changed or added bytes, mostly where its structure
-    lies: near the ends."""
+    lies: near the ends.
+    """
     data = bytearray(data)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(

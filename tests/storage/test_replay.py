@@ -41,7 +41,7 @@ def make_episode(number, rows, dtype=np.float32):
 
 
 def fill(directory, rows, **kwargs):
-    """Returns a replay with one new episode for each number of rows."""
+    """Return a replay with one new episode for each number of rows."""
     kwargs = {'length': 6, **kwargs}
     replay = Replay(directory, **kwargs)
     for number, count in enumerate(rows):
@@ -56,12 +56,12 @@ def store(directory, episode, name='20200401T101112-0a1b-5.npz', save=np.savez):
 
 
 def origins(batch):
-    """Returns the numbers of episode and row behind each position, both [B, L]."""
+    """Return the numbers of episode and row behind each position, both [B, L]."""
     return np.divmod(batch['reward'].astype(int), 100)
 
 
 def draw(replay, count):
-    """Returns the origins [N, L] and is_first [N, L] of N = count sequences."""
+    """Return the origins [N, L] and is_first [N, L] of N = count sequences."""
     batches = [replay.sample(100) for _ in range(count // 100)]
     episodes, rows = zip(*(origins(batch) for batch in batches))
     first = np.concatenate([batch['is_first'] for batch in batches])
@@ -269,7 +269,7 @@ def test_folders_of_the_2020_code_load(tmp_path):
 
 
 class Trap:
-    """Makes a folder when it is unpickled."""
+    """Make a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -279,7 +279,7 @@ class Trap:
 
 
 def zip_with_header(shape):
-    """Returns a npz whose image claims a shape that its few bytes do not have."""
+    """Return a npz whose image claims a shape that its few bytes do not have."""
     data = io.BytesIO()
     np.savez(data, **{**make_episode(0, 5), 'image': np.zeros(1, np.uint8)})
     header = io.BytesIO()
