@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import re
 import signal
 import sys
 
@@ -115,21 +114,25 @@ def load_newest(agent, folder):
 
     Returns its path. Raises ConfigError if there is none. Only reads.
     """
-    paths = [path.with_suffix('') for path in folder.glob('ckpt-*.index')]
-    paths = [path for path in paths if re.fullmatch(r'ckpt-\d+', path.name)]
-    error = None
-    for path in sorted(paths, key=lambda path: -int(path.name.split('-')[1])):
+    problems = []
+
+    def tell(problem):
+        problems.append(problem)
+        print(f'evaluate: cannot be used: {problem}', file=sys.stderr)
+
+    checkpoint = tf.train.Checkpoint(agent=agent)
+    for path, _ in checkpoints.find_whole(
+        folder, lambda path, reason: tell(f'{path}: {reason}')
+    ):
         try:
-            with checkpoints.plain(path) as name:
-                status = tf.train.Checkpoint(agent=agent).read(name)
-                # It also holds what a run needs to go on.
-                status.assert_existing_objects_matched().expect_partial()
+            checkpoints.load_into(checkpoint, path)
             return path
-        except Exception as problem:  # Damage has many kinds.
-            error = f'{path}: {str(problem).splitlines()[0]}'
-            print(f'evaluate: cannot be used: {error}', file=sys.stderr)
-    if error:
-        raise configs.ConfigError(f'no checkpoint in {folder} can be used ({error})')
+        except configs.ConfigError as error:
+            tell(error)
+    if problems:
+        raise configs.ConfigError(
+            f'no checkpoint in {folder} can be used ({problems[-1]})'
+        )
     raise configs.ConfigError(
         f'there is no checkpoint in {folder}; the run saves one '
         'every --save_every steps, and when it ends'

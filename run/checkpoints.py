@@ -25,7 +25,7 @@ from storage import atomic, faults
 
 DATA, INDEX = '.data-00000-of-00001', '.index'
 STATE = 'state/.ATTRIBUTES/VARIABLE_VALUE'
-NAME = re.compile(r'(?P<kind>ckpt|damaged)-(?P<number>\d+)\.(index|data.*)')
+NAME = re.compile(r'(ckpt|damaged)-(\d+)\.(index|data.*)')
 
 
 class Lock:
@@ -93,7 +93,8 @@ class Checkpoints:
         """
         self._folder.mkdir(exist_ok=True)
         # A number is never used twice, so that nothing is written over.
-        number = 1 + max((n for _, n in self._names()), default=0)
+        names = map(NAME.fullmatch, os.listdir(self._folder))
+        number = 1 + max((int(name[2]) for name in names if name), default=0)
         unfinished = self._folder / 'unfinished'
         unfinished.mkdir(exist_ok=True)
         try:
@@ -137,15 +138,8 @@ class Checkpoints:
           ConfigError: there are only damaged ones, or it is of another network.
         """
         damaged = []
-        for number in reversed(self.numbers()):
-            path = self._folder / f'ckpt-{number}'
-            try:
-                state = read(path)
-            except Exception as error:  # Damage has many kinds.
-                reason = ' '.join(str(error).split())[:200] or type(error).__name__
-                damaged.append((number, reason))
-                continue
-            self.load(number)
+        for path, state in find_whole(self._folder, lambda *one: damaged.append(one)):
+            self.load(number_of(path))
             for other, reason in damaged:
                 self._set_aside(other, reason, path.name)
             self._announce()
@@ -163,43 +157,23 @@ class Checkpoints:
         Raises:
           ConfigError: it is of another network.
         """
-        path = self._folder / f'ckpt-{number}'
-        try:
-            with plain(path) as name:
-                self._checkpoint.read(name).assert_existing_objects_matched()
-        except (ValueError, AssertionError, tf.errors.OpError) as error:
-            raise configs.ConfigError(
-                f'{path} is of another network or version '
-                f'({str(error).splitlines()[0]})'
-            ) from None
+        load_into(self._checkpoint, self._folder / f'ckpt-{number}')
         self.restored = number
 
-    def _set_aside(self, number, reason, good):
+    def _set_aside(self, path, reason, good):
+        kept = f'damaged-{number_of(path)}'
         for suffix in INDEX, DATA:
-            path = self._folder / f'ckpt-{number}{suffix}'
-            if path.exists():
-                atomic.rename(path, self._folder / f'damaged-{number}{suffix}')
+            if os.path.exists(f'{path}{suffix}'):
+                atomic.rename(f'{path}{suffix}', self._folder / f'{kept}{suffix}')
         print(
-            f'dreamer: warning: the checkpoint {self._folder}/ckpt-{number} is '
-            f'damaged ({reason}); it is kept as damaged-{number}, and the run goes '
-            f'on from {good}',
+            f'dreamer: warning: the checkpoint {path} is damaged ({reason}); it is '
+            f'kept as {kept}, and the run goes on from {good}',
             file=sys.stderr,
         )
 
-    def _names(self):
-        """Kind and number of all files."""
-        matches = map(NAME.fullmatch, (path.name for path in self._folder.glob('*-*')))
-        return [(match['kind'], int(match['number'])) for match in matches if match]
-
     def numbers(self):
         """Numbers of the checkpoints, ascending."""
-        return sorted(
-            {
-                number
-                for kind, number in self._names()
-                if kind == 'ckpt' and (self._folder / f'ckpt-{number}{INDEX}').exists()
-            }
-        )
+        return list(map(number_of, find(self._folder)))
 
     def _announce(self):
         """Tell TensorFlow's own tools which checkpoints there are."""
@@ -244,6 +218,58 @@ def is_plain(path):
     except UnicodeEncodeError:
         return False
     return not re.search(r'[][\\]', str(path))
+
+
+def find(folder):
+    """Paths `ckpt-N` of the checkpoints in a folder, without a suffix, by their number;
+    those that have an index, whether they are whole or not.
+    """
+    paths = [path.with_suffix('') for path in pathlib.Path(folder).glob('ckpt-*.index')]
+    return sorted(
+        (path for path in paths if re.fullmatch(r'ckpt-\d+', path.name)), key=number_of
+    )
+
+
+def number_of(path):
+    """N of `ckpt-N`."""
+    return int(path.name.removeprefix('ckpt-'))
+
+
+def find_whole(folder, pass_over):
+    """Read the checkpoints in a folder, the newest first, and change nothing there.
+
+    Args:
+      folder: of the checkpoints.
+      pass_over: called with the path of each that is damaged, and the reason in a line.
+
+    Yields:
+      path and state of each that is whole.
+    """
+    for path in reversed(find(folder)):
+        try:
+            state = read(path)
+        except Exception as error:  # Damage has many kinds.
+            reason = ' '.join(str(error).split())[:200] or type(error).__name__
+            pass_over(path, reason)
+            continue
+        yield path, state
+
+
+def load_into(checkpoint, path):
+    """Load a whole checkpoint into a `tf.train.Checkpoint`, or some of its objects.
+
+    Raises:
+      ConfigError: it is of another network.
+    """
+    try:
+        with plain(path) as name:
+            status = checkpoint.read(name)
+            # It also holds what only a run needs, to go on.
+            status.assert_existing_objects_matched().expect_partial()
+    except (ValueError, AssertionError, tf.errors.OpError) as error:
+        raise configs.ConfigError(
+            f'{path} is of another network or version ({str(error).splitlines()[0]})'
+        ) from None
 
 
 def read(path):

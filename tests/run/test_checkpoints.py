@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import configs
+import evaluate
 from run import checkpoints, logger
 from storage import faults
 
@@ -135,6 +136,32 @@ def test_another_network_is_refused_and_not_taken_for_damage(tmp_path):
     with pytest.raises(configs.ConfigError, match='another network'):
         make(tmp_path, size=7)[1].restore()
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_evaluation_passes_over_what_a_run_refuses_or_renames(tmp_path, capfd):
+    """Of another network, and damaged: each is named, and nothing is changed."""
+    fill(tmp_path, 1)
+    make(tmp_path, size=7)[1].save({})
+    make(tmp_path, size=9)[1].write(tmp_path / 'ckpt-10')
+    os.truncate(tmp_path / f'ckpt-10{checkpoints.DATA}', 9)
+
+    def contents():
+        return {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    before = contents()
+    agent, _ = make(tmp_path)
+    assert evaluate.load_newest(agent, tmp_path) == tmp_path / 'ckpt-1'
+    assert agent.weight[0] == 1 and contents() == before
+    damaged, other = capfd.readouterr().err.splitlines()
+    assert damaged.startswith(f'evaluate: cannot be used: {tmp_path}/ckpt-10: ')
+    assert other.startswith(f'evaluate: cannot be used: {tmp_path}/ckpt-2 is of anoth')
+    for name in 'ckpt-1', 'ckpt-10':
+        (tmp_path / f'{name}.index').write_bytes(b'')
+    before = contents()
+    with pytest.raises(configs.ConfigError, match='no checkpoint .* can be used') as e:
+        evaluate.load_newest(agent, tmp_path)
+    assert '\n' not in str(e.value)
+    assert contents() == before
 
 
 @pytest.mark.parametrize('place', ['written', 'checkpoint'])
