@@ -123,7 +123,7 @@ def check_discounts(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('precision, seed', [('32', 0), ('bfloat16', 1)])
+@pytest.mark.parametrize('precision, seed', [('32', 0), ('bfloat16', 0)])
 def test_agent_learns(tmp_path, precision, seed):
     run = make_run(tmp_path, seed, f'{CONTINUOUS} --precision {precision}')
     run.loop()
