@@ -32,24 +32,35 @@ from envs.dummies import DummyContinuous, DummyDiscrete
 from envs.lab import DeepMindLab
 from envs.registered import GymnasiumTask
 
-SUITES = ('dmc', 'atari', 'dmlab', 'gym', 'dummy')
+
+def _make_dummy(name, size):
+    tasks = {'continuous': DummyContinuous, 'discrete': DummyDiscrete}
+    if name not in tasks:
+        raise ValueError(
+            f"Unknown task 'dummy_{name}': the dummy suite has "
+            f'{" and ".join(f"dummy_{task}" for task in tasks)}'
+        )
+    return tasks[name](size)
+
+
+# What makes the environments of a suite, and which of the settings it takes.
+_MAKERS = dict(
+    dmc=(DeepMindControl, 'size render_quality'),
+    atari=(Atari, 'training same_game'),
+    dmlab=(
+        DeepMindLab,
+        'size training action_repeat lab_actions lab_renderer lab_holdout '
+        'lab_level_cache lab_dataset',
+    ),
+    gym=(GymnasiumTask, 'gym_import'),
+    dummy=(_make_dummy, 'size'),
+)
+SUITES = tuple(_MAKERS)
+_SETTINGS = {name for _, names in _MAKERS.values() for name in names.split()}
 
 
 def make(
-    task,
-    *,
-    action_repeat=2,
-    time_limit=1000,
-    size=(64, 64),
-    training=True,
-    render_quality='standard',
-    same_game=False,
-    lab_actions='',
-    lab_renderer='software',
-    lab_holdout=False,
-    lab_level_cache='',
-    lab_dataset='',
-    gym_import='',
+    task, *, action_repeat=2, time_limit=1000, size=(64, 64), training=True, **settings
 ):
     """Build the environment of a task.
 
@@ -62,13 +73,9 @@ def make(
       size: height and width of the images in pixels.
       training: whether the episodes are for training. In Atari these end with a lost
         life; hold-out levels of DeepMind Lab are for the others.
-      render_quality: 'standard', or 'fast' for MuJoCo without shadows and
-        multisampling: 3 to 6 times as many images a second where no GPU renders, but
-        other images than the published results were made with.
-      same_game: in Atari, see `envs.atari.Atari`.
-      lab_actions, lab_renderer, lab_holdout, lab_level_cache, lab_dataset: in
-        DeepMind Lab, see `envs.lab.DeepMindLab`.
-      gym_import: for gym_ tasks, see `envs.registered.GymnasiumTask`.
+      settings: those of one suite, which the others leave alone: `render_quality`, see
+        `envs.control.DeepMindControl`, `same_game`, see `envs.atari.Atari`, `lab_...`,
+        see `envs.lab.DeepMindLab`, `gym_import`, see `envs.registered.GymnasiumTask`.
 
     Returns:
       a `gymnasium.Env` with the observation space `{'image': uint8 [H, W, 3]}`.
@@ -79,6 +86,7 @@ def make(
       ValueError: if there is no such task, or no way to learn it; the message says
         what is possible.
       RuntimeError: if a package that the task needs is missing.
+      TypeError: if no suite has such a setting.
     """
     suite, _, name = task.partition('_')
     if suite not in SUITES or not name:
@@ -89,31 +97,18 @@ def make(
     for number, what in (action_repeat, 'action repeat'), (time_limit, 'time limit'):
         if number < 1:
             raise ValueError(f'The {what} must be at least 1, not {number}')
+    if unknown := settings.keys() - _SETTINGS:
+        raise TypeError(f'No suite has the settings {sorted(unknown)}')
+    settings.update(action_repeat=action_repeat, size=size, training=training)
+    maker, names = _MAKERS[suite]
     with _errors_that_name(task):
-        if suite == 'dmlab':
-            env = DeepMindLab(
-                name,
-                size,
-                training,
-                action_repeat,
-                lab_actions,
-                lab_renderer,
-                lab_holdout,
-                lab_level_cache,
-                lab_dataset,
-            )
-            env = TimeLimit(env, -(-time_limit // action_repeat))
-        else:
-            if suite == 'dmc':
-                env = DeepMindControl(name, size, render_quality)
-                env.render()  # Fails now, not in the first episode.
-            elif suite == 'atari':
-                env = Atari(name, training, same_game)
-            elif suite == 'gym':
-                env = GymnasiumTask(name, gym_import)
-            else:
-                env = _make_dummy(name, size)
-            env = ActionRepeat(TimeLimit(env, time_limit), action_repeat)
+        env = maker(name, **{k: settings[k] for k in names.split() if k in settings})
+        if suite == 'dmc':
+            env.render()  # Fails now, not in the first episode.
+    if suite == 'dmlab':  # Repeats actions by itself.
+        env = TimeLimit(env, -(-time_limit // action_repeat))
+    else:
+        env = ActionRepeat(TimeLimit(env, time_limit), action_repeat)
     discrete = isinstance(env.action_space, Discrete)
     env = OneHotAction(env) if discrete else _normalize_action(env)
     return ImageObservation(env, size)
@@ -130,16 +125,6 @@ def _errors_that_name(task):
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         text = ' '.join(str(error).split())
         raise kind(f"Cannot make '{task}': {text}") from error
-
-
-def _make_dummy(name, size):
-    tasks = {'continuous': DummyContinuous, 'discrete': DummyDiscrete}
-    if name not in tasks:
-        raise ValueError(
-            f"Unknown task 'dummy_{name}': the dummy suite has "
-            f'{" and ".join(f"dummy_{task}" for task in tasks)}'
-        )
-    return tasks[name](size)
 
 
 class ActionRepeat(gymnasium.Wrapper):

@@ -1,4 +1,4 @@
-"""What several files of tests share; imports TensorFlow as dreamer.py does."""
+"""What several files of tests share."""
 
 import os
 import pathlib
@@ -13,6 +13,8 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
     for name in ('OMP_NUM_THREADS', 'TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS'):
         os.environ.setdefault(name, '1')
 
+import numpy as np
+
 from run import startup
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -22,6 +24,23 @@ CLEAN = {
     for name, value in os.environ.items()
     if name not in (*startup.SETTINGS, 'DREAMER_VERBOSE', 'NO_COLOR')
 }
+
+
+def batch_of_noise(batch, length, action):
+    """A batch of the replay [B, L, ...] whose sequences are each an episode's start."""
+    # Here, since simulators are tested without it: see docs/architecture.md.
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    is_first = np.zeros((batch, length), bool)
+    is_first[:, 0] = True
+    return dict(
+        image=tf.constant(rng.integers(0, 256, (batch, length, 64, 64, 3), np.uint8)),
+        action=tf.constant(rng.uniform(-1, 1, (batch, length, action)), tf.float32),
+        reward=tf.constant(rng.uniform(0, 1, (batch, length)), tf.float32),
+        discount=tf.ones((batch, length)),
+        is_first=tf.constant(is_first),
+    )
 
 
 def short_run(logdir):

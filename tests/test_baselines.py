@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import batch_of_noise
 
 import configs
 import tools
@@ -10,16 +11,8 @@ from agent import Dreamer
 from learning import planet
 
 BATCH, LENGTH, ACTION = 3, 6, 2
-TINY = [
-    '--configs',
-    'debug',
-    '--batch_size',
-    str(BATCH),
-    '--batch_length',
-    str(LENGTH),
-    '--precision',
-    '32',
-]
+TINY = f'--configs debug --batch_size {BATCH} --batch_length {LENGTH}'.split()
+TINY += ['--precision', '32']
 
 
 def make_agent(*flags):
@@ -32,19 +25,7 @@ def random(*shape, seed=0):
 
 @pytest.fixture
 def data():
-    rng = np.random.default_rng(0)
-    is_first = np.zeros((BATCH, LENGTH), bool)
-    is_first[:, 0] = True
-    return {
-        key: tf.constant(value)
-        for key, value in dict(
-            image=rng.integers(0, 256, (BATCH, LENGTH, 64, 64, 3), np.uint8),
-            action=rng.uniform(-1, 1, (BATCH, LENGTH, ACTION)).astype(np.float32),
-            reward=rng.uniform(0, 1, (BATCH, LENGTH)).astype(np.float32),
-            discount=np.ones((BATCH, LENGTH), np.float32),
-            is_first=is_first,
-        ).items()
-    }
+    return batch_of_noise(BATCH, LENGTH, ACTION)
 
 
 # Planner.

@@ -50,6 +50,12 @@ def run(*flags, **kwargs):
     return output
 
 
+def short_episodes(logdir):
+    """Flags of a run whose episodes have 40 steps."""
+    flags = '--task dummy_continuous --configs debug --time_limit 40'
+    return ['--logdir', logdir, *flags.split()]
+
+
 def metrics(logdir):
     return [
         json.loads(line) for line in (logdir / 'metrics.jsonl').read_text().splitlines()
@@ -566,20 +572,7 @@ def test_suites_with_a_discount_head_draw_ends_as_often_as_other_rows():
 @pytest.mark.slow
 @pytest.mark.parametrize('envs, first', [(1, 100), (3, 101)])
 def test_counters_with_several_environments(tmp_path, envs, first):
-    run(
-        '--logdir',
-        tmp_path,
-        '--task',
-        'dummy_continuous',
-        '--configs',
-        'debug',
-        '--time_limit',
-        40,
-        '--envs',
-        envs,
-        '--steps',
-        480,
-    )
+    run(*short_episodes(tmp_path), '--envs', envs, '--steps', 480)
     lines = metrics(tmp_path)
     # 2 + 2 for every 100 steps after the prefill, which ends with a step of the first
     # group: two of three environments.
@@ -594,17 +587,7 @@ def test_counters_with_several_environments(tmp_path, envs, first):
 
 @pytest.mark.slow
 def test_damaged_episodes_are_named_and_skipped(tmp_path):
-    flags = [
-        '--logdir',
-        tmp_path,
-        '--task',
-        'dummy_continuous',
-        '--configs',
-        'debug',
-        '--time_limit',
-        '40',
-        '--steps',
-    ]
+    flags = [*short_episodes(tmp_path), '--steps']
     run(*flags, 200)
     victim = sorted((tmp_path / 'episodes').glob('*.npz'))[0]
     victim.write_bytes(victim.read_bytes()[:1000])
@@ -683,16 +666,7 @@ def test_paper_preset_has_three_layers_of_300_everywhere():
 
 @pytest.mark.slow
 def test_changes_that_do_not_fit_leave_the_run_as_it_was(tmp_path):
-    flags = [
-        '--logdir',
-        tmp_path,
-        '--task',
-        'dummy_continuous',
-        '--configs',
-        'debug',
-        '--time_limit',
-        '40',
-    ]
+    flags = short_episodes(tmp_path)
     run(*flags, '--steps', 200)
     before = (tmp_path / 'config.json').read_bytes()
     process = start(*flags, '--deter_size', 20, '--allow_config_change')

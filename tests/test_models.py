@@ -115,55 +115,19 @@ def test_actor_starts_wide_and_its_mean_is_bounded():
     np.testing.assert_allclose(normal.scale, 1e-4, rtol=1e-3)
 
 
+PLAIN, TRANSPOSED = keras.layers.Conv2D, keras.layers.Conv2DTranspose
 REWRITTEN = [
-    (
-        layers.Conv2D,
-        keras.layers.Conv2D,
-        dict(filters=5, kernel_size=4, strides=2, activation='relu'),
-        (3, 7, 7, 4),
-    ),
-    (
-        layers.WinogradConv2D,
-        keras.layers.Conv2D,
-        dict(filters=5, kernel_size=4, strides=2, activation='relu'),
-        (3, 6, 6, 4),
-    ),
-    (
-        layers.WinogradConv2D,
-        keras.layers.Conv2D,
-        dict(filters=5, kernel_size=4, strides=2),
-        (100, 6, 6, 4),
-    ),
-    (
-        layers.SubPixelConv2DTranspose,
-        keras.layers.Conv2DTranspose,
-        dict(filters=3, kernel_size=6, strides=2),
-        (2, 5, 5, 4),
-    ),
-    (
-        layers.Conv2DTranspose,
-        keras.layers.Conv2DTranspose,
-        dict(filters=5, kernel_size=6, strides=2, activation='relu'),
-        (3, 5, 5, 4),
-    ),
-    (
-        layers.Conv2DTranspose,
-        keras.layers.Conv2DTranspose,
-        dict(filters=20, kernel_size=6, strides=2, activation='relu'),
-        (3, 5, 5, 4),
-    ),
-    (
-        layers.Conv2DTranspose,
-        keras.layers.Conv2DTranspose,
-        dict(filters=5, kernel_size=5, strides=2, activation='relu'),
-        (3, 5, 5, 4),
-    ),
-    (
-        layers.ProjectConv2DTranspose,
-        keras.layers.Conv2DTranspose,
-        dict(filters=5, kernel_size=5, strides=2, activation='relu'),
-        (3, 1, 1, 4),
-    ),
+    (fast, plain, dict(filters=n, kernel_size=k, strides=2, activation=act), shape)
+    for fast, plain, n, k, act, shape in (
+        (layers.Conv2D, PLAIN, 5, 4, 'relu', (3, 7, 7, 4)),
+        (layers.WinogradConv2D, PLAIN, 5, 4, 'relu', (3, 6, 6, 4)),
+        (layers.WinogradConv2D, PLAIN, 5, 4, None, (100, 6, 6, 4)),
+        (layers.SubPixelConv2DTranspose, TRANSPOSED, 3, 6, None, (2, 5, 5, 4)),
+        (layers.Conv2DTranspose, TRANSPOSED, 5, 6, 'relu', (3, 5, 5, 4)),
+        (layers.Conv2DTranspose, TRANSPOSED, 20, 6, 'relu', (3, 5, 5, 4)),
+        (layers.Conv2DTranspose, TRANSPOSED, 5, 5, 'relu', (3, 5, 5, 4)),
+        (layers.ProjectConv2DTranspose, TRANSPOSED, 5, 5, 'relu', (3, 1, 1, 4)),
+    )
 ]
 
 
@@ -206,7 +170,7 @@ def test_rewritten_layers_in_bfloat16_are_near_float32(fast, plain, settings, sh
     """
     shape = 100, *shape[1:]
     settings = dict(settings, bias_initializer='normal')
-    if 'activation' in settings:
+    if settings['activation']:
         settings['activation'] = 'elu'
     exact = plain(**settings)
     keras.config.set_dtype_policy('mixed_bfloat16')

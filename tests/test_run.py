@@ -29,38 +29,14 @@ class Counting(workers.LocalWorker):
 @pytest.mark.slow
 @pytest.mark.parametrize('envs', [1, 2, 4])
 def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
-    config = configs.parse(
-        [
-            '--logdir',
-            str(tmp_path),
-            '--task',
-            'dummy_continuous',
-            '--configs',
-            'debug',
-            '--steps',
-            '171',
-            '--prefill',
-            '50',
-            '--time_limit',
-            '30',
-            '--action_repeat',
-            '2',
-            '--train_every',
-            '25',
-            '--train_steps',
-            '2',
-            '--pretrain',
-            '3',
-            '--log_images',
-            'false',
-            '--representation',
-            'reward',
-            '--envs',
-            str(envs),
-            '--precision',
-            '32',
-        ]
+    flags = (
+        '--task dummy_continuous --configs debug --steps 171 '
+        '--prefill 50 --time_limit 30 --action_repeat 2 '
+        '--train_every 25 --train_steps 2 --pretrain 3 '
+        f'--log_images false --representation reward --envs {envs} '
+        '--precision 32'
     )
+    config = configs.parse(['--logdir', str(tmp_path), *flags.split()])
     kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
     group = [Counting(config.task, kwargs) for _ in range(envs)]
     # One of them ends three times as often, and must not count more for that.
@@ -96,26 +72,12 @@ def test_steps_of_episodes_that_were_open_at_a_save_count_once(tmp_path):
     """
 
     def start(envs):
-        config = configs.parse(
-            [
-                '--logdir',
-                str(tmp_path),
-                '--task',
-                'dummy_discrete',
-                '--configs',
-                'debug',
-                '--log_images',
-                'false',
-                '--representation',
-                'reward',
-                '--envs',
-                str(envs),
-                '--precision',
-                '32',
-                '--parallel',
-                'none',
-            ]
+        flags = (
+            '--task dummy_discrete --configs debug --log_images false '
+            f'--representation reward --envs {envs} --precision 32 '
+            '--parallel none'
         )
+        config = configs.parse(['--logdir', str(tmp_path), *flags.split()])
         group = [
             workers.LocalWorker(config.task, dict(time_limit=50, action_repeat=1))
             for _ in range(envs + 1)
@@ -165,28 +127,12 @@ def test_nothing_is_traced_twice_in_a_whole_run(tmp_path, monkeypatch):
             return plain(self, *args)
 
         monkeypatch.setattr(agent.Dreamer, name, count)
-    config = configs.parse(
-        [
-            '--logdir',
-            str(tmp_path),
-            '--task',
-            'dummy_discrete',
-            '--configs',
-            'debug',
-            '--steps',
-            '400',
-            '--train_every',
-            '25',
-            '--eval_every',
-            '100',
-            '--parallel',
-            'none',
-            '--precision',
-            '32',
-            '--envs',
-            '2',
-        ]
+    flags = (
+        '--task dummy_discrete --configs debug --steps 400 '
+        '--train_every 25 --eval_every 100 --parallel none '
+        '--precision 32 --envs 2'
     )
+    config = configs.parse(['--logdir', str(tmp_path), *flags.split()])
     group = workers.make_workers(config.task, 3, dict(time_limit=50), 'none')
     run = dreamer.Run(config, group[:2], group[2:])
     run.loop()

@@ -66,6 +66,11 @@ class TestTasks:
     def test_suites(self):
         assert wrappers.SUITES == ('dmc', 'atari', 'dmlab', 'gym', 'dummy')
 
+    def test_a_setting_that_no_suite_has(self):
+        wrappers.make('dummy_discrete', render_quality='fast', lab_actions='1').close()
+        with pytest.raises(TypeError, match='lab_action'):
+            wrappers.make('dummy_discrete', lab_action='1')
+
     @pytest.mark.parametrize('task', ['walker', 'foo_walk', 'dmc', 'dmc_', ''])
     def test_unknown_suite(self, task):
         with pytest.raises(ValueError) as caught:

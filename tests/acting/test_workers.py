@@ -48,6 +48,16 @@ def is_gone(pid):
     return False
 
 
+def hang(worker):
+    """Stop the process of a worker while it is asked, and close the worker."""
+    worker._timeout = 0.5
+    os.kill(worker.pid, signal.SIGSTOP)
+    worker.start_reset(0)
+    with pytest.raises(workers.WorkerError, match='no answer within 0.5 s'):
+        worker.result()
+    worker.close()
+
+
 class TestWorker:
     def test_same_episode_as_in_this_process(self, worker):
         images, rewards, ends = episode(worker)
@@ -124,12 +134,7 @@ class TestWorker:
 
     def test_silent_process(self):
         worker = workers.Worker('dummy_continuous', KWARGS)
-        worker._timeout = 0.2
-        os.kill(worker.pid, signal.SIGSTOP)
-        worker.start_reset(0)
-        with pytest.raises(workers.WorkerError, match='no answer within 0.2 s'):
-            worker.result()
-        worker.close()
+        hang(worker)
         assert is_gone(worker.pid)
 
     def test_restart(self, worker):
@@ -305,12 +310,7 @@ class TestChildrenOfEnvironments:
     def test_are_ended_with_a_worker_that_hangs(self, keeper):
         make, pids = keeper
         worker = make('Keeper-v1')
-        worker._timeout = 0.5
-        os.kill(worker.pid, signal.SIGSTOP)
-        worker.start_reset(0)
-        with pytest.raises(workers.WorkerError, match='no answer within'):
-            worker.result()
-        worker.close()
+        hang(worker)
         assert all(map(until_gone, pids()))
 
     @pytest.mark.parametrize('kind', ['process', 'none'])

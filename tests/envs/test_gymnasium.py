@@ -335,7 +335,7 @@ def test_errors_of_any_suite_name_the_task(monkeypatch):
     def fail(*_):
         one, _ = range(3)
 
-    monkeypatch.setattr(wrappers, 'Atari', fail)
+    monkeypatch.setitem(wrappers._MAKERS, 'atari', (fail, ''))
     match = "Cannot make 'atari_pong': too many values to unpack"
     with pytest.raises(ValueError, match=match):
         wrappers.make('atari_pong')

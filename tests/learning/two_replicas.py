@@ -25,16 +25,8 @@ from learning import (
 
 BATCH, LENGTH, ACTION = 4, 5, 2
 layers.PART = 7  # Of 20 rows, and of 10 on each device.
-FLAGS = [
-    '--configs',
-    'debug',
-    '--batch_size',
-    str(BATCH),
-    '--batch_length',
-    str(LENGTH),
-    '--precision',
-    '32',
-]
+FLAGS = f'--configs debug --batch_size {BATCH} --batch_length {LENGTH}'.split()
+FLAGS += ['--precision', '32']
 
 
 def make_data():

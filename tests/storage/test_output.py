@@ -123,19 +123,21 @@ def test_a_name_that_stdout_cannot_encode(tmp_path):
     assert last_step(tmp_path / name) == 360
 
 
+def until_pretraining(command):
+    """The process of `command` once it pretrains."""
+    process = subprocess.Popen(
+        command, env=CLEAN, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    while 'pretraining' not in process.stdout.readline():
+        assert process.poll() is None
+    return process
+
+
 @pytest.mark.slow
 def test_a_closed_terminal_saves(tmp_path):
     """SIGHUP may come from the system and from a shell, and SIGTERM with it."""
     logdir = tmp_path / 'run'
-    process = subprocess.Popen(
-        [*short_run(logdir), '--steps', '1000000'],
-        env=CLEAN,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    while 'pretraining' not in process.stdout.readline():
-        assert process.poll() is None
+    process = until_pretraining([*short_run(logdir), '--steps', '1000000'])
     process.stdout.close()
     for number in signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP:
         process.send_signal(number)
@@ -146,15 +148,9 @@ def test_a_closed_terminal_saves(tmp_path):
 
 @pytest.mark.slow
 def test_nohup_keeps_a_run_going(tmp_path):
-    process = subprocess.Popen(
-        ['nohup', *short_run(tmp_path / 'run'), '--steps', '300'],
-        env=CLEAN,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+    process = until_pretraining(
+        ['nohup', *short_run(tmp_path / 'run'), '--steps', '300']
     )
-    while 'pretraining' not in process.stdout.readline():
-        assert process.poll() is None
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=300)
     assert process.returncode == 0 and last_step(tmp_path / 'run') == 300
