@@ -99,7 +99,7 @@ print(json.dumps(messages))
         assert len(messages) == 3
         for task, message in zip(tasks, messages, strict=True):
             assert message.startswith(f"Unknown task '{task}'")
-            assert 'walker.' in message and 'tasks' in message
+            assert message.endswith('walker') and 'tasks' in message
             assert '\n' not in message
         assert 'did you mean dmc_walker_walk' in messages[0]
         assert 'did you mean' not in messages[1]
