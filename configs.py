@@ -6,6 +6,7 @@ right < flags. Sources: *paper* is Dream to Control (ICLR 2020), *TF2* the autho
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import importlib.metadata
@@ -702,7 +703,12 @@ def write(config, path):
 
 
 class Parser(argparse.ArgumentParser):
-    """Raise ConfigError where others print their usage and exit."""
+    """Raise ConfigError where others print their usage and exit, and takes no
+    beginnings of flags for flags.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message):
         raise ConfigError(message)
@@ -726,13 +732,52 @@ def home(text):
     return path
 
 
+def home_path(text):
+    """`home`, as a `pathlib.Path`."""
+    return pathlib.Path(home(text))
+
+
+def number(kind, minimum=-math.inf, rule=' of at least {}'):
+    """A reader of numbers of the command line.
+
+    Args:
+      kind: int for whole numbers, also written as 1e6; float for finite ones.
+      minimum: the least that is taken.
+      rule: what the message says behind "is not a number"; {} is the minimum.
+    """
+
+    def read(text):
+        try:
+            value = float(text)
+            if not max(minimum, -sys.float_info.max) <= value < math.inf:
+                raise ValueError
+            if kind is float:
+                return value
+            if value != int(value):
+                raise ValueError
+            # Not every whole number is a float.
+            return int(text) if text.lstrip('+-').isdigit() else int(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"'{text}' is not a {'whole ' * (kind is int)}number"
+                f'{rule.format(minimum)}'
+            ) from None
+
+    return read
+
+
+def _boolean(text):
+    if text.lower() not in ('true', 'false'):
+        raise argparse.ArgumentTypeError(f"'{text}' is not true or false")
+    return text.lower() == 'true'
+
+
 def _parser():
     """One argument per field; absent flags stay absent, so that presets show."""
     parser = Parser(
         prog='dreamer.py',
         description='Dreamer: learning behaviors by latent imagination.',
         formatter_class=_HelpFormatter,
-        allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
@@ -776,32 +821,13 @@ def _reader(field):
     """A function from a word of the command line to the type of `field`."""
     if field.metadata['path']:
         return home
-
-    def read(text):
-        try:
-            if field.type is bool:
-                return {'true': True, 'false': False}[text.lower()]
-            if field.type is int:
-                # 1e6 is the field's usual way to write a number of steps.
-                value = float(text)
-                if value != int(value):
-                    raise ValueError
-                return int(text) if text.lstrip('+-').isdigit() else int(value)
-            if field.type is float:
-                value = float(text)
-                if not math.isfinite(value):
-                    raise ValueError
-                return value
-            return text
-        except (ValueError, KeyError, OverflowError):
-            kind = {
-                bool: 'true or false',
-                int: 'a whole number, such as 1000 or 1e3',
-                float: 'a finite number',
-            }[field.type]
-            raise argparse.ArgumentTypeError(f"'{text}' is not {kind}") from None
-
-    return read
+    return {
+        bool: _boolean,
+        # `check` knows the least of each.
+        int: number(int, rule=', such as 1000 or 1e3'),
+        float: number(float, rule=' that is finite'),
+        str: str,
+    }[field.type]
 
 
 def _suite(task):
@@ -815,8 +841,25 @@ def _suite(task):
     return suite
 
 
-def fail(message, program='dreamer'):
-    """End the program with one line on stderr, the message's last, and exit code 2."""
-    line = str(message).strip().splitlines()[-1]
+def print_error(message, program):
+    """Print an error as one line on stderr: of a simulator's traceback its last."""
+    lines = str(message).strip().splitlines()
+    if any(line.startswith('Traceback (most recent') for line in lines):
+        lines = lines[-1:]
+    line = ' '.join(map(str.strip, lines))
     print(f'{program}: error: {line}', file=sys.stderr)
+
+
+def fail(message, program='dreamer'):
+    """End the program with one line on stderr and exit code 2."""
+    print_error(message, program)
     raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def refusing(program):
+    """End the program as `fail` does where the block raises ConfigError."""
+    try:
+        yield
+    except ConfigError as error:
+        fail(error, program)

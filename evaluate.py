@@ -47,13 +47,16 @@ CONTEXT, DREAM = 5, 50
 
 def parse(argv):
     """The command line; raises ConfigError with one line on anything impossible."""
-    parser = configs.Parser(
-        prog='evaluate.py', description=__doc__.splitlines()[0], allow_abbrev=False
-    )
+    parser = configs.Parser(prog='evaluate.py', description=__doc__.splitlines()[0])
     parser.add_argument(
         '--logdir', type=configs.home, required=True, help='folder of the run'
     )
-    parser.add_argument('--episodes', type=_count, default=10, help='(default: 10)')
+    parser.add_argument(
+        '--episodes',
+        type=configs.number(int, 1, ' from {} on'),
+        default=10,
+        help='(default: 10)',
+    )
     parser.add_argument(
         '--video',
         type=_video,
@@ -70,7 +73,10 @@ def parse(argv):
         '.gif or .mp4 file',
     )
     parser.add_argument(
-        '--seed', type=int, default=0, help='of the episodes (default: 0)'
+        '--seed',
+        type=configs.number(int, 0),
+        default=0,
+        help='of the episodes (default: 0)',
     )
     parser.add_argument(
         '--verbose',
@@ -81,8 +87,6 @@ def parse(argv):
         help="print TensorFlow's and the simulators' own messages",
     )
     args = parser.parse_args(argv)
-    if args.seed < 0:
-        raise configs.ConfigError(f'--seed is {args.seed}; it must be at least 0')
     if args.video and args.video == args.dream:
         raise configs.ConfigError(f'--video and --dream are both {args.video}')
     if not pathlib.Path(args.logdir).is_dir():
@@ -90,14 +94,8 @@ def parse(argv):
     return args
 
 
-def _count(text):
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 on")
-    return int(text)
-
-
 def _video(text):
-    path = pathlib.Path(configs.home(text))
+    path = configs.home_path(text)
     if path.suffix not in VIDEOS:
         raise argparse.ArgumentTypeError(
             f"'{text}' does not end in {' or '.join(VIDEOS)}"

@@ -9,14 +9,11 @@ down is `task/method/seed`; any other one, the logdir itself included, is named 
 What is read and how it is averaged: see `comparison.py`.
 """
 
-import argparse
 import contextlib
 import csv
 import io
 import itertools
 import math
-import pathlib
-import re
 import sys
 
 import matplotlib
@@ -420,45 +417,23 @@ def render(figure):
 # The command line.
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise ScoreError(message)
-
-
-def _folder(text):
-    return pathlib.Path(configs.home(text))
-
-
-def _steps(text):
-    """A positive number of steps; may be written 1e6."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 1 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 1")
-    return value
-
-
 def parse(argv=None):
-    """The command line's words as a namespace; ScoreError on bad ones."""
-    parser = _Parser(
-        prog='plotting.py',
-        allow_abbrev=False,
-        description='Draw local runs beside the published results.',
+    """The command line's words as a namespace; ConfigError on bad ones."""
+    parser = configs.Parser(
+        prog='plotting.py', description='Draw local runs beside the published results.'
     )
     parser.add_argument(
         '--logdir',
         nargs='+',
         required=True,
-        type=_folder,
+        type=configs.home_path,
         metavar='DIR',
         help='trees of task/method/seed/metrics.jsonl, '
         'or folders of runs, which their config.json names',
     )
     parser.add_argument(
         '--out',
-        type=_folder,
+        type=configs.home_path,
         metavar='DIR',
         help='where figures and tables go (default: plots in the first logdir)',
     )
@@ -478,29 +453,29 @@ def parse(argv=None):
     )
     parser.add_argument(
         '--bin',
-        type=_steps,
+        type=configs.number(float, 1),
         metavar='STEPS',
         help='width of bins [environment steps] (default: by the length of runs)',
     )
     parser.add_argument(
         '--steps',
-        type=_steps,
+        type=configs.number(float, 1),
         help='score runs at so many '
         'environment steps (default: the last that most have)',
     )
     parser.add_argument(
         '--xmax',
-        type=_steps,
+        type=configs.number(float, 1),
         metavar='STEPS',
         help='end of the horizontal axis (default: of the longest run)',
     )
     args = parser.parse_args(argv)
     for folder in args.logdir:
         if not folder.is_dir():
-            raise ScoreError(f'--logdir {folder} is not a folder')
+            raise configs.ConfigError(f'--logdir {folder} is not a folder')
     args.out = args.out or args.logdir[0] / 'plots'
     if args.out.exists() and not args.out.is_dir():
-        raise ScoreError(f'--out {args.out} is not a folder')
+        raise configs.ConfigError(f'--out {args.out} is not a folder')
     return args
 
 
@@ -570,8 +545,8 @@ def main(argv=None):
         args = parse(argv)
         files, notes = make_files(args, comparison.Published())
         write_files(args.out, files)
-    except (ScoreError, OSError) as error:
-        print('plotting: error:', re.sub(r'\s+', ' ', str(error)), file=sys.stderr)
+    except (configs.ConfigError, ScoreError, OSError) as error:
+        configs.print_error(error, 'plotting')
         return 2
     for note in notes:
         print(note)

@@ -10,16 +10,13 @@ started again and resumes from its own logdir. The same command again goes on wi
 is not finished. What the runs print is in ROOT/output.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import io
 import itertools
 import json
-import math
 import os
 import pathlib
-import re
 import sys
 import time
 
@@ -275,29 +272,12 @@ def run_all(ray, jobs, args):
 # The command line.
 
 
-def _number(kind, minimum):
-    def read(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not minimum <= value < math.inf:
-            raise argparse.ArgumentTypeError(
-                f"'{text}' is not a {'whole ' * (kind is int)}number of at least "
-                f'{minimum}'
-            )
-        return value
-
-    return read
-
-
 def parse(argv):
     """The command line's words before `--`; raises SweepError or configs.ConfigError on
     bad ones.
     """
     parser = configs.Parser(
         prog='sweep.py',
-        allow_abbrev=False,
         description='Many runs on Ray. Words after -- go to dreamer.py.',
     )
     parser.add_argument(
@@ -317,14 +297,14 @@ def parse(argv):
     )
     parser.add_argument(
         '--seeds',
-        type=_number(int, 1),
+        type=configs.number(int, 1),
         default=1,
         metavar='N',
         help='runs with the seeds 0 to N - 1 (default: 1)',
     )
     parser.add_argument(
         '--root',
-        type=lambda text: pathlib.Path(configs.home(text)),
+        type=configs.home_path,
         required=True,
         metavar='DIR',
         help='holds task/method/seed, as plotting.py reads it',
@@ -337,21 +317,21 @@ def parse(argv):
     )
     parser.add_argument(
         '--gpus_per_run',
-        type=_number(float, 0),
+        type=configs.number(float, 0),
         metavar='X',
         help='may be a fraction, so that runs share a GPU (default: 1 '
         'where there are GPUs)',
     )
     parser.add_argument(
         '--cpus_per_run',
-        type=_number(float, 0),
+        type=configs.number(float, 0),
         default=1.0,
         metavar='X',
         help='cores (default: 1)',
     )
     parser.add_argument(
         '--retries',
-        type=_number(int, 0),
+        type=configs.number(int, 0),
         default=3,
         metavar='N',
         help='how often a failed run is started again (default: 3)',
@@ -382,7 +362,7 @@ def main(argv=None):
         left = any(job.state != 'finished' for job in jobs)
         ray = cluster.connect(args) if left else None
     except (SweepError, configs.ConfigError, comparison.ScoreError, OSError) as error:
-        print('sweep: error:', re.sub(r'\s+', ' ', str(error)), file=sys.stderr)
+        configs.print_error(error, 'sweep')
         return 2
     print('\n'.join(describe(jobs, rows=False)), flush=True)
     if ray:

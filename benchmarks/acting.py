@@ -26,6 +26,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import configs
 import wrappers
 from acting import workers
 from acting.collector import Collector
@@ -113,11 +114,14 @@ def measure(steps, repeats):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--steps', type=int, default=300, help='agent steps')
-    parser.add_argument('--repeats', type=int, default=3)
+    parser = configs.Parser(prog='acting.py', description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--steps', type=configs.number(int, 1), default=300, help='agent steps'
+    )
+    parser.add_argument('--repeats', type=configs.number(int, 1), default=3)
     parser.add_argument('--bare', choices=SETTINGS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    with configs.refusing('acting'):
+        args = parser.parse_args()
     if args.bare:
         print(bare(args.bare, args.steps))
     else:

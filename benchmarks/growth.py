@@ -7,7 +7,6 @@ The last line is one JSON object: by size, pairs of it with seconds and with MB;
 `replay`, MB of a replay in memory and of one bounded to 100 MB by the MB on disk.
 """
 
-import argparse
 import functools
 import json
 import pathlib
@@ -20,8 +19,8 @@ import numpy as np
 FOLDER = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
+import configs  # noqa: E402
 from benchmarks import data, run  # noqa: E402
-from configs import Config, home  # noqa: E402
 from storage import replay  # noqa: E402
 
 SIZES = dict(
@@ -86,7 +85,7 @@ def draw(figures, path):
         sizes, seconds, peaks = zip(*figures[name], strict=True)
         ax.plot(sizes, seconds, 'o-', color='tab:blue')
         ax.set(xlabel=label, ylim=(0, None), xlim=(0, None))
-        ax.axvline(getattr(Config, name), color='0.8', zorder=0)
+        ax.axvline(getattr(configs.Config, name), color='0.8', zorder=0)
         right = ax.twinx()
         right.plot(sizes, np.array(peaks) / 1000, 's--', color='tab:orange')
         right.set(ylim=(0, None))
@@ -104,18 +103,21 @@ def draw(figures, path):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = configs.Parser(prog='growth.py', description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--out', type=home, default=str(FOLDER.parent / 'docs' / 'growth.png')
+        '--out', type=configs.home, default=str(FOLDER.parent / 'docs' / 'growth.png')
     )
-    parser.add_argument('--repeats', type=int, default=3, help='timed updates')
-    args = parser.parse_args()
+    parser.add_argument(
+        '--repeats', type=configs.number(int, 1), default=3, help='timed updates'
+    )
+    with configs.refusing('growth'):
+        args = parser.parse_args()
     figures = {}
     for name, sizes in SIZES.items():
-        figures[name] = []
+        figures[name], paper = [], getattr(configs.Config, name)
         for size in sizes:
             # The paper's own sizes, which all have in common, are measured once.
-            flags = () if size == getattr(Config, name) else (f'--{name}', str(size))
+            flags = () if size == paper else (f'--{name}', str(size))
             figures[name].append((size, *update(args.repeats, *flags)))
             print(
                 f'{name} {size}: {figures[name][-1][1]:.2f} s, '

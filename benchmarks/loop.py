@@ -16,7 +16,6 @@ overhead is rather too large than too small. The last line is one JSON object:
                 over episodes, metrics, videos, checkpoints
 """
 
-import argparse
 import json
 import pathlib
 import pstats
@@ -24,7 +23,12 @@ import subprocess
 import sys
 import tempfile
 
-DREAMER = pathlib.Path(__file__).resolve().parent.parent / 'dreamer.py'
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import configs  # noqa: E402
+
+DREAMER = ROOT / 'dreamer.py'
 FLAGS = ['--task', 'dmc_walker_walk', '--configs', 'small']
 START, PREFILL = 2000, ['--prefill', '1000', '--pretrain', '10']
 # The function, by file and name, whose time each figure is, with all that it calls.
@@ -60,11 +64,12 @@ def measure(folder, steps, flags):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], allow_abbrev=False
+    parser = configs.Parser(prog='loop.py', description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--steps', type=configs.number(int, 1), default=6000, help='environment steps'
     )
-    parser.add_argument('--steps', type=int, default=6000, help='environment steps')
-    args, flags = parser.parse_known_args()
+    with configs.refusing('loop'):
+        args, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(pathlib.Path(folder), args.steps, flags)
     print(json.dumps(figures))

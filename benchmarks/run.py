@@ -8,7 +8,6 @@ with them. The targets are for 2 CPU cores and float32, if nothing else is said;
 networks are those of `SMALL`, on one core.
 """
 
-import argparse
 import json
 import operator
 import os
@@ -18,6 +17,9 @@ import subprocess
 import sys
 
 FOLDER = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parent))
+
+import configs  # noqa: E402
 
 FLOAT32, BFLOAT16 = ('--precision', '32'), ('--precision', 'bfloat16')
 SMALL = '--cnn_depth', '8', '--num_units', '128'
@@ -121,10 +123,13 @@ def table(figures):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--runs', type=int, default=3, help='medians are over these')
+    parser = configs.Parser(prog='run.py', description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--runs', type=configs.number(int, 1), default=3, help='medians are over these'
+    )
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS))
-    args = parser.parse_args()
+    with configs.refusing('run'):
+        args = parser.parse_args()
     runs = [measure(args.parts) for _ in range(args.runs)]
     medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     print(*table(medians), sep='\n')

@@ -23,7 +23,6 @@ Paper sizes unless flags say otherwise. The last line is one JSON object:
                  see launches.py for what counts
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -208,17 +207,17 @@ def policy_ms(agent, envs, calls=300):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], allow_abbrev=False
+    parser = configs.Parser(prog='train_step.py', description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--task_actions', type=configs.number(int, 1), default=6, help='action size'
     )
-    parser.add_argument('--task_actions', type=int, default=6, help='action size')
-    parser.add_argument('--repeats', type=int, default=5, help='timed updates')
+    parser.add_argument(
+        '--repeats', type=configs.number(int, 1), default=5, help='timed updates'
+    )
     parser.add_argument('--plain_allocator', action='store_true')
-    args, flags = parser.parse_known_args()
-    try:
+    with configs.refusing('train_step'):
+        args, flags = parser.parse_known_args()
         config = configs.parse(flags)
-    except configs.ConfigError as error:
-        configs.fail(error)
     if not args.plain_allocator:
         startup.keep_freed_memory()
     config, _ = startup.set_up_devices(config)

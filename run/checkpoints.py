@@ -263,9 +263,9 @@ def load_into(checkpoint, path):
     """
     try:
         with plain(path) as name:
-            status = checkpoint.read(name)
             # It also holds what only a run needs, to go on.
-            status.assert_existing_objects_matched().expect_partial()
+            status = checkpoint.read(name).expect_partial()
+            status.assert_existing_objects_matched()
     except (ValueError, AssertionError, tf.errors.OpError) as error:
         raise configs.ConfigError(
             f'{path} is of another network or version ({str(error).splitlines()[0]})'

@@ -1,5 +1,6 @@
 """The command line: bad input, and whole runs on the real simulator."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -154,6 +155,73 @@ def test_no_working_renderer_is_one_line(tmp_path):
     lines = [line for line in output.splitlines() if line.startswith('dreamer: error')]
     assert process.returncode == 2 and len(lines) == 1 and 'MUJOCO_GL' in lines[0]
     assert 'Traceback' not in output and not (tmp_path / 'logs').exists()
+
+
+@pytest.mark.parametrize(
+    'kind, minimum, text, value',
+    [
+        (int, 0, '0', 0),
+        (int, 1, '1e3', 1000),
+        (int, -5, '-5', -5),
+        (int, 1, '9007199254740993', 2**53 + 1),
+        (int, 1, '0', "'0' is not a whole number of at least 1"),
+        (int, 0, '1.5', "'1.5' is not a whole number of at least 0"),
+        (int, 0, 'inf', "'inf' is not a whole number of at least 0"),
+        (int, 0, '\u00b2', "'\u00b2' is not a whole number of at least 0"),
+        (int, 0, '', "'' is not a whole number of at least 0"),
+        (float, 1, '1e4', 1e4),
+        (float, 1, '0.5', "'0.5' is not a number of at least 1"),
+        (float, 0, 'nan', "'nan' is not a number of at least 0"),
+        (float, -float('inf'), '-inf', "'-inf' is not a number of at least -inf"),
+    ],
+)
+def test_numbers_of_the_command_line(kind, minimum, text, value):
+    read = configs.number(kind, minimum)
+    if isinstance(value, str):
+        with pytest.raises(argparse.ArgumentTypeError) as error:
+            read(text)
+        assert str(error.value) == value
+    else:
+        assert read(text) == value and type(read(text)) is kind
+
+
+def test_every_program_has_the_one_parser():
+    programs = [*ROOT.glob('*.py'), *ROOT.glob('benchmarks/*.py')]
+    makers = [path.name for path in programs if 'ArgumentParser' in path.read_text()]
+    assert makers == ['configs.py']
+
+
+@pytest.mark.parametrize('name', ['run', 'acting', 'loop'])
+def test_bad_flags_of_benchmarks_are_one_line(name):
+    flag = '--runs' if name == 'run' else '--steps'
+    process = subprocess.run(
+        [sys.executable, ROOT / 'benchmarks' / f'{name}.py', flag, '0'],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2 and not process.stdout
+    assert process.stderr == (
+        f"{name}: error: argument {flag}: '0' is not a whole number of at least 1\n"
+    )
+
+
+@pytest.mark.parametrize('main', [dreamer.main, evaluate.main, plotting.main])
+def test_errors_that_name_a_name_of_two_lines_are_one(capsys, tmp_path, main):
+    words = ['--logdir', f'{tmp_path}/a\nb']
+    if main is dreamer.main:
+        words = ['--task', 'a\nb']
+    try:
+        assert main(words) == 2
+    except SystemExit as error:
+        assert error.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'a b' in line
+
+
+def test_of_a_traceback_the_last_line_is_printed(capsys):
+    text = 'It failed:\nTraceback (most recent call last):\n  File "x"\nKeyError: 3\n'
+    configs.print_error(RuntimeError(text), 'dreamer')
+    assert capsys.readouterr().err == 'dreamer: error: KeyError: 3\n'
 
 
 def test_logdir_of_another_configuration_is_refused(tmp_path, capsys):
