@@ -7,7 +7,11 @@ import pytest
 import plotting
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = [('README.md', 'long'), ('docs/comparisons.md', 'methods')]
+PAGES = [
+    ('README.md', 'long'),
+    ('docs/comparisons.md', 'methods'),
+    ('docs/performance.md', 'discrete'),
+]
 
 
 def claims(text, results, out):
