@@ -376,6 +376,14 @@ class Dreamer(tf.Module):
             for (name, shape), part in zip(shapes.items(), parts, strict=True)
         }
 
+    def on_device(self, data):
+        """A replay batch of arrays as tensors where `train` takes them from: on the
+        GPU, or on the host where several devices split them.
+        """
+        gpu = tf.config.list_physical_devices('GPU') and not self._strategy
+        with tf.device('GPU:0' if gpu else 'CPU:0'):
+            return {key: tf.identity(array) for key, array in data.items()}
+
     def _train(self, data):
         """One update of world model, actor and value network from a replay batch
         [B, L, ...], or this machine's part of it; returns scalar metrics.

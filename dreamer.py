@@ -214,7 +214,9 @@ class Run:
 
     def batches(self, updates):
         """Batches of replay for so many updates, fewer where the run shall stop."""
-        stream = self.replay.stream(self.config.batch_size, updates)
+        stream = self.replay.stream(
+            self.config.batch_size, updates, self.agent.on_device
+        )
         with contextlib.closing(stream):
             for _ in range(updates):
                 if self.stop:

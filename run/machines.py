@@ -227,7 +227,8 @@ class Team:
         """Yield this machine's part of each batch of a phase, which ends early when
         `stop()` is true anywhere.
         """
-        with contextlib.closing(stored.stream(self.batch_size, updates)) as stream:
+        stream = stored.stream(self.batch_size, updates, agent.on_device)
+        with contextlib.closing(stream):
             for _ in range(updates):
                 asked = self.gather(stop())[:, 0]
                 if asked.any():

@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import datetime
 import errno
+import functools
 import os
 import pathlib
 import sys
@@ -213,8 +214,9 @@ class Replay:
             self._fill({key: array[row] for key, array in data.items()})
         return data
 
-    def stream(self, batch, count):
-        """Yield `count` batches, drawing the next while the caller uses the last.
+    def stream(self, batch, count, prepare=lambda data: data):
+        """Yield `count` batches, drawing the next while the caller uses the last, and
+        handing it to `prepare` in the same thread.
 
         The batches are those of `count` calls of `sample`. Call nothing else here until
         the stream has ended. A caller may leave early: what was drawn ahead is then
@@ -223,12 +225,15 @@ class Replay:
         state = self.get_state()
         try:
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
-                upcoming = [pool.submit(self.sample, batch)] if count else []
+                draw = functools.partial(
+                    pool.submit, lambda: prepare(self.sample(batch))
+                )
+                upcoming = [draw()] if count else []
                 for remaining in reversed(range(count)):
                     data = upcoming.pop().result()
                     state = self.get_state()
                     if remaining:
-                        upcoming.append(pool.submit(self.sample, batch))
+                        upcoming.append(draw())
                     yield data
         finally:
             self.set_state(state)

@@ -12,6 +12,7 @@ import re
 import resource
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 
@@ -658,6 +659,8 @@ def test_stream_yields_what_repeated_calls_of_sample_return(tmp_path):
     for batch in streamed:
         assert_equal(batch, other.sample(4))
     assert replay.get_state() == other.get_state()
+    threads = set(replay.stream(4, 3, lambda data: threading.get_ident()))
+    assert threads and threading.get_ident() not in threads
     assert list(replay.stream(4, 0)) == []
 
 
