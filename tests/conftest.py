@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -16,6 +17,16 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 import numpy as np
 
 from run import startup
+
+# Tests that run in the background would hand on that signals are ignored there, which
+# programs respect.
+for number, handler in {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}.items():
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A user's environment: without what this process has set for those that it starts.
