@@ -140,7 +140,10 @@ class Ledger:
         )
         losses = [line for line in lines if 'gradient_step' in line]
         updates = [line['gradient_step'] for line in losses]
-        assert updates == sorted(set(updates))
+        logged = [line['step'] for line in losses]
+        assert logged == sorted(set(logged))
+        # The last step is logged, also where no update was due after the one before.
+        assert updates[:-1] == sorted(set(updates[:-1])) and updates == sorted(updates)
         began = weights(self.logdir)['agent/train_start/.ATTRIBUTES/VARIABLE_VALUE']
         assert updates[-1] == 2 + 2 * ((losses[-1]['step'] - began) // 40)
         assert losses[-1]['episodes_dropped'] == 0
@@ -354,7 +357,7 @@ def test_disk_that_really_fills_up_and_one_that_is_read_only(small_disk):
 
 def test_soak():
     done = subprocess.run(
-        [sys.executable, str(ROOT / 'tests/soak.py'), '--kills', '1'],
+        [sys.executable, str(ROOT / 'tests/run/soak.py'), '--kills', '1'],
         text=True,
         capture_output=True,
         timeout=600,
