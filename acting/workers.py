@@ -478,7 +478,26 @@ def leave_signals_to_parent():
             if signal.getsignal(number) is nothing:
                 signal.signal(number, handler)
 
-    os.register_at_fork(after_in_child=restore)
+    restore_in_forks(usual, restore)
+
+
+def restore_in_forks(numbers, restore):
+    """Call `restore` in every process that this one forks, before any of the signals
+    `numbers` reaches it: until then they wait.
+    """
+    numbers = set(numbers)
+
+    def wait():
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def go_on():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    def begin():
+        restore()
+        go_on()
+
+    os.register_at_fork(before=wait, after_in_parent=go_on, after_in_child=begin)
 
 
 def main():

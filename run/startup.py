@@ -20,6 +20,8 @@ import sys
 import tempfile
 import threading
 
+from acting import workers
+
 SETTINGS = dict(
     TF_CPP_MIN_LOG_LEVEL='3',
     EGL_LOG_LEVEL='fatal',
@@ -196,7 +198,7 @@ def heed_signals(stop, what):
             if signal.getsignal(number) is _do_nothing:
                 signal.signal(number, signal.SIG_DFL)
 
-    os.register_at_fork(after_in_child=restore)
+    workers.restore_in_forks(signals, restore)
 
     def listen(theirs):
         stopping = asked = False
