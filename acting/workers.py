@@ -495,6 +495,11 @@ def restore_in_forks(numbers, restore):
 
     def begin():
         restore()
+        interrupt = signal.SIGINT
+        if interrupt in signal.sigpending():
+            # Here the exception that Python makes of it would be swallowed.
+            if signal.getsignal(interrupt) == signal.default_int_handler:
+                signal.signal(interrupt, signal.SIG_DFL)
         go_on()
 
     os.register_at_fork(before=wait, after_in_parent=go_on, after_in_child=begin)
