@@ -248,7 +248,7 @@ class Growing(gymnasium.Env):
     metadata = {'render_modes': ['rgb_array']}
     action_space = gymnasium.spaces.Discrete(3)
     observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
-    length = -2
+    length = -6  # Its images are looked at when it is made, by a reset.
 
     def __init__(self, render_mode=None):
         pass
