@@ -498,7 +498,8 @@ def resume_precision(config):
     path = pathlib.Path(config.logdir) / 'config.json'
     if config.precision != 'auto' or not path.exists():
         return config
-    return dataclasses.replace(config, precision=_read_stored(path)['precision'])
+    precision = _read_stored(path).get('precision', 'auto')
+    return dataclasses.replace(config, precision=precision)
 
 
 def _warn(config, suite):

@@ -425,6 +425,11 @@ def test_runs_of_earlier_presets_go_on_by_the_same_command(tmp_path, words):
     assert configs.resume_precision(config).precision == 'bfloat16'
     asked = configs.parse([*argv, '--precision', '32'])
     assert configs.resume_precision(asked).precision == '32'
+    path.write_text(json.dumps(dict(config=old | dict(precision='auto'))))
+    path.write_text(path.read_text().replace('"precision"', '"other"'))
+    assert configs.resume_precision(config).precision == config.precision
+    assert configs.resume_precision(configs.parse(argv)).precision == 'auto'
+    path.write_text(json.dumps(dict(config=dict(old, precision='bfloat16'))))
     # Not by any other command.
     argv += ['--discount', '0.5']
     assert configs.differences(configs.settle(argv, config, discrete), path)
