@@ -39,16 +39,17 @@ ONE_CORE = 'small', 'small_bfloat16'
 # A part's updates, and whose time they are given in shares of.
 SHARES = dict(bfloat16='train_step', small_bfloat16='small')
 
-# What is judged, its figure, the target, and the 2020 code on the same kind of machine.
+# What is judged, its figure, the target, and the 2020 code where its figure does not
+# depend on the machine much (the ratio is of a processor with AVX-512).
 TARGETS = [
-    ('update / floor of its arithmetic', 'train_step.ratio', '<=', 1.25, '6.0'),
-    ('policy call, 1 environment [ms]', 'train_step.policy_ms', '<=', 1.0, '2.0'),
+    ('update / floor of its arithmetic', 'train_step.ratio', '<=', 1.25, '2.15'),
+    ('policy call, 1 environment [ms]', 'train_step.policy_ms', '<=', 1.0, ''),
     (
         'policy call, 16 environments [ms]',
         'train_step.policy_16_ms',
         '<=',
         'train_step.policy_16_bound_ms',
-        '10.7 (encoder)',
+        '',
     ),
     ('construction and tracing [s]', 'train_step.build_s', '<=', 10, 'over 20'),
     ('peak memory [MB]', 'train_step.peak_rss_mb', '<=', 4000, '4900'),
@@ -67,7 +68,7 @@ TARGETS = [
     ('the same in float16', 'train_step.launches_16', '<=', 7000, ''),
     ('batches from memory [1/s]', 'data.batches_per_s', '>=', 20, ''),
     ('batches from disk / from memory', 'data.disk_share', '>=', 0.5, ''),
-    ('handing over an episode [ms]', 'data.add_ms', '<=', 20, '520'),
+    ('handing over an episode [ms]', 'data.add_ms', '<=', 20, ''),
     ('walker in a worker / bare', 'acting.worker_share', '>=', 0.9, ''),
     ('Atari, 2 workers / 1', 'acting.atari_gain', '>=', 1.7, ''),
     ('loop overhead, share of the time', 'loop.overhead', '<=', 0.03, ''),
