@@ -326,8 +326,10 @@ class Config:
 
 
 # Discrete control with early termination: the paper's section 6 and appendix A.
-# What discrete actions ask for, whatever the simulator is. The entropy is not the
-# paper's: without it the actor is certain before the world model has learned.
+# What discrete actions ask for, whatever the simulator is. Two values are not the
+# paper's. Without an entropy bonus the actor is certain before the world model has
+# learned. And where an image says little, as that of a thin pole, 3 nats are more than
+# all that a step tells: then nothing teaches the dynamics, nor, from there, the ends.
 _ONE_HOT = dict(
     horizon=10,
     kl_scale=0.1,
@@ -339,6 +341,7 @@ _ONE_HOT = dict(
     expl_decay=200_000.0,
     eval_noise=0.001,
     actor_entropy=0.3,
+    free_nats=0.0,
 )
 _DISCRETE = dict(
     _ONE_HOT, action_repeat=4, time_limit=108_000, prefill=10_000, train_every=2_000
@@ -354,7 +357,7 @@ SUITE_PRESETS = {
     'dummy': dict(action_repeat=1, time_limit=50),
 }
 # On top of that, where the actions turn out to be discrete.
-IF_DISCRETE = {'gym': _ONE_HOT}
+IF_DISCRETE = {'gym': dict(_ONE_HOT, expl_decay=5_000.0)}
 
 PRESETS = {
     'debug': dict(
@@ -403,37 +406,44 @@ PRESETS = {
         reward_layers=3,
         actor_layers=3,
         expl_action='mode',
+        free_nats=3.0,
         free_nats_per_step=True,
         actor_entropy=0.0,
     ),
 }
 
-# As they once were: the same command still resumes the runs of then.
-BEFORE = {
-    'small': dict(
-        steps=100_000,
-        eval_every=5_000,
-        save_every=5_000,
-        batch_size=12,
-        batch_length=16,
-        horizon=10,
-        cnn_depth=8,
-        cnn_act='elu',
-        num_units=128,
-        model_lr=1e-3,
-        actor_lr=8e-5,
-        value_lr=3e-4,
-        free_nats=0.0,
-        kl_scale=0.3,
-        discount=0.95,
-        action_init_std=1.0,
-        render_quality='fast',
-        plan_candidates=100,
-        plan_iterations=5,
-        plan_elites=10,
-        plan_horizon=10,
-    )
-}
+# What presets once were, the latest first: the same command still resumes the runs of
+# then. `onehot` is laid over each preset that has an entropy bonus.
+_EARLIER_ONE_HOT = dict(free_nats=3.0, expl_decay=200_000.0)
+EARLIER = (
+    dict(onehot=dict(_EARLIER_ONE_HOT, actor_entropy=0.3)),
+    dict(
+        onehot=dict(_EARLIER_ONE_HOT, actor_entropy=0.0),
+        small=dict(
+            steps=100_000,
+            eval_every=5_000,
+            save_every=5_000,
+            batch_size=12,
+            batch_length=16,
+            horizon=10,
+            cnn_depth=8,
+            cnn_act='elu',
+            num_units=128,
+            model_lr=1e-3,
+            actor_lr=8e-5,
+            value_lr=3e-4,
+            free_nats=0.0,
+            kl_scale=0.3,
+            discount=0.95,
+            action_init_std=1.0,
+            render_quality='fast',
+            plan_candidates=100,
+            plan_iterations=5,
+            plan_elites=10,
+            plan_horizon=10,
+        ),
+    ),
+)
 
 
 def parse(argv):
@@ -448,23 +458,25 @@ def parse(argv):
     return config
 
 
-def _parse(argv, discrete=False, before=False):
+def _parse(argv, discrete=False, earlier=None):
     """`parse` without a warning. `discrete`: the task's actions are known to be;
-    `before`: the presets are those of earlier versions.
+    `earlier`: presets of an earlier version, one of `EARLIER`.
     """
     args = vars(_parse_known(_parser(), argv))
-    presets = args.pop('configs') or []
-    suite = _suite(args.get('task', Config.task))
-    values = SUITE_PRESETS[suite] | (IF_DISCRETE.get(suite, {}) if discrete else {})
-    for name in presets:
+    names = args.pop('configs') or []
+    for name in names:
         if name not in PRESETS:
             raise ConfigError(
                 f"unknown preset '{name}' in --configs; possible: {', '.join(PRESETS)}"
             )
-        values.update((BEFORE if before else {}).get(name, PRESETS[name]))
-    if before:
-        values.update(ADDED)
-    values.update(args)
+    suite = _suite(args.get('task', Config.task))
+    presets = [SUITE_PRESETS[suite], IF_DISCRETE.get(suite, {}) if discrete else {}]
+    earlier, values = earlier or {}, {}
+    for preset in presets + [earlier.get(name, PRESETS[name]) for name in names]:
+        values |= preset
+        if preset.get('actor_entropy'):
+            values |= earlier.get('onehot', {})
+    values |= args
     config = check(Config(**values))
     if config.method == 'planet' and args.get('actor_entropy'):
         raise ConfigError(
@@ -476,7 +488,7 @@ def _parse(argv, discrete=False, before=False):
 
 def settle(argv, config, discrete):
     """The configuration once the actions are known to be discrete or not, which `parse`
-    could not know, and by presets of before where the run was started with those.
+    could not know, and by earlier presets where the run was started with those.
 
     Args:
       argv: words of the command line.
@@ -484,13 +496,11 @@ def settle(argv, config, discrete):
       discrete: whether the task's actions are.
     """
     path = pathlib.Path(config.logdir) / 'config.json'
-    usual, before = (
-        dataclasses.replace(_parse(argv, discrete, before), precision=config.precision)
-        for before in (False, True)
-    )
-    if differences(usual, path) and not differences(before, path):
-        return before
-    return usual
+    found = [
+        dataclasses.replace(_parse(argv, discrete, earlier), precision=config.precision)
+        for earlier in (None, *EARLIER)
+    ]
+    return next((x for x in found if not differences(x, path)), found[0])
 
 
 def resume_precision(config):

@@ -396,6 +396,7 @@ def test_discrete_actions_choose_their_settings_and_resume(tmp_path):
     subprocess.run([sys.executable, ROOT / 'dreamer.py', *argv], check=True)
     stored = configs.read(tmp_path / 'run' / 'config.json')
     assert (stored.kl_scale, stored.actor_entropy) == (0.1, 0.3)
+    assert (stored.free_nats, stored.expl_decay) == (0, 5000)
     assert (stored.action_repeat, stored.expl_amount, stored.horizon) == (1, 0.5, 5)
     config, _, _, envs = dreamer.set_up([*argv, '--steps', '150'])
     workers.close_workers(envs)
@@ -405,23 +406,37 @@ def test_discrete_actions_choose_their_settings_and_resume(tmp_path):
     assert configs.parse(['--task', 'gym_CarRacing-v3']).actor_entropy == 0
 
 
+@pytest.mark.parametrize('generation', range(len(configs.EARLIER)))
 @pytest.mark.parametrize(
-    'words', ['dmc_walker_walk --configs small', 'atari_pong', 'gym_CartPole-v1']
+    'words',
+    [
+        'dmc_walker_walk --configs small',
+        'atari_pong',
+        'gym_CartPole-v1',
+        'gym_CartPole-v1 --configs discrete small --kl_scale 0.2',
+    ],
 )
-def test_runs_of_earlier_presets_go_on_by_the_same_command(tmp_path, words):
+def test_runs_of_earlier_presets_go_on_by_the_same_command(tmp_path, words, generation):
+    earlier = configs.EARLIER[generation]
     argv = ['--logdir', str(tmp_path), '--task', *words.split()]
     discrete = 'dmc' not in words
     usual = configs.settle(argv, configs.parse(argv), discrete)
     # As the versions before wrote it.
-    old = dict(dataclasses.asdict(usual), actor_entropy=0.0)
+    old = dataclasses.asdict(usual)
+    if discrete:
+        old |= earlier['onehot']
     if 'small' in words:
-        old |= configs.BEFORE['small']
-    del old['actor_entropy']
+        old |= earlier.get('small', {})
+    for name, typed in zip(argv, argv[1:], strict=False):
+        if name == '--kl_scale':
+            old['kl_scale'] = float(typed)
+    if generation == len(configs.EARLIER) - 1:
+        del old['actor_entropy']
     path = tmp_path / 'config.json'
     path.write_text(json.dumps(dict(config=dict(old, precision='bfloat16'))))
     config = configs.settle(argv, configs.parse(argv), discrete)
     assert configs.differences(config, path) == []
-    assert (config != usual) and config.actor_entropy == 0
+    assert config.actor_entropy == old.get('actor_entropy', 0)
     assert configs.resume_precision(config).precision == 'bfloat16'
     asked = configs.parse([*argv, '--precision', '32'])
     assert configs.resume_precision(asked).precision == '32'
