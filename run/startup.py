@@ -115,7 +115,10 @@ def suitable_precision(details):
 
     Returns:
       'bfloat16', which needs no loss scale, where all GPUs compute it natively, from
-      compute capability 8.0 on; '16' with older or unknown ones; '32' without any.
+      compute capability 8.0 on; '16' with older or unknown ones; '32' without any. On a
+      processor that computes bfloat16 natively an update in it takes two thirds of the
+      time, but each of four seeds of the continuous learning test scored lower than in
+      float32 (0.86 instead of 0.92 on average).
     """
     capabilities = [each.get('compute_capability', (0, 0)) for each in details]
     if not capabilities:

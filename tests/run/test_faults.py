@@ -184,6 +184,17 @@ def test_equal_seeds_and_stops_at_saves_make_equal_runs(tmp_path, reference):
     assert_same_run(tmp_path / 'same', reference)
 
 
+def test_the_same_holds_in_bfloat16(tmp_path):
+    flags = '--precision', 'bfloat16'
+    whole = start(tmp_path / 'whole', *flags)
+    finish(start(tmp_path / 'stopped', *flags, steps=260))
+    # A run goes on in the precision that it has.
+    _, output = finish(start(tmp_path / 'stopped', '--precision', 'auto'))
+    assert 'resumed at step 260' in output and 'bfloat16' in output
+    finish(whole)
+    assert_same_run(tmp_path / 'stopped', tmp_path / 'whole')
+
+
 def test_evaluation_that_a_signal_breaks_off_is_done_again(tmp_path, reference):
     logdir = tmp_path / 'run'
     _, output = finish(start(logdir, DREAMER_FAULT='evaluation:1:term'))
