@@ -298,6 +298,11 @@ class Dreamer(tf.Module):
       config: `configs.Config` with its precision resolved.
       action_size: A.
       strategy: of `replicas.make_strategy`; None is one device.
+
+    Attributes:
+      gradient_step: updates made.
+      env_step: environment steps taken, which the run counts.
+      train_start: `env_step` where training began; -1 while the prefill goes on.
     """
 
     MODE_SAMPLES = 100
@@ -315,16 +320,16 @@ class Dreamer(tf.Module):
         self.rng = tf.random.Generator.from_seed(config.seed)
         # Of its own: evaluating more or less often must not change the training.
         self.eval_rng = tf.random.Generator.from_seed(config.seed + 1)
-        self.gradient_step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.env_step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        # Where training began, [environment steps]; -1 while the prefill goes on.
-        self.train_start = tf.Variable(-1, dtype=tf.int64, trainable=False)
+        # Not variables: to read one waits until a GPU has done all that it was told.
+        self.gradient_step, self.env_step, self.train_start = 0, 0, -1
         self._strategy = strategy
-        # Replicas have copies of what trains; of noise and counters there is one.
+        # Replicas have copies of what trains; of the noise there is one.
         with strategy.scope() if strategy else contextlib.nullcontext():
             self._build(config, action_size)
         # No Python control flow depends on tensors: plain tracing is a third faster.
-        self.train = tf.function(self._train, autograph=False, jit_compile=config.jit)
+        self.compiled = tf.function(
+            self._train, autograph=False, jit_compile=config.jit
+        )
 
     def _build(self, config, action_size):
         self.world = WorldModel(config, action_size)
@@ -384,19 +389,22 @@ class Dreamer(tf.Module):
         with tf.device('GPU:0' if gpu else 'CPU:0'):
             return {key: tf.identity(array) for key, array in data.items()}
 
-    def _train(self, data):
+    def train(self, data):
         """One update of world model, actor and value network from a replay batch
         [B, L, ...], or this machine's part of it; returns scalar metrics.
         """
+        metrics = self.compiled(data)
+        self.gradient_step += 1
+        return metrics
+
+    def _train(self, data):
         rows, length = data['reward'].shape
         rows *= replicas.count_machines(self._strategy)
         return self.update(data, self.noise(rows, length))
 
     def update(self, data, noise):
-        """`train` with given noise."""
-        metrics = replicas.run(self._strategy, self._update, data, noise)
-        self.gradient_step.assign_add(1)
-        return metrics
+        """`train` with given noise, and not counted."""
+        return replicas.run(self._strategy, self._update, data, noise)
 
     def _update(self, data, noise):
         optimizer = self.optimizers['model']
@@ -463,10 +471,13 @@ class Dreamer(tf.Module):
           actions [E, A] in [-1, 1] or one-hot, and the state to pass on: what the agent
           believes and the action that it really took.
         """
-        return self.act(self.world.encoder(image), is_first, state, training)
+        embed = self.world.encoder(image)
+        return self.act(embed, is_first, state, training, self.gradient_step)
 
-    def act(self, embed, is_first, state, training):
-        """`policy`, given what the encoder made of the images, [E, its size]."""
+    def act(self, embed, is_first, state, training, gradient_step):
+        """`policy`, given what the encoder made of the images, [E, its size], and the
+        number of updates, by which exploration falls.
+        """
         config = self._config
         rng = self.rng if training else self.eval_rng
         belief, action = state
@@ -479,10 +490,7 @@ class Dreamer(tf.Module):
             action = self._act(latent, rng, training and config.expl_action == 'sample')
         amount = (
             tools.linear_schedule(
-                config.expl_amount,
-                config.expl_min,
-                config.expl_decay,
-                self.gradient_step,
+                config.expl_amount, config.expl_min, config.expl_decay, gradient_step
             )
             if training
             else config.eval_noise
@@ -598,10 +606,11 @@ class Policy:
     """
 
     def __init__(self, agent, envs, training):
+        self._agent = agent
         state = tf.nest.map_structure(tf.Variable, agent.initial_state(envs))
 
-        def act(embed, is_first):
-            action, new = agent.act(embed, is_first, state, training)
+        def act(embed, is_first, step):
+            action, new = agent.act(embed, is_first, state, training, step)
             tf.nest.map_structure(lambda old, value: old.assign(value), state, new)
             return action
 
@@ -614,15 +623,17 @@ class Policy:
         parts = [*agent.world.parts, agent.behavior.actor] if on_cpu else []
         with layers.in_float32(parts):
             self._act = tf.function(
-                lambda image, is_first: act(agent.world.encoder(image), is_first),
+                lambda image, *others: act(agent.world.encoder(image), *others),
                 autograph=False,
             ).get_concrete_function(
                 tf.TensorSpec((envs, 64, 64, 3), tf.uint8),
                 tf.TensorSpec((envs,), tf.bool),
+                tf.TensorSpec((), tf.int64),
             )
 
     def __call__(self, image, is_first):
         """[E, 64, 64, 3] uint8 and [E] bool, true where an episode starts, to actions
         [E, A] float32 in [-1, 1].
         """
-        return self._act(tf.constant(image), tf.constant(is_first)).numpy()
+        step = tf.constant(self._agent.gradient_step, tf.int64)
+        return self._act(tf.constant(image), tf.constant(is_first), step).numpy()

@@ -112,22 +112,22 @@ class Run:
     @property
     def step(self):
         """Environment steps taken, prefill included."""
-        return int(self.agent.env_step)
+        return self.agent.env_step
 
     @property
     def gradient_step(self):
         """Updates made."""
-        return int(self.agent.gradient_step)
+        return self.agent.gradient_step
 
     @property
     def phases(self):
         """Training phases that the steps since the prefill have earned."""
-        return (self.step - int(self.agent.train_start)) // self.config.train_every
+        return (self.step - self.agent.train_start) // self.config.train_every
 
     @property
     def phase_start(self):
         """Environment step at which the present training phase was due."""
-        return int(self.agent.train_start) + self.phases * self.config.train_every
+        return self.agent.train_start + self.phases * self.config.train_every
 
     def loop(self):
         """Algorithm 1 of the paper.
@@ -162,7 +162,7 @@ class Run:
             until = self.step if started else self.config.prefill
             self.collect(self.random_policy, until, 'prefill', least=1)
         if not self.stop and not started:
-            self.agent.train_start.assign(self.step)
+            self.agent.train_start = self.step
 
     def collect(self, policy, until, phase='collecting', least=0):
         """Act until `until` environment steps have been taken, and `least` episodes are
@@ -174,7 +174,7 @@ class Run:
         while (self.step < until or self.replay.episodes < least) and not self.stop:
             steps, episodes = self.collector.step(policy)
             self.progress.advance(steps)
-            self.agent.env_step.assign_add(steps)
+            self.agent.env_step += steps
             # Until they are kept: an error may end the run in between.
             self.dropped += len(episodes)
             for episode in episodes:
@@ -368,7 +368,7 @@ class Run:
         started += [0] * (env + 1 - len(started))
         started[env] = max(started[env], index + 1)
         self.dropped -= (env, index) in counted
-        self.agent.env_step.assign_add(steps - counted.get((env, index), 0))
+        self.agent.env_step += steps - counted.get((env, index), 0)
         self.log_episodes('train', [episode], count)
         # Its random actions were drawn from what the checkpoint holds.
         self.random = np.random.default_rng((self.config.seed, self.step))

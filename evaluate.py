@@ -287,7 +287,7 @@ def main(argv=None):
                 'started with --log_images false'
             )
         checkpoint = load_newest(agent, logdir / 'checkpoints')
-        step = int(agent.env_step)
+        step = agent.env_step
         print(
             f'{config.task}: {checkpoint.name} of {logdir}, step {step:,}', flush=True
         )
@@ -308,7 +308,7 @@ def main(argv=None):
                 logdir=str(logdir),
                 checkpoint=checkpoint.name,
                 step=step,
-                gradient_step=int(agent.gradient_step),
+                gradient_step=agent.gradient_step,
                 seed=args.seed,
                 mean=mean,
                 std=std,

@@ -54,7 +54,7 @@ def count(config, action_size):
     with mock.patch.object(tf.config, 'list_physical_devices', _one_gpu):
         agent = Dreamer(dataclasses.replace(config, jit=False), action_size)
         rows = config.batch_size, config.batch_length
-        function = agent.train.get_concrete_function(
+        function = agent.compiled.get_concrete_function(
             dict(
                 image=tf.TensorSpec((*rows, 64, 64, 3), tf.uint8),
                 action=tf.TensorSpec((*rows, action_size)),

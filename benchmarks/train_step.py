@@ -134,7 +134,7 @@ def measure(config, action_size, repeats):
     start = time.perf_counter()
     agent = Dreamer(config, action_size)
     batch = random_batch(config, action_size)
-    agent.train.get_concrete_function(
+    agent.compiled.get_concrete_function(
         {key: tf.TensorSpec(x.shape, x.dtype) for key, x in batch.items()}
     )
     build = time.perf_counter() - start

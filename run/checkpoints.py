@@ -25,6 +25,8 @@ from storage import atomic, faults
 
 DATA, INDEX = '.data-00000-of-00001', '.index'
 STATE = 'state/.ATTRIBUTES/VARIABLE_VALUE'
+# Of the agent, in which they are Python numbers.
+COUNTERS = 'gradient_step', 'env_step', 'train_start'
 NAME = re.compile(r'(ckpt|damaged)-(\d+)\.(index|data.*)')
 
 
@@ -122,7 +124,8 @@ class Checkpoints:
         """
         self._state.assign(json.dumps(state or {}))
         with startup.disk_errors(prefix), plain(prefix) as name:
-            self._checkpoint.write(name)
+            with counting_in_variables(self._checkpoint.agent):
+                self._checkpoint.write(name)
         for suffix in DATA, INDEX:
             with open(f'{prefix}{suffix}', 'rb') as file:
                 os.fsync(file.fileno())
@@ -255,14 +258,32 @@ def find_whole(folder, pass_over):
         yield path, state
 
 
+@contextlib.contextmanager
+def counting_in_variables(agent):
+    """Make variables of an agent's counters while the block runs: such are they in a
+    checkpoint, where they stand beside the networks.
+    """
+    with tf.device('CPU:0'):
+        for name in COUNTERS:
+            setattr(agent, name, tf.Variable(getattr(agent, name), dtype=tf.int64))
+    try:
+        yield
+    finally:
+        for name in COUNTERS:
+            number = int(getattr(agent, name))
+            delattr(agent, name)  # TensorFlow would go on to save the variable.
+            setattr(agent, name, number)
+
+
 def load_into(checkpoint, path):
-    """Load a whole checkpoint into a `tf.train.Checkpoint`, or some of its objects.
+    """Load a whole checkpoint into a `tf.train.Checkpoint` with an `agent`, or some of
+    its objects.
 
     Raises:
       ConfigError: it is of another network.
     """
     try:
-        with plain(path) as name:
+        with plain(path) as name, counting_in_variables(checkpoint.agent):
             # It also holds what only a run needs, to go on.
             status = checkpoint.read(name).expect_partial()
             status.assert_existing_objects_matched()

@@ -357,7 +357,7 @@ def follow(argv, config, team):
         # By the update: a run that was resumed draws what it would have drawn.
         stored.set_state(
             np.random.default_rng(
-                (config.seed, team.rank, int(agent.gradient_step))
+                (config.seed, team.rank, agent.gradient_step)
             ).bit_generator.state
         )
         with team.connected():

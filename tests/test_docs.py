@@ -160,7 +160,7 @@ def test_lines_that_act_from_python(finished, tmp_path, monkeypatch):
     exec(first, space)
     config = configs.read(finished[0] / 'config.json')
     assert space['config'].task == config.task
-    assert int(space['agent'].gradient_step) == 2 + 2 * 2
+    assert space['agent'].gradient_step == 2 + 2 * 2
     assert space['action'].shape == space['env'].action_space.shape
     assert space['observation']['image'].shape == (64, 64, 3)
     assert isinstance(space['reward'], float)

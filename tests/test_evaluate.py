@@ -22,6 +22,7 @@ import wrappers
 from acting import workers
 from acting.collector import Collector
 from agent import Dreamer
+from run import checkpoints
 
 
 def contents(folder):
@@ -285,7 +286,7 @@ def test_the_first_episode_that_is_long_enough_is_dreamt(tmp_path, capsys):
         ),
         3,
     )
-    tf.train.Checkpoint(agent=agent).write(str(tmp_path / 'checkpoints' / 'ckpt-1'))
+    checkpoints.Checkpoints(tmp_path / 'checkpoints', agent).save({})
     words = ['--logdir', str(tmp_path), '--dream', str(tmp_path / 'dream.gif')]
     # One episode is too short; what it scored is told all the same.
     with pytest.raises(SystemExit) as error:

@@ -48,7 +48,7 @@ def test_it_goes_on(tmp_path):
     saved = checkpoints.Checkpoints(tmp_path / 'checkpoints', agent)
     assert saved.restore() == dict(a=1)
     counters = agent.gradient_step, agent.env_step, agent.train_start
-    assert [int(counter) for counter in counters] == [3, 1234, 1000]
+    assert [*counters] == [3, 1234, 1000]
     rng = np.random.default_rng(0)
     for _ in range(3):
         draw(rng)

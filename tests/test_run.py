@@ -54,7 +54,7 @@ def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
     assert 171 <= run.step < 171 + 2 * envs
     assert run.step == sum(env.steps for env in group)
     assert run.gradient_step == made['updates']
-    start = int(run.agent.train_start)
+    start = run.agent.train_start
     assert start >= 50
     assert run.gradient_step == 3 + 2 * ((run.step - start) // 25)
     lines = [
@@ -140,7 +140,7 @@ def test_nothing_is_traced_twice_in_a_whole_run(tmp_path, monkeypatch):
     assert run.gradient_step > 10
     # One policy acts in training and one in evaluation.
     assert traced == dict(act=2, _update=1)
-    assert run.agent.train.experimental_get_tracing_count() == 1
+    assert run.agent.compiled.experimental_get_tracing_count() == 1
     assert run.agent.openloop.experimental_get_tracing_count() == 1
 
 
@@ -178,8 +178,8 @@ def quick(monkeypatch):
 
     def init(self, *args):
         def train(batch):
-            called.get('then', lambda _: None)(int(self.gradient_step))
-            self.gradient_step.assign_add(1)
+            called.get('then', lambda _: None)(self.gradient_step)
+            self.gradient_step += 1
             return {'model_loss': tf.constant(1.0)}
 
         build(self, *args)

@@ -30,7 +30,7 @@ def check_same(result, tolerance=1e-5):
     """
     assert result['weights'] < tolerance and result['adam'] < 10 * tolerance
     assert result['own'] == 0 and result['replicas'] == 0
-    assert result['moved'] > 1e-4 and result['steps'] == [2, 2]
+    assert result['moved'] > 1e-4
     one, two = result['metrics']
     assert two == pytest.approx(one, rel=10 * tolerance, abs=tolerance)
 

@@ -138,7 +138,6 @@ def compare(*flags, updates=2, change=None, scale=None, graph=False):
         moved=apart(one, before, 'weight'),
         last_moved=apart(other, middle, 'weight'),
         metrics=metrics,
-        steps=[int(agent.gradient_step) for agent in agents],
         skipped=[
             [int(x.skipped.numpy()) for x in agent.optimizers.values()]
             for agent in agents

@@ -25,6 +25,7 @@ def make(folder, value=0.0, size=1000):
     """Return the checkpoints of an agent whose weights are `value`."""
     agent = tf.Module()
     agent.weight = tf.Variable(tf.fill((size,), float(value)))
+    agent.gradient_step, agent.env_step, agent.train_start = 0, 0, -1
     return agent, checkpoints.Checkpoints(folder, agent)
 
 
