@@ -56,9 +56,10 @@ class Run:
       config: `configs.Config`.
       envs, eval_envs: workers.
       strategy: of `replicas.make_strategy`; None for one device.
+      automatic: whether `--precision auto` chose the precision.
     """
 
-    def __init__(self, config, envs, eval_envs, strategy=None):
+    def __init__(self, config, envs, eval_envs, strategy=None, automatic=False):
         config = configs.fit_to_actions(
             config, isinstance(envs[0].action_space, wrappers.OneHot)
         )
@@ -84,7 +85,7 @@ class Run:
                 f'the episodes in {self.logdir} have {self.replay.action_size} actions '
                 f'and {config.task} has {self.action_size}; choose another --logdir'
             )
-        self.progress = progress.Progress(config)
+        self.progress = progress.Progress(config, automatic=automatic)
         in_turn = config.envs > 1 and config.parallel == 'process'
         self.collector = Collector(envs, config.seed, 2 if in_turn else 1)
         self.eval_envs = eval_envs
@@ -404,14 +405,15 @@ class LeadingRun(machines.Leading, Run):
 
 def set_up(argv):
     """From the command line to its configuration, what its networks are spread over,
-    the team of several machines or None, and the environments, which the first machine
-    has; ends the program if anything is wrong.
+    the team of several machines or None, the environments, which the first machine has,
+    and whether the precision was chosen here; ends the program if anything is wrong.
     """
     envs = []
     try:
         config = configs.parse(argv)
         startup.keep_freed_memory()
         config = configs.resume_precision(config)
+        automatic = config.precision == 'auto'
         config, devices = startup.set_up_devices(config)
         strategy, team = machines.connect(config)
         if not (team and team.rank):
@@ -422,19 +424,20 @@ def set_up(argv):
     except (ValueError, RuntimeError, OSError) as error:
         workers.close_workers(envs)
         configs.fail(error)
-    return config, strategy, team, envs
+    return config, strategy, team, envs, automatic
 
 
 def main(argv=None):
     """The command line; returns the exit code."""
-    config, strategy, team, envs = set_up(argv)
+    config, strategy, team, envs, automatic = set_up(argv)
     if team and team.rank:
         return machines.serve(argv, config, team)
     make_run = functools.partial(LeadingRun, team) if team else Run
     run = None
     try:
         try:
-            run = make_run(config, envs[: config.envs], envs[config.envs :], strategy)
+            groups = envs[: config.envs], envs[config.envs :]
+            run = make_run(config, *groups, strategy, automatic)
             configs.write(config, run.logdir / 'config.json')
         except (configs.ConfigError, OSError) as error:
             configs.fail(error)

@@ -61,10 +61,12 @@ class Progress:
       config: `configs.Config` with its precision resolved.
       console: `rich.console.Console`; that of stdout by default.
       silence: longest time without a line where there are no bars [seconds].
+      automatic: whether `--precision auto` chose the precision.
     """
 
-    def __init__(self, config, console=None, silence=60):
+    def __init__(self, config, console=None, silence=60, automatic=False):
         self._config = config
+        self._automatic = automatic
         self._console = console or rich.console.Console(highlight=False)
         self._silence = silence
         self._bars = None
@@ -268,6 +270,7 @@ class Progress:
         precision = {'16': 'float16', '32': 'float32'}.get(
             config.precision, config.precision
         )
+        chosen = ', chosen by --precision auto' if self._automatic else ''
         parameters = ', '.join(
             f'{name} {optimizer.parameters:,}'
             for name, optimizer in agent.optimizers.items()
@@ -275,7 +278,7 @@ class Progress:
         rows = [
             ('task', f'{config.task}, seed {config.seed}'),
             ('method', f'{config.method}, {config.representation}'),
-            ('device', f'{device}; {precision}'),
+            ('device', f'{device}; {precision}{chosen}'),
             ('rendering', renderer()),
             ('parameters', parameters),
             (

@@ -30,6 +30,13 @@ SETTINGS = dict(
     XDG_RUNTIME_DIR=tempfile.gettempdir(),
 )
 
+# Of a processor that computes bfloat16 natively; others emulate it.
+NATIVE_BFLOAT16 = {'avx512_bf16', 'amx_bf16'}
+# Whether `auto` chooses it there. An update in it takes two thirds of the time, but the
+# continuous learning test scored lower with each of four seeds (0.93, 0.77, 0.83, 0.94;
+# in float32 0.96, 0.91, 0.85, 0.96).
+AUTO_IS_BFLOAT16_ON_CPUS = False
+
 
 def asked_for_chatter(words):
     """Whether `--verbose` is among the words of a command line, and not as false."""
@@ -87,7 +94,8 @@ def set_up_devices(config):
         tf.config.experimental.set_memory_growth(gpu, True)
     if config.precision == 'auto':
         details = map(tf.config.experimental.get_device_details, gpus)
-        config = dataclasses.replace(config, precision=suitable_precision(details))
+        precision = suitable_precision(details, cpu_flags())
+        config = dataclasses.replace(config, precision=precision)
     if not gpus:
         tf.config.experimental.enable_op_determinism()
     return config, render_devices(len(gpus), os.environ.get('CUDA_VISIBLE_DEVICES'))
@@ -107,22 +115,23 @@ def render_devices(count, visible):
     return list(range(count)) if count > 1 else None
 
 
-def suitable_precision(details):
+def suitable_precision(details, flags):
     """The automatic precision.
 
     Args:
       details: of each GPU, as TensorFlow's `get_device_details`.
+      flags: what the processor can do, of `cpu_flags`.
 
     Returns:
       'bfloat16', which needs no loss scale, where all GPUs compute it natively, from
-      compute capability 8.0 on; '16' with older or unknown ones; '32' without any. On a
-      processor that computes bfloat16 natively an update in it takes two thirds of the
-      time, but each of four seeds of the continuous learning test scored lower than in
-      float32 (0.86 instead of 0.92 on average).
+      compute capability 8.0 on; '16' with older or unknown ones. Without any it is
+      '32', or 'bfloat16' where the processor computes it natively and
+      `AUTO_IS_BFLOAT16_ON_CPUS`.
     """
     capabilities = [each.get('compute_capability', (0, 0)) for each in details]
     if not capabilities:
-        return '32'
+        native = AUTO_IS_BFLOAT16_ON_CPUS and NATIVE_BFLOAT16 & set(flags or ())
+        return 'bfloat16' if native else '32'
     return 'bfloat16' if min(capabilities) >= (8, 0) else '16'
 
 
@@ -131,10 +140,9 @@ def advise_precision(config, flags):
 
     Args:
       config: `configs.Config` with its precision resolved.
-      flags: what the processor can do, as in /proc/cpuinfo; None if it is not known.
+      flags: what the processor can do, of `cpu_flags`.
     """
-    native = {'avx512_bf16', 'amx_bf16'}
-    if config.precision != 'bfloat16' or flags is None or native & set(flags):
+    if config.precision != 'bfloat16' or flags is None or NATIVE_BFLOAT16 & set(flags):
         return None
     return (
         'this processor emulates bfloat16 (it has neither avx512_bf16 nor amx_bf16), '

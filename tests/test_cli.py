@@ -398,8 +398,10 @@ def test_discrete_actions_choose_their_settings_and_resume(tmp_path):
     assert (stored.kl_scale, stored.actor_entropy) == (0.1, 0.3)
     assert (stored.free_nats, stored.expl_decay) == (0, 5000)
     assert (stored.action_repeat, stored.expl_amount, stored.horizon) == (1, 0.5, 5)
-    config, _, _, envs = dreamer.set_up([*argv, '--steps', '150'])
+    config, _, _, envs, automatic = dreamer.set_up([*argv, '--steps', '150'])
     workers.close_workers(envs)
+    # The precision is the run's, and none is chosen anew.
+    assert not automatic
     assert dataclasses.replace(config, steps=120) == stored
     with pytest.raises(SystemExit):
         dreamer.set_up([*argv, '--actor_entropy', '0.1'])

@@ -190,7 +190,7 @@ def test_the_same_holds_in_bfloat16(tmp_path):
     finish(start(tmp_path / 'stopped', *flags, steps=260))
     # A run goes on in the precision that it has.
     _, output = finish(start(tmp_path / 'stopped', '--precision', 'auto'))
-    assert 'resumed at step 260' in output and 'bfloat16' in output
+    assert 'resumed at step 260' in output and '; bfloat16\n' in output
     finish(whole)
     assert_same_run(tmp_path / 'stopped', tmp_path / 'whole')
 

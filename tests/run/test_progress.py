@@ -24,6 +24,7 @@ from PIL import Image, ImageSequence
 from rich.console import Console
 
 import configs
+from agent import Dreamer
 from run import logger, progress, startup
 
 COLOUR = re.compile(r'\x1b\[[0-9;]*(3|4|9|10)[0-7]m')
@@ -156,6 +157,30 @@ def test_advice_comes_while_the_first_updates_go_on(tmp_path, monkeypatch):
     shown.advise(100, 60)
     gpus = tf.config.list_physical_devices('GPU')
     assert output.getvalue().count('advice: without a GPU') == (not gpus)
+
+
+@pytest.mark.parametrize('precision', ['32', '16', 'bfloat16'])
+@pytest.mark.parametrize('automatic', [True, False])
+def test_header_tells_who_chose_the_precision(
+    tmp_path, monkeypatch, precision, automatic
+):
+    """And advises against bfloat16 on a processor that lacks it."""
+    if tf.config.list_physical_devices('GPU'):
+        pytest.skip('about processors')
+    monkeypatch.setattr(startup, 'cpu_flags', lambda: ['avx2', 'avx512f'])
+    flags = '--task', 'dummy_continuous', '--configs', 'debug'
+    config = config_for(tmp_path, *flags, '--precision', precision)
+    output = io.StringIO()
+    console = Console(file=output, width=300)
+    shown = progress.Progress(config, console, automatic=automatic)
+    shown.header(Dreamer(config, 2), 2, 0)
+    lines = output.getvalue().splitlines()
+    (device,) = (line for line in lines if line.startswith('device'))
+    name = {'16': 'float16', '32': 'float32'}.get(precision, precision)
+    chosen = ', chosen by --precision auto' if automatic else ''
+    assert device.endswith(f'; {name}{chosen}')
+    advice = [line for line in lines if 'emulates bfloat16' in line]
+    assert len(advice) == (precision == 'bfloat16')
 
 
 def test_certain_actor_is_told_once_and_only_where_returns_do_not_rise(tmp_path):
@@ -339,7 +364,7 @@ def test_plain_lines_without_a_terminal(finished):
     ]
     assert header['task'] == 'dummy_continuous, seed 0'
     assert header['method'] == 'dreamer, reconstruction'
-    assert 'float32' in header['device']
+    assert header['device'].endswith('; float32, chosen by --precision auto')
     assert re.fullmatch(
         r'model [\d,]+, actor [\d,]+, value [\d,]+', header['parameters']
     )
