@@ -277,5 +277,7 @@ def _cause(error):
     skipped = ('Graph execution error', 'Detected at', 'Stack trace', ' ', '\t')
     plain = [line for line in lines if line.strip() and not line.startswith(skipped)]
     line = (roots or plain or lines or [''])[0]
-    line = re.sub(r'^\s+\(0\) |\{\{function_node.*?\}\} ?| ?\[Op:.*', '', line)
+    # Places in the graph, and what XLA compiles with all its attributes.
+    noise = r'( compatible with node )?\{\{.*?\}\} ?| __inference_\S*\[.*?\]'
+    line = re.sub(rf'^\s+\(0\) |{noise}| ?\[Op:.*', '', line)
     return f'{type(error).__name__}: {" ".join(line.split())}'

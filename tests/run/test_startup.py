@@ -24,6 +24,14 @@ def test_errors_of_tensorflow_and_memory_are_explained_in_one_line():
         tf.function(tf.strings.to_number)('x')
     assert 'InvalidArgumentError: ' in startup.explain(error.value)
     assert 'Graph execution' not in startup.explain(error.value)
+    compiled = tf.function(
+        lambda x: tf.numpy_function(abs, [x], x.dtype), jit_compile=True
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        compiled(tf.zeros(1))
+    line = startup.explain(error.value)
+    assert "PyFunc (No registered 'PyFunc' OpKernel" in line and '--jit' in line
+    assert not any(noise in line for noise in ('{{', '__inference', '\n'))
     with pytest.raises(MemoryError) as error:
         np.empty(2**60, np.uint8)
     line = startup.explain(error.value)
