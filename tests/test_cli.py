@@ -410,15 +410,17 @@ def test_discrete_actions_choose_their_settings_and_resume(tmp_path):
 
 @pytest.mark.parametrize('generation', range(len(configs.EARLIER)))
 @pytest.mark.parametrize(
-    'words',
+    'words, typed',
     [
-        'dmc_walker_walk --configs small',
-        'atari_pong',
-        'gym_CartPole-v1',
-        'gym_CartPole-v1 --configs discrete small --kl_scale 0.2',
+        ('dmc_walker_walk --configs small', {}),
+        ('atari_pong', {}),
+        ('gym_CartPole-v1', {}),
+        ('gym_CartPole-v1 --configs discrete small --kl_scale 0.2', dict(kl_scale=0.2)),
     ],
 )
-def test_runs_of_earlier_presets_go_on_by_the_same_command(tmp_path, words, generation):
+def test_runs_of_earlier_presets_go_on_by_the_same_command(
+    tmp_path, words, typed, generation
+):
     earlier = configs.EARLIER[generation]
     argv = ['--logdir', str(tmp_path), '--task', *words.split()]
     discrete = 'dmc' not in words
@@ -429,15 +431,15 @@ def test_runs_of_earlier_presets_go_on_by_the_same_command(tmp_path, words, gene
         old |= earlier['onehot']
     if 'small' in words:
         old |= earlier.get('small', {})
-    for name, typed in zip(argv, argv[1:], strict=False):
-        if name == '--kl_scale':
-            old['kl_scale'] = float(typed)
+    old |= typed
+    changed = old != dataclasses.asdict(usual)
     if generation == len(configs.EARLIER) - 1:
         del old['actor_entropy']
     path = tmp_path / 'config.json'
     path.write_text(json.dumps(dict(config=dict(old, precision='bfloat16'))))
     config = configs.settle(argv, configs.parse(argv), discrete)
     assert configs.differences(config, path) == []
+    assert (config != usual) == changed
     assert config.actor_entropy == old.get('actor_entropy', 0)
     assert configs.resume_precision(config).precision == 'bfloat16'
     asked = configs.parse([*argv, '--precision', '32'])
