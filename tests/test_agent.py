@@ -299,18 +299,6 @@ def test_low_precision_learns(data, precision):
 
 
 @pytest.mark.slow
-def test_jit_update_equals_the_plain_one(data):
-    results = []
-    for jit in (False, True):
-        agent = make_agent()
-        noise = fixed_noise(agent)
-        update = tf.function(agent.update, jit_compile=jit)
-        update(data, noise)
-        results.append({key: float(x) for key, x in update(data, noise).items()})
-    assert results[1] == pytest.approx(results[0], rel=1e-3, abs=1e-3)
-
-
-@pytest.mark.slow
 def test_jit_flag_trains(data):
     agent = make_agent('--jit', 'true')
     metrics = agent.train(data)
