@@ -95,14 +95,16 @@ class WorldModel(tf.Module):
         losses = dict(
             reward_loss=-tf.reduce_mean(self.reward.dist(feature).log_prob(reward))
         )
+        total = config.reward_scale * losses['reward_loss']
         if config.representation == 'reconstruction':
             losses['image_loss'] = self.image_loss(image, feature)
+            total += losses['image_loss']
         elif config.representation == 'contrastive':
             pairs = replicas.whole_batch([feature, *self.state_model(embed)])
             losses['contrastive_loss'] = -tf.reduce_mean(
                 tools.contrastive(*pairs, config.contrastive_window)
             )
-        total = sum(losses.values())
+            total += losses['contrastive_loss']
         if config.pcont:
             losses['pcont_loss'] = -tf.reduce_mean(
                 self.pcont.dist(feature).log_prob(config.discount * data['discount'])

@@ -236,6 +236,7 @@ class Config:
         'channels of the first convolution; the others are multiples of it',
         minimum=1,
     )
+    reward_scale: float = _flag(1.0, 'weight of the reward loss', minimum=0)
     pcont: bool = _flag(False, 'predict the discount, for tasks with early termination')
     pcont_scale: float = _flag(10.0, 'weight of the discount loss', minimum=0)
     free_nats: float = _flag(3.0, 'KL below this costs nothing [nats]', minimum=0)

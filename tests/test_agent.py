@@ -283,6 +283,17 @@ def test_free_nats_form_follows_the_flag(agent, data):
         np.testing.assert_allclose(term / 1e4, nats, atol=1e-5)
 
 
+def test_losses_are_weighted_by_their_flags(data):
+    weights = dict(reward=1e4, pcont=2e4)  # Large, beside an image loss of 11,800.
+    flags = [x for name in weights for x in (f'--{name}_scale', weights[name])]
+    agent = make_agent('--kl_scale', 0, '--pcont', 'true', *flags)
+    _, _, metrics = agent.world.loss(data, tf.zeros((BATCH, LENGTH, 4)))
+    expected = sum(scale * metrics[f'{name}_loss'] for name, scale in weights.items())
+    np.testing.assert_allclose(
+        metrics['model_loss'], expected + metrics['image_loss'], rtol=1e-6
+    )
+
+
 @pytest.mark.parametrize('precision', ['16', 'bfloat16'])
 def test_low_precision_learns(data, precision):
     agent = make_agent(precision=precision)
