@@ -95,21 +95,19 @@ class WorldModel(tf.Module):
         losses = dict(
             reward_loss=-tf.reduce_mean(self.reward.dist(feature).log_prob(reward))
         )
-        total = config.reward_scale * losses['reward_loss']
         if config.representation == 'reconstruction':
             losses['image_loss'] = self.image_loss(image, feature)
-            total += losses['image_loss']
         elif config.representation == 'contrastive':
             pairs = replicas.whole_batch([feature, *self.state_model(embed)])
             losses['contrastive_loss'] = -tf.reduce_mean(
                 tools.contrastive(*pairs, config.contrastive_window)
             )
-            total += losses['contrastive_loss']
         if config.pcont:
             losses['pcont_loss'] = -tf.reduce_mean(
                 self.pcont.dist(feature).log_prob(config.discount * data['discount'])
             )
-            total += config.pcont_scale * losses['pcont_loss']
+        scales = dict(reward_loss=config.reward_scale, pcont_loss=config.pcont_scale)
+        total = sum(scales.get(name, 1.0) * loss for name, loss in losses.items())
         kl = tools.gaussian_kl(post, prior)
         total += config.kl_scale * tools.free_nats(
             kl, config.free_nats, config.free_nats_per_step, replicas.batch_mean
