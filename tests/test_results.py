@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [
     ('README.md', 'long'),
     ('docs/comparisons.md', 'methods'),
-    ('docs/performance.md', 'discrete'),
+    ('docs/performance.md', 'trials'),
 ]
 
 
