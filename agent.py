@@ -217,7 +217,7 @@ class ActorCritic(tf.Module):
             states, outputs = tf.scan(step, (latent_noise, action_noise), initial)
         return rssm.feature(states), self.actor.dist_of(outputs)
 
-    def losses(self, world, start, start_weight, latent_noise, action_noise):
+    def losses(self, world, start, start_weight, latent_noise, action_noise, updates=0):
         """Actor and value loss on imagined trajectories (equations 6 to 8), or, without
         a value network, the actor's alone (equation 4).
 
@@ -226,6 +226,7 @@ class ActorCritic(tf.Module):
           start: posterior states [N, ...].
           start_weight: [N], 0 where the episode is over.
           latent_noise, action_noise: [H, N, S] and [H, N, A].
+          updates: of the actor so far, by which its bonus falls.
 
         Returns:
           losses by the name of the network, metrics.
@@ -239,14 +240,14 @@ class ActorCritic(tf.Module):
         if self._config.method == 'no_value':
             weight = start_weight * tools.discount_weights(discount)
             returns = tf.reduce_sum(weight * reward, 0)
-            bonus = tf.reduce_sum(weight * self.bonus(returns, entropy), 0)
+            bonus = tf.reduce_sum(weight * self.bonus(returns, entropy, updates), 0)
             return dict(actor=-tf.reduce_mean(returns + bonus)), metrics
         value = self.value.dist(feature)
         returns = tools.lambda_return(
             reward[:-1], value.mean()[1:], discount[:-1], self._config.disclam
         )
         weight = start_weight * tools.discount_weights(discount[:-1])
-        bonus = self.bonus(returns, entropy[:-1])
+        bonus = self.bonus(returns, entropy[:-1], updates)
         actor_loss = -tf.reduce_mean(weight * (returns + bonus))
         # Only the value network's gradient of this is used: one forward pass serves.
         target = tf.stop_gradient(returns)
@@ -255,7 +256,7 @@ class ActorCritic(tf.Module):
         )
         return dict(actor=actor_loss, value=value_loss), metrics
 
-    def bonus(self, returns, entropy):
+    def bonus(self, returns, entropy, updates=0):
         """What the actor gets for being uncertain, beside the returns.
 
             eta std(R) H[pi(.|s)]
@@ -270,16 +271,25 @@ class ActorCritic(tf.Module):
         Args:
           returns: [..., N] R, of which only the spread is used, over the whole batch.
           entropy: [..., N] nats.
+          updates: of the actor so far; over `--actor_entropy_decay` of them eta falls
+            to a tenth.
 
         Returns:
           [..., N]; 0 without `--actor_entropy`, as in the paper.
         """
-        if not self._config.actor_entropy:
+        config = self._config
+        if not config.actor_entropy:
             return 0.0
+        weight = tools.linear_schedule(
+            config.actor_entropy,
+            config.actor_entropy / 10,
+            config.actor_entropy_decay,
+            updates,
+        )
         returns = tf.stop_gradient(returns)
         square = tf.square(returns - replicas.batch_mean(returns))
         scale = tf.sqrt(replicas.batch_mean(square))
-        return self._config.actor_entropy * scale * entropy
+        return weight * scale * entropy
 
     def entropy_metrics(self, entropy):
         """The mean of entropies [H, N]; of discrete actions as a share of ln A, too."""
@@ -446,6 +456,7 @@ class Dreamer(tf.Module):
                 tf.reshape(data['discount'], (-1,)),
                 noise['latent'],
                 noise['action'],
+                self.optimizers['actor'].updates,
             )
             scaled = {
                 name: self.optimizers[name].scaled(loss)

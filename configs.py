@@ -25,7 +25,7 @@ CHANGEABLE = frozenset(
 )
 
 # Settings that came later: an older run was made as if by these.
-ADDED = dict(actor_entropy=0.0)
+ADDED = dict(actor_entropy=0.0, reward_scale=1.0, actor_entropy_decay=0.0)
 
 # Groups of flags in --help: each begins with this one, as in `Config`.
 HELP_GROUPS = dict(
@@ -284,6 +284,12 @@ class Config:
         'deviations [paper: 0]',
         minimum=0,
     )
+    actor_entropy_decay: float = _flag(
+        0.0,
+        'gradient steps over which actor_entropy falls linearly to a tenth of itself, '
+        'where it stays; 0 is constant',
+        minimum=0,
+    )
     disclam: float = _flag(0.95, 'lambda of the lambda return', minimum=0, maximum=1)
     horizon: int = _flag(15, 'imagined steps [agent steps]', minimum=2)
     action_init_std: float = _flag(
@@ -345,7 +351,12 @@ _ONE_HOT = dict(
     free_nats=0.0,
 )
 _DISCRETE = dict(
-    _ONE_HOT, action_repeat=4, time_limit=108_000, prefill=10_000, train_every=2_000
+    _ONE_HOT,
+    action_repeat=4,
+    time_limit=108_000,
+    prefill=10_000,
+    train_every=2_000,
+    actor_entropy_decay=3_000.0,
 )
 
 SUITE_PRESETS = {
@@ -415,8 +426,10 @@ PRESETS = {
 
 # What presets once were, the latest first: the same command still resumes the runs of
 # then. `onehot` is laid over each preset that has an entropy bonus.
-_EARLIER_ONE_HOT = dict(free_nats=3.0, expl_decay=200_000.0)
+_CONSTANT_BONUS = dict(actor_entropy_decay=0.0)
+_EARLIER_ONE_HOT = dict(_CONSTANT_BONUS, free_nats=3.0, expl_decay=200_000.0)
 EARLIER = (
+    dict(onehot=_CONSTANT_BONUS),
     dict(onehot=dict(_EARLIER_ONE_HOT, actor_entropy=0.3)),
     dict(
         onehot=dict(_EARLIER_ONE_HOT, actor_entropy=0.0),

@@ -46,6 +46,11 @@ class Optimizer(tf.Module):
         return sum(math.prod(variable.shape) for variable in self._variables)
 
     @property
+    def updates(self):
+        """How many steps it has taken, without those left out; an int64 variable."""
+        return self._adam.iterations
+
+    @property
     def weights(self):
         """The variables that it trains, and Adam's averages."""
         return [*self._variables, *self._adam.variables]

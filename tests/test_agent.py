@@ -224,8 +224,36 @@ def test_bonus_is_the_entropy_in_standard_deviations_of_the_returns(agent):
     behavior = make_agent('--actor_entropy', 0.3).behavior
     for scale in (1, 100):  # Of rewards of any size it is the same part.
         np.testing.assert_allclose(
-            behavior.bonus(scale * returns, entropy) / scale, [[0.3, 0.15]], rtol=1e-6
+            behavior.bonus(scale * returns, entropy, 10**6) / scale,
+            [[0.3, 0.15]],
+            rtol=1e-6,
         )
+
+
+@pytest.mark.parametrize(
+    'updates, expected', [(0, 0.3), (500, 0.165), (1000, 0.03), (5000, 0.03)]
+)
+def test_bonus_falls_to_a_tenth(updates, expected):
+    behavior = make_agent(
+        '--actor_entropy', 0.3, '--actor_entropy_decay', 1000
+    ).behavior
+    returns, entropy = tf.constant([[0.0, 2.0]]), tf.constant([[1.0, 1.0]])
+    bonus = behavior.bonus(returns, entropy, tf.constant(updates, tf.int64))
+    np.testing.assert_allclose(bonus, [[expected, expected]], rtol=1e-6)
+
+
+def test_bonus_falls_by_the_updates_made(data):
+    agents = [
+        make_agent('--actor_entropy', 1, '--actor_entropy_decay', decay)
+        for decay in (0, 2)
+    ]
+    noise = agents[0].noise(BATCH, LENGTH)
+    losses = [
+        [float(agent.update(data, noise)['actor_loss']) for agent in agents]
+        for _ in range(3)
+    ]
+    assert [constant == falling for constant, falling in losses] == [True, False, False]
+    assert [int(agent.optimizers['actor'].updates) for agent in agents] == [3, 3]
 
 
 @pytest.mark.parametrize('dist', ['tanh_normal', 'onehot'])
