@@ -410,28 +410,36 @@ def test_discrete_actions_choose_their_settings_and_resume(tmp_path):
 
 @pytest.mark.parametrize('generation', range(len(configs.EARLIER)))
 @pytest.mark.parametrize(
-    'words, typed',
+    'task, presets, typed',
     [
-        ('dmc_walker_walk --configs small', {}),
-        ('atari_pong', {}),
-        ('gym_CartPole-v1', {}),
-        ('gym_CartPole-v1 --configs discrete small --kl_scale 0.2', dict(kl_scale=0.2)),
+        ('dmc_walker_walk', ['small'], {}),
+        ('atari_pong', [], {}),
+        ('gym_CartPole-v1', [], {}),
+        ('gym_CartPole-v1', ['discrete', 'small'], dict(kl_scale=0.2)),
     ],
 )
 def test_runs_of_earlier_presets_go_on_by_the_same_command(
-    tmp_path, words, typed, generation
+    tmp_path, task, presets, typed, generation
 ):
     earlier = configs.EARLIER[generation]
-    argv = ['--logdir', str(tmp_path), '--task', *words.split()]
-    discrete = 'dmc' not in words
-    usual = configs.settle(argv, configs.parse(argv), discrete)
+    discrete = 'dmc' not in task
+
+    def command(presets, flags):
+        words = ['--logdir', str(tmp_path), '--task', task]
+        words += ['--configs', *presets] if presets else []
+        return [*words, *(f'--{name}={value}' for name, value in flags.items())]
+
+    def settled(argv):
+        return configs.settle(argv, configs.parse(argv), discrete)
+
+    argv = command(presets, typed)
+    usual = settled(argv)
     # As the versions before wrote it.
-    old = dataclasses.asdict(usual)
-    if discrete:
-        old |= earlier['onehot']
-    if 'small' in words:
-        old |= earlier.get('small', {})
-    old |= typed
+    over = earlier['onehot'] if discrete else {}
+    if 'small' in presets:
+        over = over | earlier['small']
+    others = [name for name in presets if name != 'small']
+    old = dataclasses.asdict(settled(command(others, over | typed)))
     changed = old != dataclasses.asdict(usual)
     del old['actor_entropy_decay']
     if generation == len(configs.EARLIER) - 1:
