@@ -446,7 +446,7 @@ def test_runs_of_earlier_presets_go_on_by_the_same_command(
         del old['actor_entropy']
     path = tmp_path / 'config.json'
     path.write_text(json.dumps(dict(config=dict(old, precision='bfloat16'))))
-    config = configs.settle(argv, configs.parse(argv), discrete)
+    config = settled(argv)
     assert configs.differences(config, path) == []
     assert (config != usual) == changed
     assert config.actor_entropy == old.get('actor_entropy', 0)
@@ -475,7 +475,9 @@ def test_older_runs_go_on_without_later_settings(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'path', sorted((ROOT / 'results').glob('*/*/*/*/config.json')), ids=str
+    'path',
+    sorted((ROOT / 'results').glob('*/*/*/*/config.json')),
+    ids=lambda path: '/'.join(path.parts[-5:-1]),
 )
 def test_every_kept_run_can_be_read(path):
     """They come from many versions: a setting that came since has to be in `ADDED`."""
