@@ -361,7 +361,9 @@ _DISCRETE = dict(
 
 SUITE_PRESETS = {
     'dmc': {},
-    'atari': _DISCRETE,
+    # Rewards are few and small after tanh: by a weight of 1 the states leave out what
+    # earns them. With new games after each life nobody sees how a game goes on.
+    'atari': dict(_DISCRETE, reward_scale=10.0, same_game=True),
     # The release's own command for DeepMind Lab has no discount head.
     'dmlab': dict(_DISCRETE, pcont=False),
     # Most environments bring a time limit of their own.
@@ -421,15 +423,19 @@ PRESETS = {
         free_nats=3.0,
         free_nats_per_step=True,
         actor_entropy=0.0,
+        reward_scale=1.0,
+        same_game=False,
     ),
 }
 
 # What presets once were, the latest first: the same command still resumes the runs of
 # then. `onehot` is laid over each preset that has an entropy bonus.
-_CONSTANT_BONUS = dict(actor_entropy_decay=0.0)
+_LIGHT_REWARD = dict(reward_scale=1.0, same_game=False)
+_CONSTANT_BONUS = dict(_LIGHT_REWARD, actor_entropy_decay=0.0)
 _EARLIER_ONE_HOT = dict(_CONSTANT_BONUS, free_nats=3.0, expl_decay=200_000.0)
 _EARLIER_SMALL = dict(_SMALL, batch_size=20)
 EARLIER = (
+    dict(onehot=_LIGHT_REWARD, small=PRESETS['small']),
     dict(onehot=_CONSTANT_BONUS, small=_EARLIER_SMALL),
     dict(onehot=dict(_EARLIER_ONE_HOT, actor_entropy=0.3), small=_EARLIER_SMALL),
     dict(
