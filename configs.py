@@ -361,8 +361,8 @@ _DISCRETE = dict(
 
 SUITE_PRESETS = {
     'dmc': {},
-    # Rewards are few and small after tanh: by a weight of 1 the states leave out what
-    # earns them. With new games after each life nobody sees how a game goes on.
+    # Rewards are few and small after tanh, beside thousands of pixels. And with a new
+    # game after each life an agent does not see how a game goes on.
     'atari': dict(_DISCRETE, reward_scale=10.0, same_game=True),
     # The release's own command for DeepMind Lab has no discount head.
     'dmlab': dict(_DISCRETE, pcont=False),
@@ -435,7 +435,7 @@ _CONSTANT_BONUS = dict(_LIGHT_REWARD, actor_entropy_decay=0.0)
 _EARLIER_ONE_HOT = dict(_CONSTANT_BONUS, free_nats=3.0, expl_decay=200_000.0)
 _EARLIER_SMALL = dict(_SMALL, batch_size=20)
 EARLIER = (
-    dict(onehot=_LIGHT_REWARD, small=PRESETS['small']),
+    dict(onehot=_LIGHT_REWARD),
     dict(onehot=_CONSTANT_BONUS, small=_EARLIER_SMALL),
     dict(onehot=dict(_EARLIER_ONE_HOT, actor_entropy=0.3), small=_EARLIER_SMALL),
     dict(
