@@ -442,13 +442,14 @@ def test_runs_of_earlier_presets_go_on_by_the_same_command(
     argv = command(presets, typed)
     usual = settled(argv)
     # As the versions before wrote it.
-    over = earlier['onehot'] if discrete else {}
+    one_hot = earlier.get('onehot', {})
+    over = one_hot if discrete else {}
     if 'small' in presets:
         over = over | earlier.get('small', configs.PRESETS['small'])
     others = [name for name in presets if name != 'small']
     old = dataclasses.asdict(settled(command(others, over | typed)))
     changed = old != dataclasses.asdict(usual)
-    if 'actor_entropy_decay' in earlier['onehot']:
+    if 'actor_entropy_decay' in one_hot:
         del old['actor_entropy_decay']
     if generation == len(configs.EARLIER) - 1:
         del old['actor_entropy']
