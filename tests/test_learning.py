@@ -8,13 +8,13 @@ and must miss the bar that the agent has to pass; they are no part of the suite:
 """
 
 import os
-import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 
 import configs
 import dreamer
@@ -24,7 +24,6 @@ from acting import workers
 from acting.collector import Collector
 from storage import replay
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 BAR = 0.8
 SMALL = """--precision 32 --parallel none --prefill 2500 --train_every 400
     --train_steps 40 --eval_every 1e9 --save_every 1e9 --log_every 400 --batch_size 16
