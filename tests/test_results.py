@@ -2,9 +2,11 @@
 
 import pathlib
 
+import numpy as np
 import pytest
 
 import plotting
+from scores import comparison
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [
@@ -49,3 +51,43 @@ def test_a_claim_that_no_file_shows_is_found(tmp_path):
     table = (tmp_path / 'out' / 'scores.md').read_text()
     assert claims(table, results, tmp_path / 'out')
     assert not claims(table.replace('321.0', '322.0'), results, tmp_path / 'out')
+
+
+def own(task, last):
+    """What each run of `small` got in the five evaluations up to `last` steps, [S]."""
+    scores = []
+    for path in (ROOT / 'results' / 'long' / task / 'dreamer').glob('*/metrics.jsonl'):
+        steps, returns, _ = comparison.read_points(path, 'test/return')
+        if steps.max() >= last:
+            inside = (last - 25_000 < steps) & (steps <= last)
+            assert inside.sum() == 5
+            scores.append(returns[inside].mean())
+    return np.array(scores)
+
+
+def mean_and_spread(mean, std):
+    return f'{mean:.0f}' if std is None else f'{mean:.0f} ± {std:.0f}'
+
+
+def test_readme_compares_small_with_the_released_curves_as_the_files_do():
+    published = comparison.Published()
+    rows = []
+    for folder in sorted((ROOT / 'results' / 'long').glob('dmc_*')):
+        cells = [
+            f'`{folder.name.removeprefix("dmc_")}`',
+            str(len(own(folder.name, 115_000))),
+        ]
+        for last, step in ((115_000, 105_000), (205_000, 205_000)):
+            scores = own(folder.name, last)
+            if not len(scores):
+                cells += ['-', '-']
+                continue
+            std = scores.std() if len(scores) > 1 else None
+            cells.append(mean_and_spread(scores.mean(), std))
+            cells.append(mean_and_spread(*published.at(folder.name, 'dreamer', step)))
+        rows.append(f'| {" | ".join(cells)} |')
+    assert len(rows) >= 6
+    text = (ROOT / 'README.md').read_text()
+    assert (
+        '\n| --- | --- | --- | --- | --- | --- |\n' + '\n'.join(rows) + '\n\n' in text
+    )
