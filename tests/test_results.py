@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [
     ('README.md', 'long'),
     ('docs/comparisons.md', 'methods'),
-    ('docs/performance.md', 'trials'),
+    ('docs/learning.md', 'trials'),
 ]
 
 
