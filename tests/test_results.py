@@ -9,20 +9,25 @@ import plotting
 from scores import comparison
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Each with what plotting.py is given for its table.
 PAGES = [
-    ('README.md', 'long'),
-    ('docs/comparisons.md', 'methods'),
-    ('docs/learning.md', 'trials'),
+    ('README.md', ['results/long']),
+    (
+        'docs/comparisons.md',
+        ['results/methods', 'results/long/dmc_cartpole_swingup/dreamer']
+        + ['--steps', '40000', '--xmax', '40000', '--bin', '10000'],
+    ),
+    ('docs/learning.md', ['results/trials']),
 ]
 
 
-def claims(text, results, out):
-    """Whether `text` has the table of own scores that plotting.py makes of
-    the runs in the folder `results`; without runs there is nothing to claim.
+def claims(text, args, out):
+    """Whether `text` has the table of own scores that plotting.py makes with `args`,
+    a folder first; without that there is nothing to claim.
     """
-    if not results.is_dir():
+    if not pathlib.Path(args[0]).is_dir():
         return 'results/' not in text
-    assert plotting.main(['--logdir', str(results), '--out', str(out)]) == 0
+    assert plotting.main(['--logdir', *args, '--out', str(out)]) == 0
     (table,) = [
         part
         for part in (out / 'scores.md').read_text().split('\n\n')
@@ -31,20 +36,21 @@ def claims(text, results, out):
     return table in text
 
 
-@pytest.mark.parametrize('page, name', PAGES)
-def test_pages_claim_what_results_show(tmp_path, page, name):
-    assert claims((ROOT / page).read_text(), ROOT / 'results' / name, tmp_path)
+@pytest.mark.parametrize('page, args', PAGES)
+def test_pages_claim_what_results_show(tmp_path, monkeypatch, page, args):
+    monkeypatch.chdir(ROOT)
+    assert claims(pathlib.Path(page).read_text(), args, tmp_path)
 
 
 def test_all_results_are_claimed():
-    folders = {path.name for path in (ROOT / 'results').iterdir() if path.is_dir()}
-    assert folders == {name for _, name in PAGES}
+    folders = {f'results/{x.name}' for x in (ROOT / 'results').iterdir() if x.is_dir()}
+    assert folders == {args[0] for _, args in PAGES}
 
 
 def test_a_claim_that_no_file_shows_is_found(tmp_path):
-    results = tmp_path / 'results'
+    results = [str(tmp_path / 'results')]
     assert not claims('as in results/', results, tmp_path)
-    run = results / 'dmc_cartpole_balance' / 'dreamer' / '0'
+    run = tmp_path / 'results' / 'dmc_cartpole_balance' / 'dreamer' / '0'
     run.mkdir(parents=True)
     (run / 'metrics.jsonl').write_text('{"step": 1000, "test/return": 321.0}\n')
     assert not claims('321.0', results, tmp_path / 'out')
