@@ -15,7 +15,7 @@ PAGES = [
     (
         'docs/comparisons.md',
         ['results/methods', 'results/long/dmc_cartpole_swingup/dreamer']
-        + ['--steps', '40000', '--xmax', '40000', '--bin', '10000'],
+        + ['--steps', '40000', '--xmax', '50000', '--bin', '10000'],
     ),
     ('docs/learning.md', ['results/trials']),
 ]
