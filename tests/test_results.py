@@ -59,8 +59,10 @@ def test_a_claim_that_no_file_shows_is_found(tmp_path):
     assert not claims(table.replace('321.0', '322.0'), results, tmp_path / 'out')
 
 
-def own(task, last):
-    """What each run of `small` got in the five evaluations up to `last` steps, [S]."""
+def five_evaluations(task, last, step, published):
+    """The `comparison.Row` of what runs of `small` got in the five evaluations up to
+    `last` steps, beside the released curve at `step`.
+    """
     scores = []
     for path in (ROOT / 'results' / 'long' / task / 'dreamer').glob('*/metrics.jsonl'):
         steps, returns, _ = comparison.read_points(path, 'test/return')
@@ -68,7 +70,8 @@ def own(task, last):
             inside = (last - 25_000 < steps) & (steps <= last)
             assert inside.sum() == 5
             scores.append(returns[inside].mean())
-    return np.array(scores)
+    released = published.at(task, 'dreamer', step)
+    return comparison.Row(task, 'dreamer', step, np.array(scores), *released)
 
 
 def mean_and_spread(mean, std):
@@ -77,23 +80,20 @@ def mean_and_spread(mean, std):
 
 def test_readme_compares_small_with_the_released_curves_as_the_files_do():
     published = comparison.Published()
-    rows = []
+    lines = []
     for folder in sorted((ROOT / 'results' / 'long').glob('dmc_*')):
-        cells = [
-            f'`{folder.name.removeprefix("dmc_")}`',
-            str(len(own(folder.name, 115_000))),
-        ]
-        for last, step in ((115_000, 105_000), (205_000, 205_000)):
-            scores = own(folder.name, last)
-            if not len(scores):
+        early = five_evaluations(folder.name, 115_000, 105_000, published)
+        late = five_evaluations(folder.name, 205_000, 205_000, published)
+        cells = [f'`{folder.name.removeprefix("dmc_")}`', str(len(early.scores))]
+        for row in (early, late):
+            if len(row.scores):
+                cells.append(mean_and_spread(row.score, row.std))
+                cells.append(mean_and_spread(row.published, row.published_std))
+            else:
                 cells += ['-', '-']
-                continue
-            std = scores.std() if len(scores) > 1 else None
-            cells.append(mean_and_spread(scores.mean(), std))
-            cells.append(mean_and_spread(*published.at(folder.name, 'dreamer', step)))
-        rows.append(f'| {" | ".join(cells)} |')
-    assert len(rows) >= 6
+        lines.append(f'| {" | ".join(cells)} |')
+    assert len(lines) >= 6
     text = (ROOT / 'README.md').read_text()
     assert (
-        '\n| --- | --- | --- | --- | --- | --- |\n' + '\n'.join(rows) + '\n\n' in text
+        '\n| --- | --- | --- | --- | --- | --- |\n' + '\n'.join(lines) + '\n\n' in text
     )
