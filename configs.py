@@ -16,7 +16,7 @@ import os
 import pathlib
 import sys
 
-from storage import atomic, episodes, faults
+from storage import atomic, episodes, faults, limits
 
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs eval_envs parallel precision '
@@ -535,7 +535,7 @@ def _warn(config, suite):
             f'{config.task} can end early',
             file=sys.stderr,
         )
-    crowd, cores = max(config.envs, config.eval_envs), os.cpu_count() or 1
+    crowd, cores = max(config.envs, config.eval_envs), limits.cores()
     if crowd > 2 * cores:
         print(
             f'dreamer: warning: {crowd} environments at once on {cores} cores will '

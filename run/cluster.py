@@ -15,6 +15,7 @@ import sys
 import time
 
 from acting import workers
+from storage import limits
 
 REFRESH = 2  # seconds between looks at the runs
 ANSWER = 30  # seconds within which a cluster has to answer
@@ -96,7 +97,7 @@ def connect(args):
     # Never one that happens to run here already.
     where = dict(
         address='local',
-        num_cpus=os.cpu_count(),
+        num_cpus=limits.cores(),
         object_store_memory=100 << 20,
         include_dashboard=False,
     )
@@ -122,6 +123,10 @@ def connect(args):
 def _share(ray, args):
     """Settle what a run gets; raise SweepError if that cannot be."""
     nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
+    if not args.address:
+        # Ray does not know the limits of nested groups.
+        for node in nodes:
+            node['memory'] = min(node['memory'], limits.memory())
     if args.gpus_per_run is None:
         args.gpus_per_run = float(any(node.get('GPU') for node in nodes))
     asked = (

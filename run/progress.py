@@ -7,7 +7,6 @@ every log interval, and one a minute in a phase that takes longer.
 import collections
 import dataclasses
 import math
-import os
 import pathlib
 import shutil
 import sys
@@ -22,7 +21,7 @@ import configs
 from envs import rendering
 from run import startup
 from scores import comparison
-from storage import episodes, replay
+from storage import episodes, limits, replay
 
 # Phases that happen once, and those whose steps are the run's own.
 ONCE = ('prefill', 'pretraining')
@@ -266,7 +265,7 @@ class Progress:
         if self._bars:
             self._bars.update(self._run_bar, completed=step)
         gpus = gpu_names()
-        device = ', '.join(gpus) or f'CPU, {cpu_cores()} cores'
+        device = ', '.join(gpus) or f'CPU, {limits.cores()} cores'
         precision = {'16': 'float16', '32': 'float32'}.get(
             config.precision, config.precision
         )
@@ -332,13 +331,6 @@ def gpu_names():
         tf.config.experimental.get_device_details(gpu).get('device_name', gpu.name)
         for gpu in tf.config.list_physical_devices('GPU')
     ]
-
-
-def cpu_cores():
-    """Cores that this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def renderer():

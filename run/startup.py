@@ -21,6 +21,7 @@ import tempfile
 import threading
 
 from acting import workers
+from storage import limits
 
 SETTINGS = dict(
     TF_CPP_MIN_LOG_LEVEL='3',
@@ -70,6 +71,9 @@ def caught_stderr():
             os.close(screen)
 
 
+# TensorFlow starts as many threads as affinity allows, whatever the quota of time is.
+if limits.cores() < len(getattr(os, 'sched_getaffinity', lambda _: ())(0)):
+    os.environ.setdefault('TF_NUM_INTRAOP_THREADS', str(limits.cores()))
 # Off by default on processors without AVX-512, where it doubles the speed too.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 if asked_for_chatter(sys.argv[1:]):

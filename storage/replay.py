@@ -10,13 +10,12 @@ import concurrent.futures
 import datetime
 import errno
 import functools
-import os
 import pathlib
 import sys
 
 import numpy as np
 
-from storage import episodes
+from storage import episodes, limits
 
 
 class Replay:
@@ -33,7 +32,7 @@ class Replay:
       seed: seed of the generator that every draw comes from.
       balance: draw every row of an episode equally often; see `sample`.
       memory: bytes of decoded episodes to hold, the oldest leave first; None for a
-        quarter of the machine's memory. One episode is always held. Of others, the
+        quarter of what the process may take. One episode is always held. Of others, the
         rows that are drawn are read from disk.
       capacity: agent steps to keep on disk, or None: the oldest files are deleted. One
         episode is always kept.
@@ -355,14 +354,8 @@ def count_bytes(episode):
 
 
 def default_memory():
-    """Return a quarter of the memory, in bytes, of the machine or its container.
+    """Return a quarter of the memory that this process may take, in bytes.
 
     The rest is for the networks, the simulators and what the system needs.
     """
-    limits = []
-    try:
-        limits.append(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
-        limits.append(int(pathlib.Path('/sys/fs/cgroup/memory.max').read_text()))
-    except (AttributeError, OSError, ValueError):
-        pass  # Not on this system, or 'max' where there is no limit.
-    return min(limits, default=2**33) // 4
+    return limits.memory() // 4

@@ -24,7 +24,7 @@ import sweep
 import wrappers
 from acting import workers
 from run import logger
-from storage import episodes
+from storage import episodes, limits
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LOSSES = set(
@@ -762,7 +762,7 @@ def test_logdir_that_is_a_file_is_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize('flag', ['--envs', '--eval_envs'])
 def test_more_environments_than_cores_can_carry_are_warned_of(capsys, flag):
-    cores = os.cpu_count()
+    cores = limits.cores()
     configs.parse([flag, str(2 * cores)])
     assert not capsys.readouterr().err
     configs.parse([flag, str(2 * cores + 1)])

@@ -16,6 +16,7 @@ import configs
 import plotting
 import sweep
 from run import cluster
+from storage import limits
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -254,6 +255,28 @@ def test_a_cluster_that_answers_is_taken(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs affinity')
+def test_runs_share_the_cores_that_the_sweep_may_use():
+    pytest.importorskip('ray')
+    code = (
+        'import os, sys, sweep; from run import cluster; from storage import limits; '
+        'os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); '
+        'limits.memory = lambda: 2**30; '
+        "args = sweep.parse('--tasks dummy --root x --gpus_per_run 0'.split()); "
+        'ray = cluster.connect(args); '
+        "print(ray.cluster_resources()['CPU'], args.replay_memory)"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.stdout.split() == ['1.0', str(2**29)], done.stderr
+
+
+@pytest.mark.slow
 def test_what_ends_between_two_training_phases_is_finished_and_a_failure_has_a_cause(
     tmp_path,
 ):
@@ -299,7 +322,7 @@ def start(root, *flags):
             '--gpus_per_run',
             '0',
             '--cpus_per_run',
-            str(os.cpu_count() / 2),
+            str(limits.cores() / 2),
             *flags,
         ],
         stdout=subprocess.PIPE,

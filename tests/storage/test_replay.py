@@ -647,10 +647,6 @@ def test_a_header_that_claims_a_long_header_is_not_read(tmp_path, capsys):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 2**16
 
 
-def test_default_memory_is_a_part_of_the_machine():
-    assert 2**26 < replay_module.default_memory() < 2**44
-
-
 def test_stream_yields_what_repeated_calls_of_sample_return(tmp_path):
     replay = fill(tmp_path, [9, 4, 8])
     other = Replay(tmp_path, length=6)
