@@ -493,6 +493,10 @@ def _parse(argv, discrete=False, earlier=None):
         if preset.get('actor_entropy'):
             values |= earlier.get('onehot', {})
     values |= args
+    try:
+        values['logdir'] = home(values.get('logdir', Config.logdir))
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f'--logdir: {error}') from None
     config = check(Config(**values))
     if config.method == 'planet' and args.get('actor_entropy'):
         raise ConfigError(
@@ -573,6 +577,17 @@ def check(config):
         raise ConfigError(
             f'--prefill {config.prefill} is above --steps '
             f'{config.steps}; nothing would be learned'
+        )
+    if 0 < config.replay_memory < 1:
+        raise ConfigError(
+            f'--replay_memory {config.replay_memory} is less than a byte; possible: 0 '
+            'for a quarter of all memory, or bytes, such as 8e9'
+        )
+    if 0 < config.replay_capacity < config.action_repeat:
+        raise ConfigError(
+            f'--replay_capacity {config.replay_capacity} is less than one action of '
+            f'--action_repeat {config.action_repeat}; possible: 0 for all, or at least '
+            f'{config.action_repeat}'
         )
     if config.expl_min > config.expl_amount:
         raise ConfigError(
@@ -749,6 +764,8 @@ class _HelpFormatter(argparse.HelpFormatter):
 def home(text):
     """Read a path of the command line, where a leading `~` or `~NAME` is a home, also
     behind `=`, where a shell leaves it as it is.
+
+    The path is absolute: a simulator in this process may change the current folder.
     """
     path = os.path.expanduser(text)
     if path.startswith('~'):
@@ -756,7 +773,12 @@ def home(text):
             f"'{text}' begins with the home of nobody here; a folder of that name is "
             f'./{text}'
         )
-    return path
+    try:
+        return os.path.abspath(path)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is relative to the current folder, which is gone ({error})"
+        ) from None
 
 
 def home_path(text):
@@ -847,7 +869,7 @@ def _parse_known(parser, argv):
 def _reader(field):
     """A function from a word of the command line to the type of `field`."""
     if field.metadata['path']:
-        return home
+        return lambda text: home(text) if text else text
     return {
         bool: _boolean,
         # `check` knows the least of each.

@@ -347,6 +347,17 @@ def parse(argv):
     return args
 
 
+def check_text(words):
+    """Raise SweepError if Ray, which takes UTF-8 alone, cannot take one of `words`."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise SweepError(
+                f'{word} is not UTF-8, which Ray needs; choose another name'
+            ) from None
+
+
 def main(argv=None):
     """The command line; returns the exit code: 0 where all runs have finished, 1 where
     some have not, 2 for bad input.
@@ -355,6 +366,7 @@ def main(argv=None):
     end = argv.index('--') if '--' in argv else len(argv)
     try:
         args = parse(argv[:end])
+        check_text([f'--root {args.root.resolve()}', *argv])
         jobs = make_jobs(args, argv[end + 1 :])
         if args.dry_run:
             print('\n'.join(describe(jobs)))

@@ -210,13 +210,14 @@ class ImageObservation(gymnasium.ObservationWrapper):
 def _normalize_action(env):
     """Map actions in [-1, 1] to the bounds of the environment.
 
-    Components without two finite bounds stay as they are, clipped to [-1, 1]; those
-    with equal bounds are that constant.
+    A component with one finite bound has the range of length 2 that begins or ends
+    there. One without bounds stays as it is, clipped to [-1, 1]. One with equal bounds
+    is that constant.
     """
-    space = env.action_space
-    finite = np.isfinite(space.low) & np.isfinite(space.high)
-    low = np.where(finite, space.low, np.float32(-1))
-    high = np.where(finite, space.high, np.float32(1))
+    low, high = env.action_space.low, env.action_space.high
+    open_low, open_high = ~np.isfinite(low), ~np.isfinite(high)
+    low = np.where(open_low, np.where(open_high, np.float32(-1), high - 2), low)
+    high = np.where(open_high, low + 2, high)
     center, half = (low + high) / 2, (high - low) / 2
 
     def rescale(action):

@@ -88,16 +88,50 @@ def test_home_is_meant_in_every_path(tmp_path, monkeypatch):
     assert drawn.logdir == [tmp_path / 'x', tmp_path] and drawn.out == tmp_path / 'out'
     assert sweep.parse(['--tasks', 'dummy', '--root=~/x']).root == tmp_path / 'x'
     # Elsewhere in a name it is a letter like others.
-    assert configs.parse(['--logdir', './~/a~']).logdir == './~/a~'
+    assert configs.parse(['--logdir', './~/a~']).logdir == os.path.abspath('~/a~')
     with pytest.raises(
         configs.ConfigError, match="'~no_such_user/x' begins with the home"
     ):
         configs.parse(['--logdir', '~no_such_user/x'])
 
 
+def test_paths_are_absolute_from_the_start(tmp_path, monkeypatch):
+    """A simulator may change the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'x').mkdir()
+    run = configs.parse('--logdir x/../run --lab_level_cache c --lab_dataset d'.split())
+    assert run.logdir == str(tmp_path / 'run')
+    assert run.lab_level_cache == str(tmp_path / 'c')
+    assert run.lab_dataset == str(tmp_path / 'd')
+    default = configs.parse([])
+    assert default.logdir == str(tmp_path / 'logs')
+    assert default.lab_level_cache == default.lab_dataset == ''
+    shown = evaluate.parse('--logdir x --video v.gif --dream d.gif'.split())
+    assert shown.logdir == str(tmp_path / 'x')
+    assert (shown.video, shown.dream) == (tmp_path / 'v.gif', tmp_path / 'd.gif')
+    drawn = plotting.parse('--logdir x . --out out'.split())
+    assert drawn.logdir == [tmp_path / 'x', tmp_path] and drawn.out == tmp_path / 'out'
+    assert plotting.parse(['--logdir', 'x']).out == tmp_path / 'x/plots'
+    assert sweep.parse('--tasks dummy --root x'.split()).root == tmp_path / 'x'
+
+
+def test_relative_paths_in_a_folder_that_is_gone_are_refused(tmp_path, monkeypatch):
+    (tmp_path / 'gone').mkdir()
+    monkeypatch.chdir(tmp_path / 'gone')
+    (tmp_path / 'gone').rmdir()
+    for flags in ['--logdir', 'x'], []:
+        with pytest.raises(configs.ConfigError, match='folder, which is gone'):
+            configs.parse(flags)
+    assert configs.parse(['--logdir', str(tmp_path)]).logdir == str(tmp_path)
+
+
 @pytest.mark.parametrize(
     'flags, words',
     [
+        # What would be rounded to 0, which means something else.
+        (['--replay_memory', '0.5'], ['--replay_memory 0.5', 'less than a byte']),
+        (['--replay_capacity', '1'], ['--replay_capacity 1', 'at least 2']),
+        (['--replay_capacity', '3', '--action_repeat', '4'], ['0 for all', 'least 4']),
         (['--task', 'dmc_walker_fly'], ['walker_fly', 'walker_walk']),
         (['--task', 'nosuite_thing'], ['nosuite_thing', 'dmc', 'dummy']),
         (['--task', 'atari_pongg'], ['atari_pongg', 'atari_pong']),

@@ -254,6 +254,21 @@ def test_a_cluster_that_answers_is_taken(tmp_path, monkeypatch):
         process.wait(60)
 
 
+@pytest.mark.parametrize('words', [[b'--root', b'r\xff'], [b'--', b'--task=\xff']])
+def test_names_that_are_not_utf8_are_named(tmp_path, words):
+    """Of Ray's own error nobody could tell which it is."""
+    root = [b'--root', b'r'] if b'--root' not in words else []
+    done = subprocess.run(
+        [sys.executable, ROOT / 'sweep.py', b'--tasks', b'dummy', *root, *words],
+        cwd=tmp_path,
+        capture_output=True,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert words[-1].replace(b'\xff', b'\\udcff') in line and b'not UTF-8' in line
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='needs affinity')
 def test_runs_share_the_cores_that_the_sweep_may_use():

@@ -305,17 +305,19 @@ class TestWrappers:
             )
         assert env.action_space == Box(-1, 1, (4,), np.float32)
 
-    def test_unbounded_actions_stay(self):
+    def test_a_bound_alone_begins_or_ends_a_range_of_two(self):
         inner = Counter()
-        inner.action_space = Box(
-            np.array([0, 0], np.float32), np.array([4, np.inf], np.float32)
-        )
+        low = np.array([0, -np.inf, 5, -np.inf, -0.5], np.float32)
+        high = np.array([4, np.inf, np.inf, -2, np.inf], np.float32)
+        inner.action_space = Box(low, high)
         env = wrappers._normalize_action(inner)
         env.reset()
-        env.step(np.array([0, 0.5], np.float32))
-        env.step(np.array([1, 3], np.float32))
-        np.testing.assert_allclose(inner.actions, [[2, 0.5], [4, 1]])
-        assert env.action_space == Box(-1, 1, (2,), np.float32)
+        for value in -3, -1, 0.5, 1:
+            env.step(np.full(5, value, np.float32))
+        least, middle = [0, -1, 5, -4, -0.5], [3, 0.5, 6.5, -2.5, 1]
+        most = [4, 1, 7, -2, 1.5]
+        np.testing.assert_allclose(inner.actions, [least, least, middle, most])
+        assert env.action_space == Box(-1, 1, (5,), np.float32)
 
 
 @pytest.mark.parametrize('dummy', [wrappers.DummyContinuous, wrappers.DummyDiscrete])

@@ -236,9 +236,9 @@ def test_actions_of_several_dimensions(third):
     for sign in (-1, 1):
         env.step(np.full(4, sign, np.float32))
     low, high = env.unwrapped._env.unwrapped.actions
-    # Without two bounds an action stays as it is, within the one bound.
+    # With one bound an action is in the range of length 2 that begins there.
     np.testing.assert_allclose(low, [[-2, 0], [-1, 1]])
-    np.testing.assert_allclose(high, [[2, 0.1], [1, 1]])
+    np.testing.assert_allclose(high, [[2, 0.1], [1, 3]])
     assert low.dtype == np.float64
 
 
