@@ -37,6 +37,7 @@ import wrappers
 from acting import workers
 from agent import Dreamer, Policy
 from run import checkpoints, logger
+from scores import comparison
 
 VIDEOS = ('.gif', '.mp4')
 # An Atari game can last for half an hour.
@@ -150,7 +151,10 @@ def build(logdir, **changes):
 
     Raises ValueError, RuntimeError or OSError where one of them cannot be made.
     """
-    config = configs.read(pathlib.Path(logdir) / 'config.json')
+    logdir = pathlib.Path(logdir)
+    if not (logdir / 'config.json').exists():
+        raise configs.ConfigError(_no_run(logdir))
+    config = configs.read(logdir / 'config.json')
     # The run may have had a GPU that this machine lacks, or the other way round.
     config = dataclasses.replace(config, **{'precision': 'auto', **changes})
     config, devices = startup.set_up_devices(config)
@@ -163,6 +167,16 @@ def build(logdir, **changes):
     except BaseException:
         env.close()
         raise
+
+
+def _no_run(folder, most=5):
+    """Why there is nothing to evaluate in `folder`, and up to `most` runs below it."""
+    runs = [str(run) for run in comparison.run_folders(folder, [], set())]
+    runs = runs[:most] + [f'{len(runs) - most} more'] * (len(runs) > most)
+    return (
+        f'there is no run in {folder}, which has no config.json; below it: '
+        f'{", ".join(runs) or "none"}'
+    )
 
 
 def load(logdir, **changes):

@@ -18,6 +18,9 @@ import numpy as np
 
 SCORES = pathlib.Path(__file__).resolve().parent
 
+# What a run and plotting.py leave in it: many files, and no further runs.
+FOLDERS_OF_A_RUN = {'checkpoints', 'dumps', 'episodes', 'plots', 'videos'}
+
 # Columns of the tables in scores/, named METHOD_STEPS..., and their labels.
 BASELINES = {
     'a3c_1e8_state': 'A3C, states',
@@ -252,7 +255,8 @@ def name_run(folder, root):
 
 
 def run_folders(root, notes, seen):
-    """Folders below `root` with a `metrics.jsonl`; those without one are noted.
+    """Folders below `root`, and itself, with a `metrics.jsonl`; those without one are
+    noted. There may be runs below a run.
 
     Symbolic links are followed, after what is here without them; no folder is looked
     at twice: what was is in the set `seen`, which grows.
@@ -267,7 +271,7 @@ def run_folders(root, notes, seen):
             seen.add(folder.resolve())
             folders.sort()
             if 'metrics.jsonl' in files:
-                folders.clear()  # Episodes and checkpoints hold no further runs.
+                folders[:] = [x for x in folders if x not in FOLDERS_OF_A_RUN]
                 yield folder
             elif 'config.json' in files or not (folders or files):
                 notes.append(f'left out {folder}: it has no metrics.jsonl')

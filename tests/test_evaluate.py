@@ -165,12 +165,16 @@ def write_config(folder, change=None):
         (['--logdir', '{}'], lambda config: config.pop('horizon'), ['has no horizon']),
         (['--logdir', '{}'], lambda config: config.update(size=3), ['unknown', 'size']),
         (['--logdir', '{}'], lambda config: config.update(task='dummy_x'), ['dummy_x']),
-        (['--logdir', '{}/empty'], None, ['config.json', 'not a readable']),
+        (['--logdir', '{}/empty'], None, ['no run in', 'config.json', 'below it: no']),
+        (['--logdir', '{}/runs'], None, ['/runs/a/0, ', '/runs/e, 2 more']),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capfd, flags, change, words):
     write_config(tmp_path, change)
     (tmp_path / 'empty').mkdir()
+    for name in 'a/0', 'b', 'c', 'd', 'e', 'f', 'g':
+        (tmp_path / 'runs' / name).mkdir(parents=True)
+        (tmp_path / 'runs' / name / 'metrics.jsonl').touch()
     (tmp_path / 'here.gif').write_bytes(b'kept')
     before = contents(tmp_path)
     with pytest.raises(SystemExit) as error:
