@@ -214,7 +214,7 @@ class ActorCritic(tf.Module):
         rows = tf.shape(start['stoch'])[0]
         initial = (start, tf.zeros((rows, self.actor.outputs)))
         with layers.read_once(rssm, self.actor):
-            states, outputs = tf.scan(step, (latent_noise, action_noise), initial)
+            states, outputs = layers.scan(step, (latent_noise, action_noise), initial)
         return rssm.feature(states), self.actor.dist_of(outputs)
 
     def losses(self, world, start, start_weight, latent_noise, action_noise, updates=0):
@@ -338,7 +338,9 @@ class Dreamer(tf.Module):
             self._build(config, action_size)
         # No Python control flow depends on tensors: plain tracing is a third faster.
         self.compiled = tf.function(
-            self._train, autograph=False, jit_compile=config.jit
+            layers.keep_loops()(self._train) if config.jit else self._train,
+            autograph=False,
+            jit_compile=config.jit,
         )
 
     def _build(self, config, action_size):

@@ -311,7 +311,7 @@ class RSSM(keras.layers.Layer):
         initial = self.initial(tf.shape(embed)[1])
         initial['deter'] = tf.cast(initial['deter'], keep.dtype)
         with layers.read_once(self):
-            post = tf.scan(step, (actions, images, keep, noises), initial)
+            post = layers.scan(step, (actions, images, keep, noises), initial)
         post = {key: _swap(tf.cast(x, tf.float32)) for key, x in post.items()}
         # The prior shares the recurrent state and feeds nothing: all steps at once.
         return post, self._prior(post['deter'], noise)
@@ -321,7 +321,7 @@ class RSSM(keras.layers.Layer):
         `noise` [B, L, S]: states [B, L, ...].
         """
         with layers.read_once(self):
-            prior = tf.scan(
+            prior = layers.scan(
                 lambda state, step: self.imagine_step(state, *step),
                 [_swap(action), _swap(noise)],
                 state,

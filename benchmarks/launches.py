@@ -1,25 +1,45 @@
-"""How many kernels a GPU would start in one update, counted in the graph: no GPU is
+"""What a GPU would do in one update in graph mode, counted in the graph: no GPU is
 needed.
+
+    python benchmarks/launches.py [--task_actions 6] [dreamer.py flags]
 
 The update is traced in the forms that a GPU gets, given to TensorFlow's own graph
 optimiser for a GPU that is described to it, and counted: each operation once, one in a
-loop as often as the loop runs. Left out is what starts no kernel: constants, variables
-that are read or take over an array, reshapes, what only directs control, lists of
-arrays unless they are joined, and what works on numbers in the host's memory, such as
-shapes and loop counters.
+loop as often as the loop runs. The last line is one JSON object:
+
+    kernels    launches. Left out is what starts none: constants, variables that are
+               read or take over an array, reshapes, what only directs control, lists of
+               arrays unless they are joined, and what works on numbers in the host's
+               memory, such as shapes and loop counters
+    to_host    copies from the device's memory to the host's: of each value that one
+               operation leaves on the device and another wants on the host. Each waits
+               for all kernels that were started before
+    to_device  copies the other way
+
+`to_device` lacks the batch, which `Dreamer.on_device` copies before.
 """
 
 import collections
 import dataclasses
 import functools
+import json
+import pathlib
+import sys
 from unittest import mock
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
+
+# isort: split
 import tensorflow as tf
+from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import config_pb2, device_properties_pb2, meta_graph_pb2
 from tensorflow.python.framework import kernels, op_def_registry
 from tensorflow.python.grappler import cluster, tf_optimizer
 from tensorflow.python.training.saver import export_meta_graph
 
+import configs
 from agent import Dreamer
 
 GPU = '/job:localhost/replica:0/task:0/device:GPU:0'
@@ -40,16 +60,29 @@ NO_KERNEL = set(
 )
 
 
+@dataclasses.dataclass
+class Counts:
+    """Counters of one graph: of `kernels` by loop, '' for those outside of any, and
+    kind of operation; of copies `to_host` and `to_device` by the kinds of operations
+    that a value comes from and goes to.
+    """
+
+    kernels: collections.Counter
+    to_host: collections.Counter
+    to_device: collections.Counter
+
+    @property
+    def totals(self):
+        """Numbers by name."""
+        return {name: each.total() for name, each in vars(self).items()}
+
+
 def count(config, action_size):
-    """Launches of one update.
+    """`Counts` of one update.
 
     Args:
       config: `configs.Config`, its precision resolved.
       action_size: A.
-
-    Returns:
-      `collections.Counter` of launches by loop, '' for those outside of any, and kind
-      of operation.
     """
     with mock.patch.object(tf.config, 'list_physical_devices', _one_gpu):
         agent = Dreamer(dataclasses.replace(config, jit=False), action_size)
@@ -97,7 +130,7 @@ def optimised(function):
 
 
 def tally(graph):
-    """Launches of a graph, as `count`."""
+    """`Counts` of a graph."""
     nodes = {node.name: node for node in graph.node}
     frames = _frames(nodes)
     trips = _trips(nodes, frames)
@@ -106,7 +139,56 @@ def tally(graph):
         if node.op not in NO_KERNEL and not _on_host(node):
             frame = frames[name]
             launches[frame, node.op] += trips[frame]
-    return launches
+    to_host, to_device = collections.Counter(), collections.Counter()
+    for (source, wanted), node in _moved(nodes).items():
+        way = to_host if wanted else to_device
+        way[nodes[_source(source)].op, node.op] += trips[frames[node.name]]
+    return Counts(launches, to_host, to_device)
+
+
+def _moved(nodes):
+    """The values that lie in one memory and are wanted in the other: by their names and
+    whether that is the host's, a node that wants them. All that do share a copy.
+    """
+    moved = {}
+    for node in nodes.values():
+        kernel = _kernel(node)
+        if not kernel:
+            continue
+        inputs = _names(node, op_def_registry.get(node.op).input_arg)
+        sources = [source for source in node.input if not source.startswith('^')]
+        for name, source in zip(inputs, sources, strict=True):
+            lies = _lies_on_host(nodes[_source(source)], source)
+            wanted = name in kernel.host_memory_arg
+            if lies is not None and lies != wanted:
+                moved[source, wanted] = node
+    return moved
+
+
+def _lies_on_host(node, output):
+    """Whether an output of a node is in the host's memory; None where it is no array,
+    as a variable's handle.
+    """
+    index = int(output.partition(':')[2] or 0)
+    if node.op == 'Placeholder':
+        kind = node.attr['dtype'].type
+        return None if kind == types_pb2.DT_RESOURCE else kind == types_pb2.DT_INT32
+    kernel = _kernel(node)
+    results = _names(node, op_def_registry.get(node.op).output_arg)
+    return bool(kernel) and results[index] in kernel.host_memory_arg
+
+
+def _names(node, arguments):
+    """A name for each input or output, that of a list for each of its values."""
+    names = []
+    for argument in arguments:
+        count = 1
+        if argument.number_attr:
+            count = node.attr[argument.number_attr].i
+        elif argument.type_list_attr:
+            count = len(node.attr[argument.type_list_attr].list.type)
+        names += [argument.name] * count
+    return names
 
 
 def _source(name):
@@ -163,22 +245,50 @@ def _trips(nodes, frames):
 
 def _on_host(node):
     """Whether a GPU's kernel for a node has all of its results in the host's memory."""
-    results, found = _gpu_kernels(node.op)
-    for kernel in found:
+    results = {result.name for result in op_def_registry.get(node.op).output_arg}
+    kernel = _kernel(node)
+    return bool(kernel and results) and results <= set(kernel.host_memory_arg)
+
+
+def _kernel(node):
+    """The kernel that a node would run on a GPU; None where there is none."""
+    for kernel in _gpu_kernels(node.op):
         if all(
             node.attr[limit.name].type in limit.allowed_values.list.type
             for limit in kernel.constraint
         ):
-            return bool(results) and results <= set(kernel.host_memory_arg)
-    return False
+            return kernel
+    return None
 
 
 @functools.cache
 def _gpu_kernels(kind):
-    """The names of an operation's results, and its kernels on GPUs."""
-    definition = op_def_registry.get(kind)
+    """An operation's kernels on GPUs, and those of all devices."""
     found = kernels.get_registered_kernels_for_op(kind).kernel
-    return (
-        {result.name for result in definition.output_arg} if definition else set(),
-        [kernel for kernel in found if kernel.device_type == 'GPU'],
+    return [
+        kernel
+        for device in ('GPU', 'DEFAULT')
+        for kernel in found
+        if kernel.device_type == device
+    ]
+
+
+def main():
+    """The command line."""
+    parser = configs.Parser(prog='launches.py', description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--task_actions', type=configs.number(int, 1), default=6, help='action size'
     )
+    with configs.refusing('launches'):
+        args, flags = parser.parse_known_args()
+        config = configs.parse(flags)
+    config, _ = startup.set_up_devices(config)
+    counts = count(config, args.task_actions)
+    for name, each in vars(counts).items():
+        for (first, second), number in each.most_common(10):
+            print(f'{name} {number:6,} {first or "in no loop"} {second}')
+    print(json.dumps(counts.totals))
+
+
+if __name__ == '__main__':
+    main()

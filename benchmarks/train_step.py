@@ -19,8 +19,9 @@ Paper sizes unless flags say otherwise. The last line is one JSON object:
                  before these matrices are made; glibc's settings for the heap are those
                  of dreamer.py, or its own with --plain_allocator
     launches, launches_16
-                 kernels that a GPU would start in one update in float32 and in float16;
-                 see launches.py for what counts
+                 kernels that a GPU would start in one update in float32 and in float16,
+                 and with _to_host and _to_device behind it copies between the two; see
+                 launches.py for what counts
 """
 
 import dataclasses
@@ -224,7 +225,9 @@ def main():
     figures = measure(config, args.task_actions, args.repeats)
     for name, precision in dict(launches='32', launches_16='16').items():
         counted = dataclasses.replace(config, precision=precision)
-        figures[name] = launches.count(counted, args.task_actions).total()
+        totals = launches.count(counted, args.task_actions).totals
+        figures[name] = totals.pop('kernels')
+        figures |= {f'{name}_{way}': number for way, number in totals.items()}
     print(json.dumps(figures))
 
 

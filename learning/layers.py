@@ -320,6 +320,47 @@ class GRUCell(keras.layers.GRUCell):
         return state, state
 
 
+_loops_kept = False
+
+
+@contextlib.contextmanager
+def keep_loops():
+    """What is traced meanwhile keeps its loops with a GPU, too: for XLA, which compiles
+    them.
+    """
+    global _loops_kept
+    before, _loops_kept = _loops_kept, True
+    try:
+        yield
+    finally:
+        _loops_kept = before
+
+
+def scan(step, inputs, initial):
+    """All states of a recurrence, s_t = step(s_{t-1}, x_t).
+
+    With a GPU the steps are unrolled. In a TensorFlow loop they would run in lockstep
+    with the host, which decides in every turn whether there is another: it waits each
+    time until the GPU has done all that it was told. On a CPU a loop is as fast, and is
+    traced much sooner.
+
+    Args:
+      step: function of a state and the inputs of one step to the next state.
+      inputs: structure of tensors [T, ...], T known.
+      initial: the state s_0, a structure of tensors [...].
+
+    Returns:
+      s_1 to s_T, a structure of tensors [T, ...].
+    """
+    if _loops_kept or not _on_gpu():
+        return tf.scan(step, inputs, initial)
+    columns = [tf.unstack(x) for x in tf.nest.flatten(inputs)]
+    states = [initial]
+    for row in zip(*columns, strict=True):
+        states.append(step(states[-1], tf.nest.pack_sequence_as(inputs, row)))
+    return tf.nest.map_structure(lambda *steps: tf.stack(steps), *states[1:])
+
+
 @contextlib.contextmanager
 def read_once(*parts):
     """Inside, the weights of parts are tensors that have been read, and cast to

@@ -1,5 +1,7 @@
 """The agent: who receives gradient from whom, noise, checkpoints, time indices."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,6 +13,7 @@ import wrappers
 from acting import workers
 from acting.collector import Collector
 from agent import Dreamer, Policy
+from learning import layers
 from run import checkpoints
 
 BATCH, LENGTH, ACTION = 3, 6, 2
@@ -152,6 +155,46 @@ def test_actor_step_raises_imagined_returns(data):
         weight.assign(weight - 1.0 * gradient)
     after, _, _ = behavior_losses(agent, data)
     assert after < before
+
+
+# Half precision rounds sums that are made in another order.
+@pytest.mark.parametrize(
+    'precision, apart',
+    [
+        ('32', 1e-6),
+        pytest.param('16', 2e-3, marks=pytest.mark.slow),
+        pytest.param('bfloat16', 1e-2, marks=pytest.mark.slow),
+    ],
+)
+def test_unrolled_steps_are_those_of_the_loop(monkeypatch, data, precision, apart):
+    """In the forms that a GPU gets, of which only the steps differ."""
+    gpu = tf.config.PhysicalDevice('/physical_device:GPU:0', 'GPU')
+    monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind=None: [gpu])
+    flags = '--free_nats', 0, '--pcont', 'true'
+    results = []
+    for scope in layers.keep_loops, contextlib.nullcontext:
+        agent = make_agent(*flags, precision=precision)
+        for optimizer in agent.optimizers.values():
+            optimizer.loss_scale.assign(64.0)
+        noise = fixed_noise(agent)
+        with scope():
+            trace = tf.function(agent.update, autograph=False).get_concrete_function
+            traced = trace(data, noise)
+        kinds = {node.op for node in traced.graph.as_graph_def().node}
+        metrics = {key: float(x) for key, x in traced(data, noise).items()}
+        gradients = {
+            name: np.concatenate([np.ravel(x) for x in optimizer._adam._momentums])
+            for name, optimizer in agent.optimizers.items()
+        }
+        looped = any(kind.endswith('While') for kind in kinds)
+        results.append((looped, metrics, gradients))
+    (looped, *ours), (unrolled, *theirs) = results
+    assert looped and not unrolled
+    assert theirs[0] == pytest.approx(ours[0], rel=apart, abs=apart)
+    for name, gradient in ours[1].items():
+        distance = np.linalg.norm(theirs[1][name] - gradient)
+        assert 0 < np.linalg.norm(gradient)
+        assert distance <= 10 * apart * np.linalg.norm(gradient), name
 
 
 def test_each_optimiser_changes_its_own_module_only(data):
