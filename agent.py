@@ -73,19 +73,20 @@ class WorldModel(tf.Module):
         """
         return [weight for part in self.parts for weight in part.trainable_weights]
 
-    def loss(self, data, noise):
+    def loss(self, data, noise, image_noise=None):
         """The negative evidence lower bound (paper, equation 10; section 4 for the
         other representations).
 
         Args:
           data: batch of replay, [B, L, ...].
           noise: [B, L, S] of the posterior.
+          image_noise: [B, L, 64, 64, 3] of `models.normalize_image`.
 
         Returns:
           scalar loss, posterior [B, L, ...], metrics.
         """
         config = self._config
-        image = models.normalize_image(data['image'])
+        image = models.normalize_image(data['image'], image_noise)
         embed = self.encoder(image)
         post, prior = self.rssm.observe(embed, data['action'], data['is_first'], noise)
         feature = self.rssm.feature(post)
@@ -144,14 +145,20 @@ class WorldModel(tf.Module):
             return self.pcont.dist(feature).mean()
         return tf.fill(tf.shape(feature)[:-1], self._config.discount)
 
-    def openloop(self, data, noise, context=5):
-        """Predict the images of `data` [B, L, ...] from `context` frames and actions.
+    def openloop(self, image, data, noise):
+        """Predict the images of `data` [B, L, ...] from the first ones and actions.
+
+        Args:
+          image: [B, context, 64, 64, 3], the first ones, uint8 or normalized.
+          data: batch of replay.
+          noise: [B, L, S].
 
         Returns:
           [B, L, 64, 64, 3] float32 in [0, 1]: reconstructions, then predictions.
         """
+        context = image.shape[1]
         post, _ = self.rssm.observe(
-            self.encoder(data['image'][:, :context]),
+            self.encoder(image),
             data['action'][:, :context],
             data['is_first'][:, :context],
             noise[:, :context],
@@ -219,7 +226,8 @@ class ActorCritic(tf.Module):
 
     def losses(self, world, start, start_weight, latent_noise, action_noise, updates=0):
         """Actor and value loss on imagined trajectories (equations 6 to 8), or, without
-        a value network, the actor's alone (equation 4).
+        a value network, the actor's alone, by the rewards to go of every imagined state
+        (equations 4 and 7; discounted, as in the TF1 release).
 
         Args:
           world: `WorldModel`.
@@ -238,10 +246,11 @@ class ActorCritic(tf.Module):
         discount = world.discounts(feature)
         metrics = self.entropy_metrics(entropy)
         if self._config.method == 'no_value':
-            weight = start_weight * tools.discount_weights(discount)
-            returns = tf.reduce_sum(weight * reward, 0)
-            bonus = tf.reduce_sum(weight * self.bonus(returns, entropy, updates), 0)
-            return dict(actor=-tf.reduce_mean(returns + bonus)), metrics
+            returns = tools.lambda_return(reward, tf.zeros_like(reward), discount, 1.0)
+            bonus = self.bonus(returns, entropy, updates)
+            return dict(
+                actor=-tf.reduce_mean(start_weight * (returns + bonus))
+            ), metrics
         value = self.value.dist(feature)
         returns = tools.lambda_return(
             reward[:-1], value.mean()[1:], discount[:-1], self._config.disclam
@@ -316,6 +325,7 @@ class Dreamer(tf.Module):
     """
 
     MODE_SAMPLES = 100
+    CONTEXT = 5  # images that an open-loop prediction begins with
 
     def __init__(self, config, action_size, strategy=None):
         super().__init__('dreamer')
@@ -372,13 +382,18 @@ class Dreamer(tf.Module):
         )
         self.optimizers = {
             name: Optimizer(
-                name, variables, rates[name], config.grad_clip, config.precision == '16'
+                name,
+                variables,
+                rates[name],
+                config.grad_clip,
+                config.adam_epsilon,
+                config.precision == '16',
             )
             for name, variables in trained.items()
         }
 
     def noise(self, batch, length):
-        """All standard normal noise of one update."""
+        """All noise of one update: standard normal, and that of images uniform."""
         config = self._config
         imagined = config.horizon, batch * length
         shapes = dict(
@@ -388,10 +403,18 @@ class Dreamer(tf.Module):
         )
         sizes = [math.prod(shape) for shape in shapes.values()]
         parts = tf.split(self.rng.normal((sum(sizes),)), sizes)
-        return {
+        noise = {
             name: tf.reshape(part, shape)
             for (name, shape), part in zip(shapes.items(), parts, strict=True)
         }
+        if config.image_noise:
+            noise['image'] = self.rng.uniform((batch, length, 64, 64, 3))
+        return noise
+
+    def normalize(self, image, rng):
+        """Images uint8 [...] as the networks take them, with noise if that is set."""
+        noise = rng.uniform(image.shape) if self._config.image_noise else None
+        return models.normalize_image(image, noise)
 
     def on_device(self, data):
         """A replay batch of arrays as tensors where `train` takes them from: on the
@@ -421,21 +444,24 @@ class Dreamer(tf.Module):
     def _update(self, data, noise):
         optimizer = self.optimizers['model']
         with tf.GradientTape() as tape:
-            loss, post, metrics = self.world.loss(data, noise['post'])
+            loss, post, metrics = self.world.loss(
+                data, noise['post'], noise.get('image')
+            )
             loss = optimizer.scaled(loss)
         metrics['model_grad_norm'] = optimizer.apply(tape, loss)
         if self.watches:
-            metrics.update(self._update_decoder(data, post))
+            metrics.update(self._update_decoder(data, post, noise.get('image')))
         if self.behavior:
             metrics.update(self._update_behavior(data, post, noise))
         return metrics
 
-    def _update_decoder(self, data, post):
+    def _update_decoder(self, data, post, image_noise):
         """Learn to draw what the world model represents, without touching it."""
         feature = tf.stop_gradient(self.world.rssm.feature(post))
         optimizer = self.optimizers['decoder']
+        image = models.normalize_image(data['image'], image_noise)
         with tf.GradientTape() as tape:
-            loss = self.world.image_loss(models.normalize_image(data['image']), feature)
+            loss = self.world.image_loss(image, feature)
             scaled = optimizer.scaled(loss)
         return dict(image_loss=loss, decoder_grad_norm=optimizer.apply(tape, scaled))
 
@@ -484,7 +510,8 @@ class Dreamer(tf.Module):
           actions [E, A] in [-1, 1] or one-hot, and the state to pass on: what the agent
           believes and the action that it really took.
         """
-        embed = self.world.encoder(image)
+        rng = self.rng if training else self.eval_rng
+        embed = self.world.encoder(self.normalize(image, rng))
         return self.act(embed, is_first, state, training, self.gradient_step)
 
     def act(self, embed, is_first, state, training, gradient_step):
@@ -565,7 +592,8 @@ class Dreamer(tf.Module):
           [L, 3*64, B*64, 3] uint8. The first five frames are reconstructions.
         """
         shape = (*data['reward'].shape, self._config.stoch_size)
-        model = self.world.openloop(data, self.eval_rng.normal(shape))
+        image = self.normalize(data['image'][:, : self.CONTEXT], self.eval_rng)
+        model = self.world.openloop(image, data, self.eval_rng.normal(shape))
         truth = tf.cast(data['image'], tf.float32) / 255
         video = tf.concat([truth, model, (model - truth + 1) / 2], 2)
         video = tf.transpose(video, (1, 2, 0, 3, 4))
@@ -635,8 +663,11 @@ class Policy:
         on_cpu = agent.behavior and not tf.config.list_physical_devices('GPU')
         parts = [*agent.world.parts, agent.behavior.actor] if on_cpu else []
         with layers.in_float32(parts):
+            rng = agent.rng if training else agent.eval_rng
             self._act = tf.function(
-                lambda image, *others: act(agent.world.encoder(image), *others),
+                lambda image, *others: act(
+                    agent.world.encoder(agent.normalize(image, rng)), *others
+                ),
                 autograph=False,
             ).get_concrete_function(
                 tf.TensorSpec((envs, 64, 64, 3), tf.uint8),

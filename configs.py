@@ -24,8 +24,16 @@ CHANGEABLE = frozenset(
     'lab_renderer lab_level_cache lab_dataset'.split()
 )
 
-# Settings that came later: an older run was made as if by these.
-ADDED = dict(actor_entropy=0.0, reward_scale=1.0, actor_entropy_decay=0.0)
+# Flags without effect on a method.
+_PLANS = 'plan_candidates', 'plan_iterations', 'plan_elites', 'plan_horizon'
+IDLE = dict(
+    dreamer=_PLANS,
+    no_value=('value_lr', 'disclam', *_PLANS),
+    planet=(
+        *('horizon', 'disclam', 'value_lr', 'actor_lr', 'actor_layers'),
+        *('actor_entropy_decay', 'action_init_std', 'expl_action'),
+    ),
+)
 
 # Groups of flags in --help: each begins with this one, as in `Config`.
 HELP_GROUPS = dict(
@@ -181,7 +189,12 @@ class Config:
     prefill: int = _flag(
         5000,
         'steps of random actions before training '
-        '[environment steps; paper: 5 episodes]',
+        '[environment steps; TF1: 2,500 agent steps]',
+        minimum=1,
+    )
+    prefill_episodes: int = _flag(
+        1,
+        'whole episodes of random actions, too, before training [paper: 5]',
         minimum=1,
     )
     eval_noise: float = _flag(
@@ -219,7 +232,7 @@ class Config:
         minimum=1,
     )
     rssm_units: int = _flag(
-        200, 'units of hidden layers in the RSSM [paper: 300]', minimum=1
+        200, 'units of hidden layers in the RSSM [paper: 200]', minimum=1
     )
     reward_layers: int = _flag(
         2, 'hidden layers of the reward head [paper: 3]', minimum=1
@@ -236,9 +249,16 @@ class Config:
         'channels of the first convolution; the others are multiples of it',
         minimum=1,
     )
+    image_noise: bool = _flag(
+        False,
+        'images are (value + uniform noise) / 256 - 0.5, as input and as target '
+        '[TF1]; off: value / 255 - 0.5 [TF2]',
+    )
     reward_scale: float = _flag(1.0, 'weight of the reward loss', minimum=0)
     pcont: bool = _flag(False, 'predict the discount, for tasks with early termination')
-    pcont_scale: float = _flag(10.0, 'weight of the discount loss', minimum=0)
+    pcont_scale: float = _flag(
+        10.0, 'weight of the discount loss [TF2: 10, TF1: 1]', minimum=0
+    )
     free_nats: float = _flag(3.0, 'KL below this costs nothing [nats]', minimum=0)
     free_nats_per_step: bool = _flag(
         False, 'apply free nats to each step [paper], not to the batch mean [TF2]'
@@ -251,6 +271,12 @@ class Config:
     train_every: int = _flag(
         1000, 'collected between training phases [environment steps]', minimum=1
     )
+    train_episodes: int = _flag(
+        0,
+        'whole episodes, too, that are collected between training phases '
+        '[paper: 1, with 100 updates an episode]',
+        minimum=0,
+    )
     train_steps: int = _flag(
         100, 'updates in a training phase [gradient steps]', minimum=1
     )
@@ -258,6 +284,9 @@ class Config:
     model_lr: float = _flag(6e-4, 'learning rate of the world model', above=0)
     value_lr: float = _flag(8e-5, 'learning rate of the value network', above=0)
     actor_lr: float = _flag(8e-5, 'learning rate of the actor', above=0)
+    adam_epsilon: float = _flag(
+        1e-7, "of Adam, beside the gradient's root mean square [TF1: 1e-4]", above=0
+    )
     grad_clip: float = _flag(100.0, 'global gradient norm is clipped to this', above=0)
     dataset_balance: bool = _flag(
         False,
@@ -332,60 +361,45 @@ class Config:
     plan_horizon: int = _flag(12, 'length of a plan [agent steps]', minimum=1)
 
 
-# Discrete control with early termination: the paper's section 6 and appendix A.
-# What discrete actions ask for, whatever the simulator is. Two values are not the
-# paper's. Without an entropy bonus the actor is certain before the world model has
-# learned. And where an image says little, as that of a thin pole, 3 nats are more than
-# all that a step tells: then nothing teaches the dynamics, nor, from there, the ends.
+# Discrete control with early termination (paper, section 3 and appendix A).
 _ONE_HOT = dict(
     horizon=10,
     kl_scale=0.1,
     clip_rewards='tanh',
     pcont=True,
-    dataset_balance=True,
     expl_amount=0.4,
     expl_min=0.1,
     expl_decay=200_000.0,
     eval_noise=0.001,
-    actor_entropy=0.3,
-    free_nats=0.0,
 )
+# With TF1's episodes, schedule and prefill of 2,500 agent steps.
 _DISCRETE = dict(
-    _ONE_HOT,
-    action_repeat=4,
-    time_limit=108_000,
-    prefill=10_000,
-    train_every=2_000,
+    _ONE_HOT, action_repeat=4, time_limit=108_000, prefill=10_000, train_every=2_000
+)
+# What keeps a discrete actor alive until the world model knows the rewards: without a
+# bonus it is certain within 300 updates. Where an image says little, as of a thin pole,
+# 3 free nats are more than a step tells, and nothing teaches the dynamics. Rewards are
+# few and small after tanh, beside thousands of pixels. An agent that gets a new game
+# after each life does not see how a game continues.
+_TUNED = dict(
+    actor_entropy=0.3,
     actor_entropy_decay=3_000.0,
+    free_nats=0.0,
+    reward_scale=10.0,
+    same_game=True,
+    dataset_balance=True,
 )
 
 SUITE_PRESETS = {
     'dmc': {},
-    # Rewards are few and small after tanh, beside thousands of pixels. And with a new
-    # game after each life an agent does not see how a game goes on.
-    'atari': dict(_DISCRETE, reward_scale=10.0, same_game=True),
-    # The release's own command for DeepMind Lab has no discount head.
+    'atari': _DISCRETE,
+    # TF1's command for DeepMind Lab has no discount head.
     'dmlab': dict(_DISCRETE, pcont=False),
     # Most environments bring a time limit of their own.
     'gym': dict(action_repeat=1, time_limit=108_000, pcont=True, dataset_balance=True),
     'dummy': dict(action_repeat=1, time_limit=50),
 }
-# On top of that, where the actions turn out to be discrete.
-IF_DISCRETE = {'gym': dict(_ONE_HOT, expl_decay=5_000.0)}
 
-_SMALL = dict(
-    steps=100_000,
-    eval_every=5_000,
-    save_every=5_000,
-    cnn_depth=8,
-    num_units=200,
-    render_quality='fast',
-    plan_candidates=100,
-    plan_iterations=5,
-    plan_elites=10,
-    plan_horizon=10,
-)
-_NO_BONUS_SMALL = dict(_SMALL, batch_size=16, free_nats=0.0, kl_scale=0.1)
 PRESETS = {
     'debug': dict(
         steps=600,
@@ -414,52 +428,68 @@ PRESETS = {
     # has the time: with sequences of 16 a state did not learn velocities. Where images
     # say little, free nats and a whole KL kept what moves out of the state. The bonus
     # holds the actor back until the world model, slow at this size, knows the rewards.
-    'small': dict(_NO_BONUS_SMALL, actor_entropy=0.3, actor_entropy_decay=3_000.0),
+    'small': dict(
+        steps=100_000,
+        eval_every=5_000,
+        save_every=5_000,
+        batch_size=16,
+        cnn_depth=8,
+        num_units=200,
+        free_nats=0.0,
+        kl_scale=0.1,
+        actor_entropy=0.3,
+        actor_entropy_decay=3_000.0,
+        render_quality='fast',
+        plan_candidates=100,
+        plan_iterations=5,
+        plan_elites=10,
+        plan_horizon=10,
+    ),
     'discrete': _DISCRETE,
+    'tuned': _TUNED,
+    # The paper's text; where it is silent, TF1, with which its results were made.
     'paper': dict(
         num_units=300,
-        rssm_units=300,
+        rssm_units=200,
         reward_layers=3,
         actor_layers=3,
-        expl_action='mode',
+        image_noise=True,
+        pcont_scale=1.0,
         free_nats=3.0,
         free_nats_per_step=True,
-        actor_entropy=0.0,
         reward_scale=1.0,
         same_game=False,
+        dataset_balance=False,
+        train_episodes=1,
+        prefill_episodes=5,
+        adam_epsilon=1e-4,
+        precision='32',
+        actor_entropy=0.0,
+        expl_action='mode',
     ),
 }
 
-# What presets once were, the latest first: the same command still resumes the runs of
-# then. `onehot` is laid over each preset that has an entropy bonus.
-_LIGHT_REWARD = dict(reward_scale=1.0, same_game=False)
-_CONSTANT_BONUS = dict(_LIGHT_REWARD, actor_entropy_decay=0.0)
-_EARLIER_ONE_HOT = dict(_CONSTANT_BONUS, free_nats=3.0, expl_decay=200_000.0)
-_EARLIER_SMALL = dict(_SMALL, batch_size=20)
-EARLIER = (
-    dict(small=_NO_BONUS_SMALL),
-    dict(onehot=_LIGHT_REWARD, small=_NO_BONUS_SMALL),
-    dict(onehot=_CONSTANT_BONUS, small=_EARLIER_SMALL),
-    dict(onehot=dict(_EARLIER_ONE_HOT, actor_entropy=0.3), small=_EARLIER_SMALL),
-    dict(
-        onehot=dict(_EARLIER_ONE_HOT, actor_entropy=0.0),
-        small=dict(
-            _SMALL,
-            batch_size=12,
-            batch_length=16,
-            horizon=10,
-            cnn_act='elu',
-            num_units=128,
-            model_lr=1e-3,
-            actor_lr=8e-5,
-            value_lr=3e-4,
-            free_nats=0.0,
-            kl_scale=0.3,
-            discount=0.95,
-            action_init_std=1.0,
-        ),
-    ),
+_SMALL_GAMES = dict(
+    steps=400_000,
+    eval_every=40_000,
+    save_every=20_000,
+    prefill=20_000,
+    train_every=4_000,
+    batch_length=32,
+    expl_decay=6_000.0,
 )
+# On top of a suite's preset, of one of `--configs`, or of one with a suite, where the
+# actions are discrete.
+IF_DISCRETE = {
+    'gym': dict(_ONE_HOT, expl_decay=5_000.0, actor_entropy=0.3, free_nats=0.0),
+    'small atari': _SMALL_GAMES,
+    'small dmlab': _SMALL_GAMES,
+    'small gym': dict(batch_length=32, actor_entropy_decay=0.0),
+    # The text has epsilon, and not around what; TF1 draws a sample.
+    'paper': dict(expl_action='sample'),
+}
+# Suites whose actions are discrete by their name. Of others the simulator tells.
+DISCRETE_SUITES = 'atari', 'dmlab'
 
 
 def parse(argv):
@@ -469,36 +499,39 @@ def parse(argv):
     Prints the help and exits with 0 on `--help`. Raises ConfigError with one line on
     anything that is unknown, malformed or impossible.
     """
-    config = _parse(argv)
-    _warn(config, SUITE_PRESETS[_suite(config.task)])
+    config = _resolve(*_typed(argv))
+    _warn(config, _typed(argv)[1])
     return config
 
 
-def _parse(argv, discrete=False, earlier=None):
-    """`parse` without a warning. `discrete`: the task's actions are known to be;
-    `earlier`: presets of an earlier version, one of `EARLIER`.
-    """
-    args = vars(_parse_known(_parser(), argv))
-    names = args.pop('configs') or []
+def _typed(argv):
+    """Names of presets, and flags by name, as they stand on the command line."""
+    flags = vars(_parse_known(_parser(), argv))
+    names = flags.pop('configs') or []
     for name in names:
         if name not in PRESETS:
             raise ConfigError(
                 f"unknown preset '{name}' in --configs; possible: {', '.join(PRESETS)}"
             )
-    suite = _suite(args.get('task', Config.task))
-    presets = [SUITE_PRESETS[suite], IF_DISCRETE.get(suite, {}) if discrete else {}]
-    earlier, values = earlier or {}, {}
-    for preset in presets + [earlier.get(name, PRESETS[name]) for name in names]:
-        values |= preset
-        if preset.get('actor_entropy'):
-            values |= earlier.get('onehot', {})
-    values |= args
+    return names, flags
+
+
+def _resolve(names, flags, discrete=False):
+    """The configuration of presets and flags; `discrete`: the task's actions are."""
+    suite = _suite(flags.get('task', Config.task))
+    discrete = discrete or suite in DISCRETE_SUITES
+    values = SUITE_PRESETS[suite] | (IF_DISCRETE.get(suite, {}) if discrete else {})
+    for name in names:
+        values |= PRESETS[name]
+        for key in (name, f'{name} {suite}') if discrete else ():
+            values |= IF_DISCRETE.get(key, {})
+    values |= flags
     try:
         values['logdir'] = home(values.get('logdir', Config.logdir))
     except argparse.ArgumentTypeError as error:
         raise ConfigError(f'--logdir: {error}') from None
     config = check(Config(**values))
-    if config.method == 'planet' and args.get('actor_entropy'):
+    if config.method == 'planet' and flags.get('actor_entropy'):
         raise ConfigError(
             f'--actor_entropy {config.actor_entropy} needs an actor, which --method '
             'planet has not; possible: 0, or --method dreamer or no_value'
@@ -508,19 +541,36 @@ def _parse(argv, discrete=False, earlier=None):
 
 def settle(argv, config, discrete):
     """The configuration once the actions are known to be discrete or not, which `parse`
-    could not know, and by earlier presets where the run was started with those.
+    could not know. Where the run in the logdir was started by the same words, it is
+    that run's, even if a preset has changed since.
 
     Args:
       argv: words of the command line.
       config: of `parse`, with its precision resolved.
       discrete: whether the task's actions are.
     """
+    names, flags = _typed(argv)
+    resolved = dataclasses.replace(
+        _resolve(names, flags, discrete), precision=config.precision
+    )
     path = pathlib.Path(config.logdir) / 'config.json'
-    found = [
-        dataclasses.replace(_parse(argv, discrete, earlier), precision=config.precision)
-        for earlier in (None, *EARLIER)
-    ]
-    return next((x for x in found if not differences(x, path)), found[0])
+    if not path.exists() or _read(path).get('typed') != as_typed(argv):
+        return resolved
+    kept = {
+        name: value
+        for name, value in _read(path)['config'].items()
+        if name in Config.__dataclass_fields__ and name not in CHANGEABLE
+    }
+    return dataclasses.replace(resolved, **kept)
+
+
+def as_typed(argv):
+    """The presets and flags of a command line as `config.json` keeps them: without
+    flags that may change from one start of a run to the next.
+    """
+    names, flags = _typed(argv)
+    flags = {name: flags[name] for name in sorted(flags) if name not in CHANGEABLE}
+    return dict(configs=names, flags=flags)
 
 
 def resume_precision(config):
@@ -528,15 +578,23 @@ def resume_precision(config):
     path = pathlib.Path(config.logdir) / 'config.json'
     if config.precision != 'auto' or not path.exists():
         return config
-    precision = _read_stored(path).get('precision', 'auto')
+    precision = _read(path)['config'].get('precision', 'auto')
     return dataclasses.replace(config, precision=precision)
 
 
-def _warn(config, suite):
-    if suite.get('pcont') and not config.pcont:
+def _warn(config, flags):
+    if SUITE_PRESETS[_suite(config.task)].get('pcont') and not config.pcont:
         print(
             f'dreamer: warning: without --pcont the agent cannot know that '
             f'{config.task} can end early',
+            file=sys.stderr,
+        )
+    idle = [f'--{name}' for name in flags if name in IDLE[config.method]]
+    if idle:
+        plan = f'; plans have --plan_horizon {config.plan_horizon}'
+        print(
+            f'dreamer: warning: --method {config.method} makes no use of '
+            f'{", ".join(idle)}{plan * ("--horizon" in idle)}',
             file=sys.stderr,
         )
     crowd, cores = max(config.envs, config.eval_envs), limits.cores()
@@ -651,7 +709,7 @@ def differences(config, path):
     path = pathlib.Path(path)
     if not path.exists():
         return []
-    old = ADDED | _read_stored(path)
+    old = _read(path)['config']
     new = dataclasses.asdict(config)
     return [
         f'{name}: {old.get(name)} -> {value}'
@@ -687,7 +745,7 @@ def read(path):
     defaults where they are missing. Raises ConfigError, with one line, if the file
     cannot be read or is of another version.
     """
-    stored = ADDED | _read_stored(path)
+    stored = _read(path)['config']
     names = {field.name for field in dataclasses.fields(Config)}
     missing = names - set(stored) - CHANGEABLE
     unknown = set(stored) - names
@@ -700,10 +758,11 @@ def read(path):
     return check(Config(**stored))
 
 
-def _read_stored(path):
+def _read(path):
+    """What a `config.json` holds."""
     try:
-        stored = json.loads(path.read_text())['config']
-        stored.items()
+        stored = json.loads(path.read_text())
+        stored['config'].items()
         return stored
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
@@ -712,8 +771,10 @@ def _read_stored(path):
         ) from None
 
 
-def write(config, path):
-    """Store the configuration and the library versions, whole or not at all."""
+def write(config, path, typed=None):
+    """Store the configuration, what was typed for it (`as_typed`), and the library
+    versions, whole or not at all.
+    """
 
     def version(name):
         try:
@@ -733,6 +794,7 @@ def write(config, path):
     text = json.dumps(
         {
             'config': dataclasses.asdict(config),
+            'typed': typed,
             'versions': {
                 'python': sys.version.split()[0],
                 **{name: version(name) for name in names},

@@ -8,6 +8,7 @@ Shapes: A action, E environments.
 """
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import signal
@@ -47,6 +48,32 @@ EXPECTED = (
     OSError,
     tf.errors.OpError,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A training phase: how many were due before it, and the environment steps taken
+    and the episodes kept when it was due.
+    """
+
+    number: int = 0
+    step: int = 0
+    episodes: int = 0
+
+    def at(self, step, episodes, config):
+        """The phase that is due after `step` environment steps and `episodes`."""
+        phase = self
+        while (
+            step >= phase.step + config.train_every
+            and episodes >= phase.episodes + config.train_episodes
+        ):
+            phase = Phase(
+                phase.number + 1,
+                # By steps alone, a phase begins at a multiple of `train_every`.
+                step if config.train_episodes else phase.step + config.train_every,
+                episodes,
+            )
+        return phase
 
 
 class Run:
@@ -100,6 +127,8 @@ class Run:
             eval=tools.Every(config.eval_every),
             save=tools.Every(config.save_every, 0),
         )
+        self.phase = Phase()
+        self.episodes = 0
         self.metrics = []
         self.dropped = 0
         self.stop = False
@@ -120,16 +149,6 @@ class Run:
         """Updates made."""
         return self.agent.gradient_step
 
-    @property
-    def phases(self):
-        """Training phases that the steps since the prefill have earned."""
-        return (self.step - self.agent.train_start) // self.config.train_every
-
-    @property
-    def phase_start(self):
-        """Environment step at which the present training phase was due."""
-        return self.agent.train_start + self.phases * self.config.train_every
-
     def loop(self):
         """Algorithm 1 of the paper.
 
@@ -143,7 +162,7 @@ class Run:
         while not self.stop:
             self.train()
             ended = self.step >= config.steps
-            milestone = self.step if ended else self.phase_start
+            milestone = self.step if ended else self.phase.step
             # The last step too, at which no training phase need end.
             last = ended and self.step > self.logged
             if not self.stop and (self.due['log'](milestone) or last):
@@ -152,33 +171,53 @@ class Run:
                 self.evaluate()
             if ended:
                 break
-            until = self.phase_start + config.train_every
-            self.collect(self.policy, min(until, config.steps))
+            self.collect(
+                self.policy,
+                self.phase.step + config.train_every,
+                self.phase.episodes + config.train_episodes,
+                config.steps,
+            )
         self.save()
 
     def prefill(self):
-        """Collect with random actions, one whole episode at least."""
-        started = self.agent.train_start >= 0
-        if not started or not self.replay.episodes:
-            until = self.step if started else self.config.prefill
-            self.collect(self.random_policy, until, 'prefill', least=1)
+        """Collect with random actions, whole episodes among them."""
+        config, started = self.config, self.agent.train_start >= 0
+        if not started:
+            self.collect(
+                self.random_policy,
+                config.prefill,
+                config.prefill_episodes,
+                name='prefill',
+            )
+        if not self.replay.episodes:  # Those of a run that is resumed are gone.
+            self.collect(
+                self.random_policy, self.step, self.episodes + 1, name='prefill'
+            )
         if not self.stop and not started:
             self.agent.train_start = self.step
+            self.phase = Phase(0, self.step, self.episodes)
 
-    def collect(self, policy, until, phase='collecting', least=0):
-        """Act until `until` environment steps have been taken, and `least` episodes are
-        in the replay. Saves fall between episodes; where those of several environments
-        do not end together, they are put off once and then drop what is unfinished.
+    def collect(self, policy, steps, episodes=0, end=np.inf, name='collecting'):
+        """Act until so many environment steps have been taken and so many episodes
+        have been kept since the run began, or the run ends.
+
+        Saves fall between episodes; where those of several environments do not end
+        together, they are put off once and then drop what is unfinished.
         """
-        self.progress.start(phase, max(0, until - self.step))
+        self.progress.start(name, max(0, min(steps, end) - self.step))
         late = 2 * self.config.save_every if self.config.envs > 1 else np.inf
-        while (self.step < until or self.replay.episodes < least) and not self.stop:
-            steps, episodes = self.collector.step(policy)
-            self.progress.advance(steps)
-            self.agent.env_step += steps
+
+        def done():
+            enough = self.step >= steps and self.episodes >= episodes
+            return enough or self.step >= end
+
+        while not done() and not self.stop:
+            taken, ended = self.collector.step(policy)
+            self.progress.advance(taken)
+            self.agent.env_step += taken
             # Until they are kept: an error may end the run in between.
-            self.dropped += len(episodes)
-            for episode in episodes:
+            self.dropped += len(ended)
+            for episode in ended:
                 try:
                     self.replay.add(episode)
                 except ValueError as error:
@@ -186,6 +225,7 @@ class Run:
                         f'An episode cannot be kept: {error}'
                     ) from error
                 self.dropped -= 1
+                self.episodes += 1
                 self.log_episodes('train', [episode], self.replay.episodes)
             between = not self.collector.unfinished
             if between or self.step - self.due['save'].last >= late:
@@ -197,9 +237,10 @@ class Run:
         `train_every` environment steps, however collecting and resuming cut them.
         """
         config = self.config
-        due = config.pretrain + self.phases * config.train_steps - self.gradient_step
-        due = max(0, due)
-        phase = 'training' if self.phases else 'pretraining'
+        self.phase = self.phase.at(self.step, self.episodes, config)
+        phases = self.phase.number
+        due = max(0, config.pretrain + phases * config.train_steps - self.gradient_step)
+        phase = 'training' if phases else 'pretraining'
         self.progress.start(phase, due, 'updates')
         for batch in self.batches(due):
             self.metrics.append(self.agent.train(batch))
@@ -325,6 +366,8 @@ class Run:
                 random=self.random.bit_generator.state,
                 started=self.collector.to_start,
                 due={name: every.last for name, every in self.due.items()},
+                phase=dataclasses.asdict(self.phase),
+                episodes=self.episodes,
                 metrics=[
                     {key: float(value) for key, value in metrics.items()}
                     for metrics in self.metrics
@@ -350,6 +393,8 @@ class Run:
             self.collector.started[: len(state['started'])] = state['started']
             for name, last in state['due'].items():
                 self.due[name].last = last
+            self.phase = Phase(**state['phase'])
+            self.episodes = state['episodes']
             self.metrics = state['metrics']
             self.dropped = state['dropped']
         counted = {
@@ -370,6 +415,9 @@ class Run:
         started[env] = max(started[env], index + 1)
         self.dropped -= (env, index) in counted
         self.agent.env_step += steps - counted.get((env, index), 0)
+        self.episodes += 1
+        if self.agent.train_start >= 0:
+            self.phase = self.phase.at(self.step, self.episodes, self.config)
         self.log_episodes('train', [episode], count)
         # Its random actions were drawn from what the checkpoint holds.
         self.random = np.random.default_rng((self.config.seed, self.step))
@@ -438,7 +486,7 @@ def main(argv=None):
         try:
             groups = envs[: config.envs], envs[config.envs :]
             run = make_run(config, *groups, strategy, automatic)
-            configs.write(config, run.logdir / 'config.json')
+            configs.write(config, run.logdir / 'config.json', configs.as_typed(argv))
         except (configs.ConfigError, OSError) as error:
             configs.fail(error)
         startup.heed_signals(run.request_stop, 'saving')

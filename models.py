@@ -17,9 +17,20 @@ from learning import layers
 tfd = tfp.distributions
 
 
-def normalize_image(image):
-    """uint8 [...] to [-0.5, 0.5] float32."""
-    return tf.cast(image, tf.float32) / 255 - 0.5
+def normalize_image(image, noise=None):
+    """uint8 [...] to [-0.5, 0.5] float32.
+
+    Args:
+      image: [...], values v.
+      noise: [...] u, uniform in [0, 1); makes values of steps continuous.
+
+    Returns:
+      v / 255 - 0.5 (2020 TF2 release), with noise (v + u) / 256 - 0.5 (TF1 release).
+    """
+    image = tf.cast(image, tf.float32)
+    if noise is None:
+        return image / 255 - 0.5
+    return (image + noise) / 256 - 0.5
 
 
 class Encoder(keras.layers.Layer):
@@ -151,15 +162,18 @@ class GaussianHead(Dense):
     image's embedding, for the contrastive objective (paper, section 4).
     """
 
-    MIN_STD = 0.1
+    MIN_STD = 0.01
+    RAW_INIT_STD = math.log(math.expm1(1.0))  # softplus of it is 1
 
     def __init__(self, inputs, hidden, units, size, act='elu'):
         super().__init__(inputs, hidden, units, 2 * size, act, name='state_model')
 
     def call(self, x):
-        """[..., inputs] to mean and standard deviation, [..., size] each."""
+        """[..., inputs] to mean and standard deviation, [..., size] each; a standard
+        deviation of 1.01 where the network outputs zero (TF1 release).
+        """
         mean, std = tf.split(super().call(x), 2, -1)
-        return mean, tf.nn.softplus(std) + self.MIN_STD
+        return mean, tf.nn.softplus(std + self.RAW_INIT_STD) + self.MIN_STD
 
 
 class Actor(Dense):

@@ -19,19 +19,21 @@ class Optimizer(tf.Module):
     Args:
       name: of the module it trains, for messages and metrics.
       variables: Keras variables, float32.
-      learning_rate: of Adam; other settings are Keras' defaults, as in the release.
+      learning_rate, epsilon: of Adam; other settings are Keras' defaults.
       clip: largest global gradient norm.
       scale_loss: whether gradients pass through float16.
     """
 
     GROW_AFTER = 1000
 
-    def __init__(self, name, variables, learning_rate, clip, scale_loss=False):
+    def __init__(
+        self, name, variables, learning_rate, clip, epsilon=1e-7, scale_loss=False
+    ):
         super().__init__(name)
         self._variables = variables
         self._clip = clip
         self._scale_loss = scale_loss
-        self._adam = keras.optimizers.Adam(learning_rate)
+        self._adam = keras.optimizers.Adam(learning_rate, epsilon=epsilon)
         self._adam.build(variables)
         # Unused without scaling, but a run may go on in float16.
         self.loss_scale = tf.Variable(2.0**15, trainable=False)

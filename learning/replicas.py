@@ -22,7 +22,7 @@ import tensorflow as tf
 PATIENCE = 60  # Seconds in which all machines' names have to get an address.
 
 # Along which axis the rows of the batch lie: [B, ...], or [H, B*L, ...].
-NOISE_AXES = dict(post=0, latent=1, action=1)
+NOISE_AXES = dict(post=0, latent=1, action=1, image=0)
 
 
 def make_strategy(config, devices=None, cluster=None):

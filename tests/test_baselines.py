@@ -6,6 +6,7 @@ import tensorflow as tf
 from conftest import batch_of_noise
 
 import configs
+import models
 import tools
 from agent import Dreamer
 from learning import planet
@@ -152,10 +153,10 @@ def test_planet_explores_in_training_alone():
 # No value.
 
 
-def no_value_loss(agent):
+def no_value_loss(agent, horizon=5):
     """Loss and gradients of the actor under fixed noise; the tape's imagination."""
     world, rows = agent.world, 4
-    noise = random(5, rows, 4), random(5, rows, ACTION, seed=1)
+    noise = random(horizon, rows, 4), random(horizon, rows, ACTION, seed=1)
     start = world.rssm.initial(rows)
     with tf.GradientTape() as tape:
         losses, _ = agent.behavior.losses(
@@ -165,14 +166,57 @@ def no_value_loss(agent):
     return losses, world.reward.dist(feature).mean().numpy(), tape
 
 
-def test_no_value_maximises_the_sum_of_imagined_rewards():
-    agent = make_agent('--method', 'no_value', '--discount', 0.9)
+def rewards_to_go(reward, discount):
+    """Of each imagined state, by a loop: [H, N] and [H, N] to [H, N]."""
+    horizon = len(reward)
+    result = np.zeros_like(reward)
+    for t in range(horizon):
+        weight = np.ones_like(reward[0])
+        for k in range(t, horizon):
+            result[t] += weight * reward[k]
+            weight = weight * discount[k]
+    return result
+
+
+@pytest.mark.parametrize('pcont', [False, True])
+def test_no_value_maximises_the_rewards_to_go_of_all_imagined_states(pcont):
+    agent = make_agent('--method', 'no_value', '--discount', 0.9, '--pcont', pcont)
     losses, reward, tape = no_value_loss(agent)
-    expected = sum(0.9**t * reward[t] for t in range(5))
+    discount = np.full_like(reward, 0.9)
+    if pcont:
+        noise = random(5, 4, 4), random(5, 4, ACTION, seed=1)
+        start = agent.world.rssm.initial(4)
+        feature, _ = agent.behavior.imagine(agent.world.rssm, start, *noise)
+        discount = agent.world.discounts(feature).numpy()
+        assert np.all(discount != 0.9)
+    expected = rewards_to_go(reward, discount)
     # The fourth row starts after an episode's end and counts nothing.
-    np.testing.assert_allclose(losses['actor'], -expected[:3].sum() / 4, rtol=1e-5)
+    np.testing.assert_allclose(
+        losses['actor'], -expected[:, :3].sum() / 20, rtol=1e-5, atol=1e-6
+    )
     gradients = tape.gradient(losses['actor'], agent.behavior.actor.trainable_weights)
     assert all(np.any(gradient != 0) for gradient in gradients)
+
+
+def test_no_value_weighs_late_rewards_fourteen_times_as_much_as_the_first():
+    """1/15 for the first of 15, (1 - 0.99^15) / (0.01 * 15) for the last (TF1)."""
+    agent = make_agent('--method', 'no_value', '--horizon', 15)
+
+    class Head:
+        def dist(self, feature):
+            return tools.UnitNormal(reward + 0 * feature[..., 0])
+
+    agent.world.reward = Head()
+    reward = tf.Variable(tf.zeros((15, 4)))
+    noise = random(15, 4, 4), random(15, 4, ACTION, seed=1)
+    with tf.GradientTape() as tape:
+        losses, _ = agent.behavior.losses(
+            agent.world, agent.world.rssm.initial(4), tf.ones(4), *noise
+        )
+    weights = -tf.reduce_sum(tape.gradient(losses['actor'], reward), 1)
+    np.testing.assert_allclose(weights[0], 0.0667, atol=1e-4)
+    np.testing.assert_allclose(weights[-1], 0.9329, atol=1e-4)
+    assert np.all(np.diff(weights) > 0)
 
 
 def test_no_value_has_no_value_network(data):
@@ -230,6 +274,15 @@ def test_contrastive_window_of_the_batch_is_the_whole():
     # One more than the batch has sequences is no reason to count any twice.
     np.testing.assert_allclose(tools.contrastive(*case, 4), whole)
     assert np.all(tools.contrastive(*case, 2) > whole)
+
+
+def test_state_model_starts_at_a_deviation_of_one_above_its_floor():
+    """1.01, and 0.01 at least, as in TF1."""
+    head = models.GaussianHead(3, 1, 4, 5)
+    _, std = head(tf.zeros((2, 3)))
+    np.testing.assert_allclose(std, np.full((2, 5), 1.01), rtol=1e-6)
+    head._layers[-1].bias.assign(np.full(10, -50.0, np.float32))
+    np.testing.assert_allclose(head(tf.zeros((2, 3)))[1], np.full((2, 5), 0.01))
 
 
 def test_contrastive_is_highest_for_matched_pairs():

@@ -257,7 +257,7 @@ def test_unit_normal_has_the_gradients_of_tfp():
 
 def optimizer(values, clip=100.0, scale_loss=False):
     variable = keras.Variable(np.array(values, np.float32))
-    return variable, Optimizer('model', [variable], 0.1, clip, scale_loss)
+    return variable, Optimizer('model', [variable], 0.1, clip, scale_loss=scale_loss)
 
 
 def step(variable, optimizer, slope):
@@ -271,6 +271,16 @@ def test_optimizer_returns_the_norm_before_clipping_and_steps_like_adam():
     np.testing.assert_allclose(step(variable, adam, [30.0, 40.0]), 50.0)
     # Adam's first step has the size of the learning rate, whatever the gradient's.
     np.testing.assert_allclose(variable, [0.9, 1.9], atol=1e-4)
+
+
+def test_adam_epsilon_damps_small_gradients():
+    """The first step is rate g / (|g| + epsilon / sqrt(1 - b2))."""
+    for epsilon in 1e-7, 1e-4:
+        expected = 0.1 * 1e-3 / (1e-3 + epsilon / 0.001**0.5)
+        variable = keras.Variable(np.zeros(1, np.float32))
+        adam = Optimizer('model', [variable], 0.1, 100.0, epsilon)
+        step(variable, adam, [1e-3])
+        np.testing.assert_allclose(variable, [-expected], rtol=1e-3)
 
 
 def test_clipping_matters_to_later_steps():
