@@ -293,6 +293,7 @@ class Progress:
                 self.line(f'{name:<11} {text}')
         flags = None if gpus else startup.cpu_flags()
         for text in (
+            advise_tuned(config),
             advise_disk(config, action_size, step),
             startup.advise_precision(config, flags),
         ):
@@ -373,8 +374,23 @@ def advise_certain(config, values):
         return None
     return (
         f'the actor is certain of its actions (entropy {share:.1%} of the largest) '
-        'while returns do not rise, and may not come back; a larger --actor_entropy '
-        'keeps it uncertain (in a new --logdir)'
+        'while returns do not rise, and may not come back; '
+        + (
+            'a larger --actor_entropy keeps it uncertain'
+            if config.actor_entropy
+            else '--configs tuned keeps it uncertain by a bonus for entropy'
+        )
+        + ' (in a new --logdir)'
+    )
+
+
+def advise_tuned(config):
+    """What is known of the paper's settings on games, where a run has them."""
+    if config.action_dist != 'onehot' or config.actor_entropy:
+        return None
+    return (
+        "with the paper's settings for discrete actions the actor was certain within "
+        '300 updates on atari_boxing (small networks); --configs tuned keeps it alive'
     )
 
 

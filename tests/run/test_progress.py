@@ -206,6 +206,19 @@ def test_certain_actor_is_told_once_and_only_where_returns_do_not_rise(tmp_path)
     assert log([9] * 40, 0.2) == 0
     assert log([9] * 40, 0.01) == 1
     assert log([9] * 40, 0.01) == 1
+    assert '--configs tuned' in output.getvalue()
+
+
+def test_tuned_is_advised_where_discrete_actions_have_the_papers_settings(tmp_path):
+    def advice(task, *flags):
+        config = config_for(tmp_path, '--task', task, *flags)
+        config = configs.fit_to_actions(config, not task.startswith('dmc'))
+        return progress.advise_tuned(config)
+
+    for task in 'atari_pong', 'dmlab_rooms_watermaze':
+        assert '--configs tuned' in advice(task)
+        assert advice(task, '--configs', 'tuned') is None
+    assert advice('dmc_walker_walk') is None
 
 
 def test_means_of_metrics_of_two_versions():
