@@ -3,17 +3,24 @@
 TASK ?= dmc_walker_walk
 # A folder a task: a run resumes only with the settings it was started with.
 LOGDIR ?= ./logs/$(TASK)
+ROOT ?= ./logs
 ARGS ?=
 
 PYTHON = .venv/bin/python
 
-.PHONY: setup train test lint bench soak
+.PHONY: setup train paper test lint bench soak
 
 setup:
 	@./setup.sh
 
 train: setup
 	$(PYTHON) dreamer.py --logdir $(LOGDIR) --task $(TASK) $(ARGS)
+
+# A figure of the paper, for example FIGURE=7, run and then drawn.
+paper:
+	@./setup.sh requirements-sweep.txt
+	$(PYTHON) sweep.py --figure $(FIGURE) --root $(ROOT) $(ARGS)
+	$(PYTHON) plotting.py --figure $(FIGURE) --logdir $(ROOT)
 
 # All of it, Ray too.
 test:

@@ -40,10 +40,13 @@ from run import checkpoints, logger
 from scores import comparison
 
 VIDEOS = ('.gif', '.mp4')
+STRIP = '.png'
 # An Atari game can last for half an hour.
 LONGEST_VIDEO = 2000
 # Frames that a dream begins with, as `Dreamer.openloop` has them; its length.
 CONTEXT, DREAM = 5, 50
+# Images of a strip, counted from 1, as in figure 5 of the paper.
+STRIP_IMAGES = (6, *range(10, DREAM + 1, 5))
 
 
 def parse(argv):
@@ -60,18 +63,19 @@ def parse(argv):
     )
     parser.add_argument(
         '--video',
-        type=_video,
+        type=_output_file(*VIDEOS),
         metavar='FILE',
         help='where to write the first episode, a .gif or .mp4 file',
     )
     parser.add_argument(
         '--dream',
-        type=_video,
+        type=_output_file(*VIDEOS, STRIP),
         metavar='FILE',
         help='where to write '
         f'parts of the first episode of {CONTEXT} steps or more beside '
         f'predictions of them from {CONTEXT} images and the actions, a '
-        '.gif or .mp4 file',
+        f'.gif or .mp4 file; a {STRIP} file is a strip of ten images above their '
+        'predictions, as figure 5 of the paper',
     )
     parser.add_argument(
         '--seed',
@@ -95,17 +99,22 @@ def parse(argv):
     return args
 
 
-def _video(text):
-    path = configs.home_path(text)
-    if path.suffix not in VIDEOS:
-        raise argparse.ArgumentTypeError(
-            f"'{text}' does not end in {' or '.join(VIDEOS)}"
-        )
-    if path.exists():
-        raise argparse.ArgumentTypeError(f'{text} exists; choose another name')
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f'there is no folder {path.parent}')
-    return path
+def _output_file(*suffixes):
+    """A reader of names of files that are to be written."""
+
+    def read(text):
+        path = configs.home_path(text)
+        if path.suffix not in suffixes:
+            raise argparse.ArgumentTypeError(
+                f"'{text}' does not end in {' or '.join(suffixes)}"
+            )
+        if path.exists():
+            raise argparse.ArgumentTypeError(f'{text} exists; choose another name')
+        if not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(f'there is no folder {path.parent}')
+        return path
+
+    return read
 
 
 def load_newest(agent, folder):
@@ -206,11 +215,12 @@ def episodes(agent, env, seed):
         yield from collector.step(policy)[1]
 
 
-def dream(agent, episode, sequences=3):
-    """Frames [L, H, W, 3] uint8: of each of up to `sequences` parts of `episode` a row
-    of real image, prediction and error. The first `CONTEXT` predictions are
-    reconstructions of images that the model has seen, the others are imagined; the
-    episode has more rows than that.
+def predict(agent, episode, sequences):
+    """Predict up to `sequences` [B] parts of `episode`, of at most `DREAM` rows [L].
+
+    Returns uint8 [L, B, 3, 64, 64, 3]: of each image the real one, the prediction and
+    the error. The first `CONTEXT` predictions are reconstructions of images that the
+    model has seen, the others are imagined; the episode has more rows than that.
     """
     rows = len(episode['reward'])
     length = min(rows, DREAM)
@@ -223,15 +233,33 @@ def dream(agent, episode, sequences=3):
     data['is_first'][:, 0] = True
     video = agent.openloop(data).numpy()
     video = video.reshape(length, 3, 64, len(starts), 64, 3)
-    video = video.transpose(0, 3, 2, 1, 4, 5).reshape(length, -1, 3 * 64, 3)
+    return video.transpose(0, 3, 1, 2, 4, 5)
+
+
+def dream(agent, episode, sequences=3):
+    """Frames [L, H, W, 3] uint8: a row of real image, prediction and error for each of
+    up to `sequences` parts of `episode`, which `predict` gives.
+    """
+    video = predict(agent, episode, sequences).transpose(0, 1, 3, 2, 4, 5)
     return np.stack(
         [
             label(
                 frame, ('real', 'model, seen' if t < CONTEXT else 'imagined', 'error')
             )
-            for t, frame in enumerate(enlarge(video))
+            for t, frame in enumerate(enlarge(video.reshape(len(video), -1, 3 * 64, 3)))
         ]
     )
+
+
+def strip(agent, episode):
+    """A picture [H, W, 3] uint8 of the first `DREAM` images of `episode`: those of
+    `STRIP_IMAGES` that it has, above the predictions of `predict`.
+    """
+    video = predict(agent, episode, 1)[:, 0, :2]
+    numbers = [number for number in STRIP_IMAGES if number <= len(video)]
+    images = video[np.array(numbers) - 1].transpose(1, 2, 0, 3, 4)
+    picture = images.reshape(1, 2 * 64, len(numbers) * 64, 3)
+    return label(enlarge(picture)[0], tuple(map(str, numbers)))
 
 
 def enlarge(frames, factor=2):
@@ -247,6 +275,16 @@ def label(frame, names, height=16):
     for i, name in enumerate(names):
         draw.text((i * frame.shape[1] // len(names) + 4, 2), name, 'white')
     return np.asarray(image)
+
+
+def write_dream(path, agent, episode):
+    """Write `strip` or `dream`, whichever the suffix of `path` stands for."""
+    if path.suffix == STRIP:
+        picture = strip(agent, episode)
+        atomic.write(path, imageio.v3.imwrite('<bytes>', picture, extension=STRIP))
+        print(f'written: {path}', flush=True)
+    else:
+        write_video(path, dream(agent, episode), 10)
 
 
 def write_video(path, frames, fps):
@@ -282,7 +320,7 @@ def evaluate(agent, env, args):
         if not number and args.video:
             write_video(args.video, enlarge(episode['image'][:LONGEST_VIDEO], 4), 20)
         if args.dream and not args.dream.exists() and lengths[-1] >= CONTEXT:
-            write_video(args.dream, dream(agent, episode), 10)
+            write_dream(args.dream, agent, episode)
     return scores, lengths
 
 

@@ -1,6 +1,7 @@
 """Draws local runs beside the published results: two figures and the tables.
 
     python plotting.py --logdir ./logs [--out DIR] [--tasks NAME ...] [--bin 1e4] ...
+    python plotting.py --logdir ./logs --figure 7   # as in the paper
 
 Below `--logdir` every folder with a `metrics.jsonl` is a run. A folder three levels
 down is `task/method/seed`; any other one, the logdir itself included, is named by its
@@ -10,387 +11,14 @@ What is read and how it is averaged: see `comparison.py`.
 """
 
 import contextlib
-import csv
-import io
+import dataclasses
 import itertools
-import math
 import sys
 
-import matplotlib
-
-matplotlib.use('Agg')  # Machines that train have no display.
-
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.patches import Patch  # noqa: E402
-from matplotlib.ticker import EngFormatter, MaxNLocator  # noqa: E402
-
-import configs  # noqa: E402
-from scores import comparison  # noqa: E402
-from scores.comparison import BASELINES, ScoreError  # noqa: E402
-from storage import atomic, output  # noqa: E402
-
-# One colour a method, in every figure, whether local or published (Okabe and Ito's
-# palette, which stays apart for colour-blind readers; greys are for what only others
-# have run). Methods that are not here take the spare ones in alphabetical order.
-COLORS = {
-    'dreamer': '#0072B2',
-    'planet': '#009E73',
-    'no_value': '#E69F00',
-    'dreamer_contrastive': '#CC79A7',
-    'dreamer_reward': '#D55E00',
-    'd4pg': '#333333',
-    'a3c': '#999999',
-    'dqn': '#BBBBBB',
-    'c51': '#888888',
-    'rainbow': '#555555',
-    'iqn': '#222222',
-    'impala': '#333333',
-}
-SPARE_COLORS = (
-    '#7F3C8D',
-    '#8C564B',
-    '#B5BD00',
-    '#56B4E9',
-    '#F0A3A3',
-    '#4B4BC8',
-    '#004D40',
-    '#E6007E',
-    '#8CD17D',
-    '#5D001E',
-    '#B8A1F0',
-    '#806000',
-)
-# Of final scores that are drawn as lines; alternating within each suite.
-LINE_STYLES = (':', '-.', (0, (5, 1)), (0, (1, 3)))
-
-# Drawing.
-
-
-def method_colors(methods):
-    """A colour for each of `methods`, the same in every figure."""
-    spare = itertools.cycle(SPARE_COLORS)
-    return COLORS | {
-        method: next(spare) for method in sorted(set(methods)) if method not in COLORS
-    }
-
-
-def task_title(task):
-    """`dmc_walker_walk` as `Walker Walk`."""
-    return (
-        task.removeprefix('dmc_')
-        .removeprefix('atari_')
-        .removeprefix('dmlab_')
-        .replace('_', ' ')
-        .title()
-    )
-
-
-def make_grid(count, height, width=2.6, columns=5, **kwargs):
-    """A figure with `count` panels, five in a row as in the paper, and their axes."""
-    columns = min(columns, count)
-    lines = math.ceil(count / columns)
-    # The legend needs room, also above a single panel.
-    figure = Figure(
-        (max(width * columns + 0.5, 6.5), height * lines + 1.2), layout='constrained'
-    )
-    axes = figure.subplots(lines, columns, squeeze=False, **kwargs).flatten()
-    for spare in axes[count:]:
-        spare.set_axis_off()
-    return figure, axes[:count]
-
-
-def draw_curves(tasks, curves, published, colors, key='test/return', xmax=None):
-    """Learning curves: a panel for each of `tasks`, local ones solid with the spread
-    over seeds as a band, the released ones dashed, final scores as lines.
-    """
-    figure, panels = make_grid(len(tasks), 2.0)
-    handles = {}
-    for ax, task in zip(panels, tasks):
-        if published:
-            _draw_published(ax, task, published, colors, handles)
-        for method in sorted(m for t, m in curves if t == task):
-            curve, color = curves[task, method], colors[method]
-            marker = '.' if len(curve.steps) <= 25 else None
-            (handles[f'{method}, own'],) = ax.plot(
-                curve.steps, curve.mean, color=color, marker=marker, lw=1.8, zorder=3
-            )
-            ax.fill_between(
-                curve.steps,
-                curve.mean - curve.std,
-                curve.mean + curve.std,
-                color=color,
-                alpha=0.25,
-                lw=0,
-            )
-        ax.set_title(task_title(task), fontsize=10)
-        # Tasks of a suite share their axis: their lengths are to be compared.
-        ends = [
-            curve.steps[-1]
-            for (name, _), curve in curves.items()
-            if name.split('_')[0] == task.split('_')[0]
-        ]
-        ax.set_xlim(0, (xmax or max(ends, default=5e6) or 1) * 1.02)
-        if task.startswith('dmc_') and key.endswith('return'):
-            ax.set_ylim(-20, 1040)
-        ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        ax.xaxis.set_major_formatter(EngFormatter(sep=''))
-        _plain(ax)
-    figure.supxlabel('environment steps', fontsize=10)
-    figure.supylabel(key, fontsize=10)
-    _legend(figure, handles)
-    return figure
-
-
-def _draw_published(ax, task, published, colors, handles):
-    if task in published.curves:
-        steps, mean, std, _ = published.curves[task]
-        color = colors['dreamer']
-        (handles['Dreamer, released curves'],) = ax.plot(
-            steps, mean, color=color, ls='--', lw=1.2
-        )
-        ax.fill_between(steps, mean - std, mean + std, color=color, alpha=0.1, lw=0)
-    for column, value in published.finals.get(task, {}).items():
-        if column != 'dreamer_5e6':
-            handles[baseline_label(column)] = ax.axhline(
-                value,
-                color=colors[column.split('_')[0]],
-                lw=1,
-                ls=LINE_STYLES[list(BASELINES).index(column) % 4],
-            )
-
-
-def baseline_label(column):
-    """`planet_5e6` as `PlaNet (5e6)`: the score is of that many steps."""
-    return f'{BASELINES[column]} ({column.split("_")[1]})'
-
-
-def _plain(ax):
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.grid(alpha=0.25, lw=0.5)
-    ax.tick_params(labelsize=8)
-
-
-def _legend(figure, handles):
-    if handles:
-        handles = dict(sorted(handles.items(), key=lambda x: not x[0].endswith('own')))
-        columns = max(1, int(figure.get_figwidth() // 2))
-        # Below the panels it would lie on the label of the axis.
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc='outside upper center',
-            ncols=columns,
-            fontsize=8,
-            frameon=False,
-        )
-
-
-def draw_finals(tasks, rows, published, colors):
-    """Final scores: a panel for each of `tasks`, a bar for each method. Published ones
-    are pale and hatched, and measured at the steps that their labels say.
-    """
-    bars = {task: _bars(task, rows, published) for task in tasks}
-    order = (
-        [f'{method}, own' for method in sorted({row.method for row in rows})]
-        + ['Dreamer, same steps']
-        + [baseline_label(column) for column in BASELINES]
-    )
-    labels = [x for x in order if any(x in shown for shown in bars.values())]
-    figure, panels = make_grid(len(tasks), 0.5 + 0.19 * len(labels), sharey=True)
-    for ax, task in zip(panels, tasks):
-        for label, (method, mean, std, own) in bars[task].items():
-            y = labels.index(label)
-            style = {} if own else dict(alpha=0.4, hatch='////', ec='white')
-            ax.barh(
-                y,
-                mean,
-                color=colors[method],
-                lw=0,
-                xerr=std,
-                error_kw=dict(lw=1, ecolor='#222222'),
-                **style,
-            )
-            ax.annotate(
-                format_score(mean),
-                (max(mean + (std or 0), 0), y),
-                (3, 0),
-                textcoords='offset points',
-                va='center',
-                fontsize=7,
-            )
-        ax.set_title(task_title(task), fontsize=10)
-        ax.set_yticks(range(len(labels)), labels)
-        ax.set_ylim(len(labels) - 0.4, -0.6)
-        _plain(ax)
-        low, high = (0, 1000) if task.startswith('dmc_') else ax.get_xlim()
-        ax.set_xlim(low, high + 0.28 * (high - low))  # Room for the numbers.
-        ax.xaxis.set_major_locator(MaxNLocator(3))
-        ax.grid(False)
-    figure.supxlabel('score', fontsize=10)
-    _legend(
-        figure,
-        {
-            'own runs': Patch(fc='#666666'),
-            'published': Patch(fc='#666666', alpha=0.4, hatch='////', ec='white'),
-            'spread over seeds': Line2D([], [], color='#222222', lw=1),
-        },
-    )
-    return figure
-
-
-def _bars(task, rows, published):
-    """{label: (method, mean, std, own)} of one panel."""
-    bars = {}
-    for row in (row for row in rows if row.task == task):
-        bars[f'{row.method}, own'] = row.method, row.score, row.std, True
-        if row.published is not None and row.method == 'dreamer':
-            bars['Dreamer, same steps'] = (
-                'dreamer',
-                row.published,
-                row.published_std,
-                False,
-            )
-    for column, value in (published.finals.get(task, {}) if published else {}).items():
-        bars[baseline_label(column)] = column.split('_')[0], value, None, False
-    return bars
-
-
-# Writing.
-
-
-def format_score(value, digits=None):
-    """A score with the decimals that its size asks for, or with `digits`."""
-    if value is None:
-        return '-'
-    if digits is None:
-        digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
-    return f'{value:.{digits}f}'
-
-
-def _markdown(header, rows):
-    lines = [header, ['---'] * len(header), *rows]
-    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines) + '\n'
-
-
-def _spread(mean, std):
-    text = format_score(mean)
-    return text if std is None else f'{text} ± {format_score(std)}'
-
-
-def scores_markdown(rows, tasks, published, aggregates, key, widths):
-    """The tables as Markdown: own scores, published final ones, aggregates."""
-    bins = ', '.join(sorted({f'{width:,.0f}' for width in widths.values()}))
-    parts = [
-        '# Scores\n',
-        f'Own: `{key}`, averaged in the bin around the given environment steps (bins '
-        f'of {bins or "-"}) and then over seeds, ± population standard deviation. '
-        'Published: the released Dreamer curves at the same steps (PlaNet: the '
-        "paper's final score). Difference: (own - published) / published spread; "
-        f'verdict: inside {comparison.INSIDE} spreads, above or below.\n',
-        _markdown(
-            'task method seeds steps own published difference verdict'.split(),
-            [
-                [
-                    row.task,
-                    row.method,
-                    len(row.scores),
-                    f'{row.steps:,}',
-                    _spread(row.score, row.std),
-                    _spread(row.published, row.published_std),
-                    '-' if row.difference is None else f'{row.difference:+.1f}',
-                    row.verdict or '-',
-                ]
-                for row in rows
-            ],
-        ),
-    ]
-    count = comparison.count_verdicts(rows)
-    if count:
-        parts.append(f'{count}.\n')
-    if published:
-        parts += _finals_markdown(tasks, published)
-    if aggregates:
-        parts += [
-            '## Aggregates\n',
-            'Control Suite, score / 1000; in brackets the 95 % interval of a bootstrap '
-            'over runs, stratified by task.\n',
-            _markdown(
-                ['method', 'tasks', 'seeds', 'interquartile mean', 'mean'],
-                [
-                    [
-                        x['method'],
-                        x['tasks'],
-                        x['seeds'],
-                        _interval(*x['iqm']),
-                        _interval(*x['mean']),
-                    ]
-                    for x in aggregates
-                ],
-            ),
-        ]
-    return '\n'.join(parts)
-
-
-def _finals_markdown(tasks, published):
-    tables = {
-        task: published.finals[task] for task in tasks if task in published.finals
-    }
-    columns = [x for x in BASELINES if any(x in table for table in tables.values())]
-    if not columns:
-        return []
-    lines = [
-        [task, *(format_score(table.get(x)) for x in columns)]
-        for task, table in tables.items()
-    ]
-    if any(task.startswith('dmc_') for task in tables):
-        means = published.means()
-        lines.append(
-            ['mean of all dmc tasks', *(format_score(means.get(x), 2) for x in columns)]
-        )
-    return [
-        '## Published final scores\n',
-        'After the steps in brackets; comparable with own scores after as many.\n',
-        _markdown(['task', *map(baseline_label, columns)], lines),
-    ]
-
-
-def _interval(value, low, high):
-    ends = '' if low is None else f' ({low:.3f} to {high:.3f})'
-    return f'{value:.3f}{ends}'
-
-
-def scores_csv(rows):
-    """The table of own scores as CSV; an empty cell is a number that there is not."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(
-        [
-            'task',
-            'method',
-            'seeds',
-            'steps',
-            'score',
-            'score_std',
-            'published',
-            'published_std',
-            'difference',
-            'verdict',
-        ]
-    )
-    for row in rows:
-        numbers = (row.score, row.std, row.published, row.published_std, row.difference)
-        writer.writerow(
-            [
-                row.task,
-                row.method,
-                len(row.scores),
-                row.steps,
-                *('' if x is None else f'{x:.4f}' for x in numbers),
-                row.verdict or '',
-            ]
-        )
-    return file.getvalue()
+import configs
+from scores import comparison, drawing, figures, tables
+from scores.comparison import ScoreError
+from storage import atomic, output
 
 
 def write_files(out, files):
@@ -404,21 +32,11 @@ def write_files(out, files):
             stack.enter_context(atomic.writing(out / name)).write(data)
 
 
-def render(figure):
-    """A figure as {suffix: bytes}, the same bytes for the same figure."""
-    files = {}
-    for kind, metadata in (('png', {}), ('pdf', {'CreationDate': None})):
-        file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=150, metadata=metadata)
-        files[kind] = file.getvalue()
-    return files
-
-
 # The command line.
 
 
 def parse(argv=None):
-    """The command line's words as a namespace; ConfigError on bad ones."""
+    """The command line's words as a namespace; raises ConfigError or ScoreError."""
     parser = configs.Parser(
         prog='plotting.py', description='Draw local runs beside the published results.'
     )
@@ -436,6 +54,13 @@ def parse(argv=None):
         type=configs.home_path,
         metavar='DIR',
         help='where figures and tables go (default: plots in the first logdir)',
+    )
+    parser.add_argument(
+        '--figure',
+        type=configs.number(int, 1),
+        metavar='N',
+        help='draw that figure of the paper: '
+        f'{", ".join(map(str, figures.FIGURES))}; --tasks and --xmax change it',
     )
     parser.add_argument(
         '--tasks',
@@ -473,32 +98,69 @@ def parse(argv=None):
     for folder in args.logdir:
         if not folder.is_dir():
             raise configs.ConfigError(f'--logdir {folder} is not a folder')
+    if args.figure is not None:
+        args.figure = figures.find(args.figure)
+        if not args.key.endswith('return'):
+            raise configs.ConfigError(
+                f'--figure shows no {args.key}; possible: test/return, train/return'
+            )
     args.out = args.out or args.logdir[0] / 'plots'
     if args.out.exists() and not args.out.is_dir():
         raise configs.ConfigError(f'--out {args.out} is not a folder')
     return args
 
 
-def make_files(args, published):
-    """All figures and tables as {name: bytes}, and notes on what is not in them.
+@dataclasses.dataclass
+class Results:
+    """Own runs, averaged.
+
+    `tasks` are the panels; `widths` {task: bin}; `curves` {(task, method):
+    comparison.Curve}; `rows` of `comparison.Row`; `notes` on what is not in them.
+    """
+
+    tasks: list
+    runs: list
+    widths: dict
+    curves: dict
+    rows: list
+    notes: list
+
+
+def is_short(figure, runs):
+    """Whether `runs` end before the middle of the axis of `figure`: then its axis and
+    its bins would hide them, and they have their own.
+    """
+    return bool(runs) and max(run.steps.max() for run in runs) < figure.steps / 2
+
+
+def gather(args, published):
+    """Read and average the runs that the command line names.
 
     Raises ScoreError if there is nothing to draw.
     """
-    paper = list(published.curves) if args.tasks == ['paper'] else []
-    runs, notes = comparison.find_runs(args.logdir, args.key, paper or args.tasks)
-    if not runs and not paper:
+    paper = args.tasks == ['paper']
+    tasks = list(figures.CONTROL_SUITE) if paper else args.tasks
+    if args.figure:
+        tasks = tasks or list(args.figure.tasks)
+    runs, notes = comparison.find_runs(args.logdir, args.key, tasks)
+    if args.figure:
+        others = {run.method for run in runs} - {*args.figure.methods}
+        notes += [f'not in the figure: runs of {x}' for x in sorted(others)]
+        runs = [run for run in runs if run.method not in others]
+    if not runs and not paper and not args.figure:
         hint = f'; {len(notes)} left out or skipped, first: {notes[0]}' if notes else ''
         raise ScoreError(
             f'no {args.key} in any metrics.jsonl under '
             f'{", ".join(map(str, args.logdir))}{hint}'
         )
-    if not args.key.endswith('return'):
-        published = None
     own = {run.task for run in runs}
-    tasks = paper or list(dict.fromkeys(args.tasks or sorted(own)))
+    by_task = {task: [run for run in runs if run.task == task] for task in own}
+    tasks = list(dict.fromkeys(tasks or sorted(own)))
     notes += _missing(tasks, own, published)
+    as_paper = args.figure and not is_short(args.figure, runs)
     widths = {
-        task: args.bin or comparison.bin_width([x for x in runs if x.task == task])
+        task: args.bin
+        or (args.figure.bin if as_paper else comparison.bin_width(by_task[task]))
         for task in own
     }
     curves = {
@@ -508,24 +170,76 @@ def make_files(args, published):
     rows = comparison.make_rows(curves, widths, published, args.steps, notes)
     count = comparison.count_verdicts(rows)
     notes += [count] if count else []
+    notes.append(f'read {len(runs)} run(s) of {len(own)} task(s)')
+    return Results(tasks, runs, widths, curves, rows, notes)
+
+
+def make_files(args, published):
+    """All figures and tables as {name: bytes}, and notes on what is not in them.
+
+    Raises ScoreError if there is nothing to draw.
+    """
+    if not args.key.endswith('return'):
+        published = None
+    found = gather(args, published)
+    tasks, rows, curves = found.tasks, found.rows, found.curves
     try:
         aggregates = comparison.aggregate(rows) if published else []
     except (ImportError, TypeError) as error:
         aggregates = []
-        notes.append(f'left out the aggregates: rliable does not import ({error})')
-    colors = method_colors(run.method for run in runs)
+        found.notes.append(
+            f'left out the aggregates: rliable does not import ({error})'
+        )
+    colors = drawing.method_colors(run.method for run in found.runs)
     files = {
-        'scores.csv': scores_csv(rows).encode(),
-        'scores.md': scores_markdown(
-            rows, tasks, published, aggregates, args.key, widths
+        'scores.csv': tables.scores_csv(rows).encode(),
+        'scores.md': tables.scores_markdown(
+            rows, tasks, published, aggregates, args.key, found.widths
         ).encode(),
     }
     for name, figure in (
-        ('curves', draw_curves(tasks, curves, published, colors, args.key, args.xmax)),
-        ('final', draw_finals(tasks, rows, published, colors)),
+        (
+            'curves',
+            drawing.draw_curves(tasks, curves, published, colors, args.key, args.xmax),
+        ),
+        ('final', drawing.draw_finals(tasks, rows, published, colors)),
     ):
-        files |= {f'{name}.{kind}': data for kind, data in render(figure).items()}
-    notes.append(f'read {len(runs)} run(s) of {len(own)} task(s)')
+        files |= {f'{name}.{x}': data for x, data in drawing.render(figure).items()}
+    return files, found.notes
+
+
+def make_figure(args, published):
+    """A figure of the paper and its tables as {name: bytes}, and notes, as
+    `make_files`; without runs it shows what is published.
+    """
+    paper = args.figure
+    found = gather(args, published)
+    colors = drawing.method_colors(paper.methods)
+    tasks, rows, notes = found.tasks, found.rows, found.notes
+    if paper.kind == 'curves':
+        short = is_short(paper, found.runs)
+        xmax = args.xmax or (None if short else paper.steps)
+        figure = drawing.draw_curves(
+            tasks, found.curves, published, colors, args.key, xmax, paper
+        )
+    else:
+        draw = dict(settings=drawing.draw_settings, bars=drawing.draw_bars)[paper.kind]
+        figure = draw(paper, tasks, rows, published, colors)
+    name = f'figure_{paper.number}'
+    files = {
+        f'{name}.csv': tables.scores_csv(rows).encode(),
+        f'{name}.md': tables.figure_markdown(
+            paper, tasks, rows, found.curves, published, args.key, found.widths
+        ).encode(),
+    }
+    files |= {f'{name}.{x}': data for x, data in drawing.render(figure).items()}
+    if is_short(paper, found.runs):
+        notes.append(
+            f'no run has half of the {paper.steps:,} steps of the paper: axis and bins '
+            f'are those of the runs (as in the paper: --xmax {paper.steps:.0e} '
+            f'--bin {paper.bin:.0e})'
+        )
+    notes += [f'unknown: {paper.unknown}'] * bool(paper.unknown)
     return files, notes
 
 
@@ -543,7 +257,8 @@ def main(argv=None):
     """The command line; returns the exit code."""
     try:
         args = parse(argv)
-        files, notes = make_files(args, comparison.Published())
+        make = make_figure if args.figure else make_files
+        files, notes = make(args, comparison.Published())
         write_files(args.out, files)
     except (configs.ConfigError, ScoreError, OSError) as error:
         configs.print_error(error, 'plotting')

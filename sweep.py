@@ -2,6 +2,7 @@ r"""Many runs on Ray: tasks x methods x seeds, on one machine or on a cluster.
 
     python sweep.py --tasks dmc20 --methods dreamer planet no_value --seeds 5 \
         --root DIR [--address HOST:PORT] [--dry_run] [-- further dreamer.py flags]
+    python sweep.py --figure 7 --root DIR   # the runs of a figure of the paper
 
 Every run is `python dreamer.py --logdir ROOT/task/method/seed ...` in a process of its
 own, started by a Ray task; Ray says when and on which machine. On a cluster, this
@@ -23,15 +24,17 @@ import time
 import configs
 from run import cluster
 from run.cluster import SweepError
-from scores import comparison
+from scores import comparison, figures
 from storage import output
 
 DREAMER = pathlib.Path(__file__).resolve().parent / 'dreamer.py'
 
 GROUPS = {
-    'dmc20': lambda scores: list(scores.curves),
-    'atari': lambda scores: [x for x in scores.finals if x.startswith('atari_')],
-    'dummy': lambda scores: ['dummy_continuous', 'dummy_discrete'],
+    'dmc20': lambda: figures.CONTROL_SUITE,
+    'atari': lambda: [
+        task for task in comparison.Published().finals if task.startswith('atari_')
+    ],
+    'dummy': lambda: ['dummy_continuous', 'dummy_discrete'],
 }
 
 # Hours for 1e6 environment steps on a V100, at the paper's settings (paper, section 6).
@@ -108,11 +111,10 @@ def read_progress(path):
 
 def expand_tasks(words):
     """Names of tasks for groups and names, each once."""
-    scores = comparison.Published()
     tasks = []
     for word in words:
         if word in GROUPS:
-            tasks += GROUPS[word](scores)
+            tasks += GROUPS[word]()
         elif '_' in word and word.split('_')[0] in configs.SUITE_PRESETS:
             tasks.append(word)
         else:
@@ -123,17 +125,20 @@ def expand_tasks(words):
     return list(dict.fromkeys(tasks))
 
 
-def method_flags(name):
-    """Flags for `METHOD` or `METHOD_REPRESENTATION`, as plotting.py names them."""
-    for method, representation in itertools.product(
-        HOURS, ('reconstruction', 'contrastive', 'reward')
-    ):
-        if name in (method, f'{method}_{representation}'):
-            return ['--method', method, '--representation', representation]
-    raise SweepError(
-        f"unknown method '{name}'; possible: {', '.join(HOURS)}, each "
-        'also with _contrastive or _reward'
-    )
+def check_flags(flags_of, extra):
+    """Raise SweepError where two of those who set flags set the same one.
+
+    Args:
+      flags_of: {name of a method: its flags}.
+      extra: words behind `--`.
+    """
+    asked = {word.split('=')[0] for word in extra}
+    for name, flags in flags_of.items():
+        varied = figures.split(name)[1] and flags[-2]
+        if varied in OWN_FLAGS:
+            raise SweepError(f'{name}: {varied} is set by the sweep itself')
+        for word in asked & {*OWN_FLAGS, varied}:
+            raise SweepError(f'{word} is set by the sweep itself, for each run')
 
 
 def make_jobs(args, extra):
@@ -143,15 +148,16 @@ def make_jobs(args, extra):
       args: of `parse`.
       extra: further flags for dreamer.py.
 
-    Raises SweepError or configs.ConfigError on flags that cannot run, and where a
-    logdir belongs to another configuration.
+    Raises SweepError, ScoreError or configs.ConfigError on flags that cannot run, and
+    where a logdir belongs to another configuration.
     """
-    for word in extra:
-        if word.split('=')[0] in OWN_FLAGS:
-            raise SweepError(f'{word} is set by the sweep itself, for each run')
+    common = args.figure.flags if args.figure else []
+    flags_of = {name: figures.flags_of(name) for name in args.methods}
+    check_flags(flags_of, extra)
     jobs = []
-    tasks, methods = expand_tasks(args.tasks), list(dict.fromkeys(args.methods))
-    for seed, task, method in itertools.product(range(args.seeds), tasks, methods):
+    for seed, task, method in itertools.product(
+        range(args.seeds), expand_tasks(args.tasks), flags_of
+    ):
         # A Gymnasium name may hold a slash; folders are task/method/seed.
         name = f'{task.replace("/", "-")}/{method}/{seed}'
         logdir = args.root.resolve() / name
@@ -160,9 +166,10 @@ def make_jobs(args, extra):
             str(logdir),
             '--task',
             task,
-            *method_flags(method),
             '--seed',
             str(seed),
+            *common,
+            *flags_of[method],
             *extra,
         ]
         # Warnings are the run's own to give.
@@ -272,35 +279,34 @@ def run_all(ray, jobs, args):
 # The command line.
 
 
-def parse(argv):
-    """The command line's words before `--`; raises SweepError or configs.ConfigError on
-    bad ones.
-    """
-    parser = configs.Parser(
-        prog='sweep.py',
-        description='Many runs on Ray. Words after -- go to dreamer.py.',
+def add_runs(parser):
+    """Add the flags that say what is run."""
+    parser.add_argument(
+        '--figure',
+        type=configs.number(int, 1),
+        metavar='N',
+        help='the runs of a figure of the paper; the other flags, and words after --, '
+        f'change them: {", ".join(map(str, figures.FIGURES))}',
     )
     parser.add_argument(
         '--tasks',
         nargs='+',
-        required=True,
         metavar='NAME',
         help=f'tasks, or groups of them: {", ".join(GROUPS)}',
     )
     parser.add_argument(
         '--methods',
         nargs='+',
-        default=['dreamer'],
         metavar='NAME',
-        help=f'{", ".join(HOURS)}, each also with _contrastive or '
-        '_reward (default: dreamer)',
+        help=f'{", ".join(HOURS)}, each also with _contrastive or _reward, and with '
+        'a flag and its value, such as dreamer-horizon-10 (default: dreamer)',
     )
     parser.add_argument(
         '--seeds',
         type=configs.number(int, 1),
-        default=1,
         metavar='N',
-        help='runs with the seeds 0 to N - 1 (default: 1)',
+        help='runs with the seeds 0 to N - 1 (default: 1, or as many as the figure '
+        'has)',
     )
     parser.add_argument(
         '--root',
@@ -309,6 +315,10 @@ def parse(argv):
         metavar='DIR',
         help='holds task/method/seed, as plotting.py reads it',
     )
+
+
+def add_ray(parser):
+    """Add the flags that say where and how often, and whether at all."""
     parser.add_argument(
         '--address',
         metavar='HOST:PORT',
@@ -341,7 +351,26 @@ def parse(argv):
         action='store_true',
         help='print the plan and an estimate of GPU hours, no more',
     )
+
+
+def parse(argv):
+    """The command line's words before `--`; raises SweepError, ScoreError or
+    configs.ConfigError on bad ones.
+    """
+    parser = configs.Parser(
+        prog='sweep.py',
+        description='Many runs on Ray. Words after -- go to dreamer.py.',
+    )
+    add_runs(parser)
+    add_ray(parser)
     args = parser.parse_args(argv)
+    if args.figure is not None:
+        args.figure = figures.find(args.figure)
+        for name in ('tasks', 'methods', 'seeds'):
+            setattr(args, name, getattr(args, name) or getattr(args.figure, name))
+    if not args.tasks:
+        raise SweepError('nothing to run; possible: --tasks NAME ... or --figure N')
+    args.methods, args.seeds = args.methods or ['dreamer'], args.seeds or 1
     if args.root.exists() and not args.root.is_dir():
         raise SweepError(f'--root {args.root} is not a folder')
     return args
@@ -368,6 +397,8 @@ def main(argv=None):
         args = parse(argv[:end])
         check_text([f'--root {args.root.resolve()}', *argv])
         jobs = make_jobs(args, argv[end + 1 :])
+        if args.figure and args.figure.unknown:
+            print(f'figure {args.figure.number}: {args.figure.unknown}', flush=True)
         if args.dry_run:
             print('\n'.join(describe(jobs)))
             return 0

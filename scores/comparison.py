@@ -32,7 +32,22 @@ BASELINES = {
     'rainbow_2e8': 'Rainbow',
     'iqn_2e8': 'IQN',
     'impala_1e9': 'IMPALA',
+    'slac_3e6': 'SLAC',
 }
+
+
+def baseline_label(column):
+    """`planet_5e6` as `PlaNet (5e6)`: the score is of that many steps."""
+    return f'{BASELINES[column]} ({column.split("_")[1]})'
+
+
+# What has to be known wherever a score is held against the released curves.
+WARNING = (
+    'The released Dreamer curves are of an earlier setting of the hyperparameters than '
+    'the released code, which their author calls better in general and slower on '
+    'pendulum_swingup. Users of that code could not reproduce pendulum_swingup and '
+    'cartpole_swingup_sparse (github.com/danijar/dreamer, issues 54 and 55).'
+)
 
 # Published spreads within which a score counts as the published one.
 INSIDE = 2
@@ -128,12 +143,34 @@ class Row:
         return 'above' if self.difference > 0 else 'below'
 
 
+@dataclasses.dataclass(frozen=True)
+class ReadOff:
+    """A value of a figure of the paper: `score` of `method` on `task` at `x`, which is
+    the value of a flag in figure 4 and environment steps elsewhere.
+
+    `error` is that of reading, None where it is unknown or the value is printed.
+    """
+
+    figure: int
+    task: str
+    method: str
+    x: int
+    score: float
+    error: float | None
+    source: str
+
+    @property
+    def label(self):
+        """Where it is from, for a legend."""
+        return self.source.removesuffix(', hidden')
+
+
 class Published:
     """The tables of `scores/`.
 
     `finals`: {task: {column: score}}; `curves`: {task: array [4, points]} of step,
-    mean, std and seeds of the released Dreamer curves. Raises ScoreError if a table is
-    missing or unreadable.
+    mean, std and seeds of the released Dreamer curves; `read_off`: list of `ReadOff`.
+    Raises ScoreError if a table is missing or unreadable.
     """
 
     def __init__(self, folder=SCORES):
@@ -147,6 +184,18 @@ class Published:
                 points.setdefault(row.pop('task'), []).append(
                     [float(x) for x in row.values()]
                 )
+            self.read_off = [
+                ReadOff(
+                    int(row['figure']),
+                    row['task'],
+                    row['method'],
+                    int(row['x']),
+                    float(row['value']),
+                    float(row['error']) if row['error'] else None,
+                    row['source'],
+                )
+                for row in _read_csv(folder / 'paper_figures.csv')
+            ]
         except (OSError, ValueError, KeyError) as error:
             raise ScoreError(f'unreadable tables in {folder}: {error}') from None
         self.curves = {task: np.array(rows).T for task, rows in points.items()}
@@ -169,10 +218,18 @@ class Published:
             return self.finals.get(task, {}).get('planet_5e6'), None
         return None, None
 
+    def of_figure(self, number, task):
+        """What was read off a figure of the paper for `task`."""
+        return [x for x in self.read_off if (x.figure, x.task) == (number, task)]
+
     def means(self, suite='dmc'):
-        """Mean of each column over the tasks of `suite` that have it."""
+        """Mean of each column over the tasks of `suite` that have it, if most have."""
         tables = [x for task, x in self.finals.items() if task.startswith(f'{suite}_')]
-        columns = [c for c in BASELINES if any(c in table for table in tables)]
+        columns = [
+            c
+            for c in BASELINES
+            if 2 * sum(c in table for table in tables) > len(tables)
+        ]
         return {
             column: float(
                 np.mean([table[column] for table in tables if column in table])

@@ -152,6 +152,7 @@ def write_config(folder, change=None):
             None,
             ['--dream', 'no folder', '/a'],
         ),
+        (['--logdir', '{}', '--video', '{}/x.png'], None, ['--video', '.gif or .mp4']),
         (['--logdir', '{}', '--dream', '{}/here.gif'], None, ['here.gif exists']),
         (
             ['--logdir', '{}', '--dream', '{}/x.gif', '--video', '{}/x.gif'],
@@ -215,28 +216,32 @@ def test_episodes_follow_from_the_seed():
     assert not {*evaluation(0)} & {*starts(Collector([env], 0))}
 
 
-def test_dream_shows_context_then_imagination():
+class Knowing:
     """A model that knows the truth while it sees it, and nothing later."""
 
-    class Knowing:
-        def openloop(self, data):
-            truth = data['image'].astype(np.int64)
-            model = truth.copy()
-            model[:, evaluate.CONTEXT :] = 0
-            rows = np.concatenate([truth, model, np.abs(model - truth)], 2)
-            video = rows.transpose(1, 2, 0, 3, 4).astype(np.uint8)
+    def openloop(self, data):
+        truth = data['image'].astype(np.int64)
+        model = truth.copy()
+        model[:, evaluate.CONTEXT :] = 0
+        rows = np.concatenate([truth, model, np.abs(model - truth)], 2)
+        video = rows.transpose(1, 2, 0, 3, 4).astype(np.uint8)
 
-            class Tensor:
-                def numpy(self):
-                    return video.reshape(*video.shape[:2], -1, 3)
+        class Tensor:
+            def numpy(self):
+                return video.reshape(*video.shape[:2], -1, 3)
 
-            return Tensor()
+        return Tensor()
 
-    images = np.full((120, 64, 64, 3), 0, np.uint8)
-    images += 100 + np.arange(120, dtype=np.uint8)[:, None, None, None]
-    frames = evaluate.dream(
-        Knowing(), dict(image=images, action=np.zeros((120, 2)), reward=np.zeros(120))
-    )
+
+def counted(rows):
+    """An episode whose images are as bright as their number, from 100 on."""
+    images = np.full((rows, 64, 64, 3), 0, np.uint8)
+    images += 100 + np.arange(rows, dtype=np.uint8)[:, None, None, None]
+    return dict(image=images, action=np.zeros((rows, 2)), reward=np.zeros(rows))
+
+
+def test_dream_shows_context_then_imagination():
+    frames = evaluate.dream(Knowing(), counted(120))
     assert frames.shape == (50, 16 + 3 * 128, 3 * 128, 3)
     for row, start in enumerate((0, 35, 70)):
         tile = frames[:, 16 + 128 * row + 64]
@@ -245,6 +250,17 @@ def test_dream_shows_context_then_imagination():
             assert tile[t, 64, 0] == real
             assert tile[t, 128 + 64, 0] == (real if t < 5 else 0)
             assert tile[t, 256 + 64, 0] == (0 if t < 5 else real)
+
+
+@pytest.mark.parametrize('rows, shown', [(120, 10), (50, 10), (24, 3), (6, 1)])
+def test_a_strip_shows_predicted_images_below_the_true_ones(tmp_path, rows, shown):
+    path = tmp_path / 'strip.png'
+    evaluate.write_dream(path, Knowing(), counted(rows))
+    picture = imageio.v3.imread(path)
+    assert picture.shape == (16 + 2 * 128, shown * 128, 3)
+    numbers = [6, 10, 15, 20, 25, 30, 35, 40, 45, 50][:shown]
+    assert picture[16 + 64, 64::128, 0].tolist() == [99 + x for x in numbers]
+    assert not picture[16 + 128 + 64, 64::128].any()
 
 
 class Growing(gymnasium.Env):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import plotting
-from scores import comparison
+from scores import comparison, drawing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = {
@@ -333,21 +333,21 @@ def test_aggregate_of_single_runs_has_no_interval():
 
 def test_a_method_keeps_its_colour():
     # As many as figure 4 of the paper has, and some.
-    many = plotting.method_colors(f'{i}' for i in range(12))
+    many = drawing.method_colors(f'{i}' for i in range(12))
     assert len({many[x] for x in (*map(str, range(12)), 'dreamer', 'planet')}) == 14
-    colors = plotting.method_colors(['dreamer', 'mine', 'another'])
-    assert colors['dreamer'] == plotting.COLORS['dreamer']
+    colors = drawing.method_colors(['dreamer', 'mine', 'another'])
+    assert colors['dreamer'] == drawing.COLORS['dreamer']
     own = [colors[x] for x in ('dreamer', 'planet', 'no_value', 'mine', 'another')]
     assert len(set(own)) == 5
-    again = plotting.method_colors(['another', 'mine', 'mine'])
+    again = drawing.method_colors(['another', 'mine', 'mine'])
     assert again['mine'] == colors['mine']
 
 
 def test_curves_show_the_means_and_the_published_lines(published):
     task = 'dmc_walker_walk'
     curve = comparison.make_curve([make_run([(1e5, 100), (2e5, 300)])], 1e5)
-    colors = plotting.method_colors(['dreamer'])
-    figure = plotting.draw_curves([task], {(task, 'dreamer'): curve}, published, colors)
+    colors = drawing.method_colors(['dreamer'])
+    figure = drawing.draw_curves([task], {(task, 'dreamer'): curve}, published, colors)
     lines = figure.axes[0].get_lines()
     (own,) = [x for x in lines if x.get_xdata()[-1] == 2e5]
     assert own.get_ydata().tolist() == [100, 300]
@@ -361,6 +361,7 @@ def test_curves_show_the_means_and_the_published_lines(published):
         311.0: colors['a3c'],
         968.3: colors['d4pg'],
         944.7: colors['planet'],
+        840.0: colors['slac'],
     }
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == [
@@ -369,7 +370,9 @@ def test_curves_show_the_means_and_the_published_lines(published):
         'A3C, states (1e8)',
         'D4PG (1e8)',
         'PlaNet (5e6)',
+        'SLAC (3e6)',
     ]
+    assert comparison.WARNING in figure.get_supxlabel().replace('\n', ' ')
 
 
 # The command.
@@ -428,7 +431,7 @@ def test_command(tmp_path, capsys, published, monkeypatch):
     count = '0 of 1 task(s) inside 2 published spreads, 1 above, 0 below'
     assert count in printed
     text = (out / 'scores.md').read_text()
-    assert count in text
+    assert count in text and comparison.WARNING in text
     assert '| dmc_walker_walk | dreamer | 2 | 100,000 | 500.0 ± 20.0 |' in text
     assert '| dummy_continuous | dreamer | 1 | 200 | -0.25 | - | - | - |' in text
     assert '| mean of all dmc tasks | 243.70 | 786.33 | 332.97 | 823.39 |' in text
@@ -519,3 +522,7 @@ def test_tables_are_those_of_the_sources(published):
     assert set(seeds.flat) == {3, 4, 5}
     np.testing.assert_allclose(mean[:, -1].mean(), 806.13, atol=0.00501)
     np.testing.assert_allclose([mean.sum(), std.sum()], [727676.67, 61306.88])
+    slac = {x: y['slac_3e6'] for x, y in published.finals.items() if 'slac_3e6' in y}
+    assert slac == dict(
+        dmc_cheetah_run=880, dmc_cup_catch=970, dmc_finger_spin=950, dmc_walker_walk=840
+    )
