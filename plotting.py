@@ -145,7 +145,7 @@ def gather(args, published):
     runs, notes = comparison.find_runs(args.logdir, args.key, tasks)
     if args.figure:
         others = {run.method for run in runs} - {*args.figure.methods}
-        notes += [f'not in the figure: runs of {x}' for x in sorted(others)]
+        notes += [f'not in the figure: {", ".join(sorted(others))}'] * bool(others)
         runs = [run for run in runs if run.method not in others]
     if not runs and not paper and not args.figure:
         hint = f'; {len(notes)} left out or skipped, first: {notes[0]}' if notes else ''
@@ -216,9 +216,10 @@ def make_figure(args, published):
     found = gather(args, published)
     colors = drawing.method_colors(paper.methods)
     tasks, rows, notes = found.tasks, found.rows, found.notes
+    short = is_short(paper, found.runs)
     if paper.kind == 'curves':
-        short = is_short(paper, found.runs)
-        xmax = args.xmax or (None if short else paper.steps)
+        longest = max((run.steps.max() for run in found.runs), default=0)
+        xmax = args.xmax or (longest if short else paper.steps)
         figure = drawing.draw_curves(
             tasks, found.curves, published, colors, args.key, xmax, paper
         )
@@ -233,11 +234,11 @@ def make_figure(args, published):
         ).encode(),
     }
     files |= {f'{name}.{x}': data for x, data in drawing.render(figure).items()}
-    if is_short(paper, found.runs):
+    if short:
         notes.append(
             f'no run has half of the {paper.steps:,} steps of the paper: axis and bins '
-            f'are those of the runs (as in the paper: --xmax {paper.steps:.0e} '
-            f'--bin {paper.bin:.0e})'
+            f'are those of the runs (as in the paper: --xmax {paper.steps} '
+            f'--bin {paper.bin})'
         )
     notes += [f'unknown: {paper.unknown}'] * bool(paper.unknown)
     return files, notes

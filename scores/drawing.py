@@ -158,8 +158,10 @@ def _draw_published(ax, task, published, colors, handles, paper, xmax):
                 ls=LINE_STYLES[list(BASELINES).index(column) % 4],
             )
     for point in published.of_figure(paper.number, task) if paper else []:
-        color = colors[point.method]
-        handles[f'{point.method}, {point.label}'] = _draw_points(ax, [point], color)
+        if point.x <= (xmax or math.inf):
+            handles[f'{point.method}, {point.label}'] = _draw_points(
+                ax, [point], colors[point.method]
+            )
 
 
 def _draw_points(ax, points, color, **style):
@@ -227,7 +229,7 @@ def draw_bars(paper, tasks, rows, published, colors):
         style = {} if own else dict(alpha=0.4, hatch='////', ec='white')
         places = [k + (i - (len(series) - 1) / 2) * width for k in range(len(scores))]
         for x, (score, _) in zip(places, scores):
-            if score is None:
+            if score is None and not own:
                 ax.annotate('n/a', (x, 5), ha='center', rotation=90, fontsize=6)
         handles[label] = ax.bar(
             places,

@@ -252,7 +252,7 @@ def test_dream_shows_context_then_imagination():
             assert tile[t, 256 + 64, 0] == (0 if t < 5 else real)
 
 
-@pytest.mark.parametrize('rows, shown', [(120, 10), (50, 10), (24, 3), (6, 1)])
+@pytest.mark.parametrize('rows, shown', [(120, 10), (50, 10), (24, 4), (6, 1)])
 def test_a_strip_shows_predicted_images_below_the_true_ones(tmp_path, rows, shown):
     path = tmp_path / 'strip.png'
     evaluate.write_dream(path, Knowing(), counted(rows))
