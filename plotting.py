@@ -35,11 +35,8 @@ def write_files(out, files):
 # The command line.
 
 
-def parse(argv=None):
-    """The command line's words as a namespace; raises ConfigError or ScoreError."""
-    parser = configs.Parser(
-        prog='plotting.py', description='Draw local runs beside the published results.'
-    )
+def add_runs(parser):
+    """Add the flags that say what is drawn, and where it goes."""
     parser.add_argument(
         '--logdir',
         nargs='+',
@@ -70,6 +67,10 @@ def parse(argv=None):
         'this order; paper: the 20 of the paper, runs or none '
         '(default: all that have runs)',
     )
+
+
+def add_averages(parser):
+    """Add the flags that say how runs are averaged and shown."""
     parser.add_argument(
         '--key',
         default='test/return',
@@ -94,6 +95,15 @@ def parse(argv=None):
         metavar='STEPS',
         help='end of the horizontal axis (default: of the longest run)',
     )
+
+
+def parse(argv=None):
+    """The command line's words as a namespace; raises ConfigError or ScoreError."""
+    parser = configs.Parser(
+        prog='plotting.py', description='Draw local runs beside the published results.'
+    )
+    add_runs(parser)
+    add_averages(parser)
     args = parser.parse_args(argv)
     for folder in args.logdir:
         if not folder.is_dir():
