@@ -18,6 +18,9 @@ import numpy as np
 
 from run import startup
 
+# Its assertions show their values too.
+pytest.register_assert_rewrite('learners')
+
 # Tests that run in the background would hand on that signals are ignored there, which
 # programs respect.
 for number, handler in {

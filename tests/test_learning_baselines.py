@@ -3,7 +3,7 @@ random policy's return to the best possible one.
 """
 
 import pytest
-from test_learning import CONTINUOUS, DISCRETE, make_run, score
+from learners import CONTINUOUS, DISCRETE, make_run, score
 
 # Telling an image from the others of a batch takes ln(their number) nats, and a state
 # need not know more: many images make it exact. Here that is where the point is; on

@@ -1,0 +1,67 @@
+"""Learning with one thing broken must miss the bar that the agent has to pass.
+
+These controls run only when they are asked for:
+
+    python -m pytest tests/test_learning_controls.py -m controls -s
+"""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from learners import BAR, CONTINUOUS, DISCRETE, check_discounts, make_run, score
+
+import tools
+import wrappers
+from storage import replay
+
+
+def blank_images(run, monkeypatch):
+    for dummy in wrappers.DummyContinuous, wrappers.DummyDiscrete:
+        monkeypatch.setattr(
+            dummy, 'render', lambda self: np.zeros((64, 64, 3), np.uint8)
+        )
+
+
+def turn_actor_gradient_around(run, monkeypatch):
+    monkeypatch.setattr(run.agent.optimizers['actor'], 'scaled', tf.negative)
+
+
+def block_straight_through(run, monkeypatch):
+    sample = tools.OneHot.sample
+    monkeypatch.setattr(
+        tools.OneHot,
+        'sample',
+        lambda self, noise: tf.stop_gradient(sample(self, noise)),
+    )
+
+
+def never_mark_ends(run, monkeypatch):
+    sample = replay.Replay.sample
+
+    def unmarked(self, batch):
+        data = sample(self, batch)
+        return dict(data, discount=np.ones_like(data['discount']))
+
+    monkeypatch.setattr(replay.Replay, 'sample', unmarked)
+
+
+@pytest.mark.slow
+@pytest.mark.controls
+@pytest.mark.parametrize(
+    'flags, control',
+    [
+        (CONTINUOUS, blank_images),
+        (CONTINUOUS, turn_actor_gradient_around),
+        (DISCRETE, blank_images),
+        (DISCRETE, block_straight_through),
+        (DISCRETE, never_mark_ends),
+    ],
+)
+def test_control(tmp_path, monkeypatch, flags, control):
+    run = make_run(tmp_path, 0, flags)
+    control(run, monkeypatch)
+    run.loop()
+    assert score(run) < BAR
+    if control is never_mark_ends:
+        with pytest.raises(AssertionError):
+            check_discounts(run)
