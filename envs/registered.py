@@ -1,7 +1,7 @@
 """Any environment that is registered with Gymnasium."""
 
 import contextlib
-import importlib
+import importlib.util
 import os
 import pathlib
 import sys
@@ -49,19 +49,20 @@ class GymnasiumTask(gymnasium.Env):
         # the current folder. Behind all others, so that they shadow none.
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
-        if gym_import:
-            _import(gym_import, '--gym_import')
+        modules = {gym_import: '--gym_import'} if gym_import else {}
         if ':' in name:
-            _import(name.partition(':')[0], f"'gym_{name}'")
+            modules[name.partition(':')[0]] = f"'gym_{name}'"
+        for module, asker in modules.items():
+            _import(module, asker)
         self._task = f'gym_{name}'
-        self._env = _make(name)
+        self._env = _make(name, modules)
         self._from_observation = _is_image(self._env.observation_space)
         self._shape = self._env.observation_space.shape
         self.observation_space = Dict()
         try:
             self.action_space = _flatten(name, self._env.action_space)
             if not self._from_observation:
-                self._make_rendering(name)
+                self._make_rendering(name, modules)
             self._begin()
         except BaseException:
             with contextlib.suppress(Exception):
@@ -113,7 +114,7 @@ class GymnasiumTask(gymnasium.Env):
         if env:
             env.close()
 
-    def _make_rendering(self, name):
+    def _make_rendering(self, name, modules):
         """Make the environment anew so that it renders."""
         if 'rgb_array' not in self._env.metadata.get('render_modes', []):
             raise ValueError(
@@ -121,7 +122,7 @@ class GymnasiumTask(gymnasium.Env):
                 "render_mode 'rgb_array'"
             )
         self.close()
-        self._env = _make(name, render_mode='rgb_array')
+        self._env = _make(name, modules, render_mode='rgb_array')
 
     def _begin(self):
         """See to it that the environment can be reset and has an image.
@@ -189,17 +190,19 @@ def _describe(array):
     return f'{array.dtype} {array.shape} from {array.min():g} to {array.max():g}'
 
 
-def _make(name, **kwargs):
+def _make(name, modules, **kwargs):
+    """Return the environment; `modules` have been imported for it."""
     try:
         return gymnasium.make(name, disable_env_checker=True, **kwargs)
     except Exception as error:  # Each environment has its own kinds.
         unknown = isinstance(error, gymnasium.error.UnregisteredEnv)
         if not unknown and type(error) is not gymnasium.error.Error:
             raise RuntimeError(
-                f"Cannot make 'gym_{name}': {_explain(error)}"
+                f"Cannot make 'gym_{name}': {_explain(error, modules)}"
             ) from error
         hint = did_you_mean(name, list(gymnasium.registry), 'gym')
         text = ' '.join(str(error).split())
+        text += _describe_shadows(modules)
         raise ValueError(
             f"Unknown task 'gym_{name}'{hint}: {text} (third parties register "
             'theirs in a module, which --gym_import names)'
@@ -218,21 +221,39 @@ def _import(module, asker):
     try:
         importlib.import_module(module)
     except Exception as error:
-        raise ValueError(f'{message}: {_explain(error)}') from error
+        raise ValueError(f'{message}: {_explain(error, [module])}') from error
 
 
-def _explain(error):
-    """Return an error of another's code in one line, with what may be behind it: among
-    the modules that it imports may be one of ours by mistake.
+def _explain(error, modules=()):
+    """Return an error of another's code in one line, with what may be behind it: one of
+    `modules`, or of those that it names, may be another one by mistake.
     """
     text = one_line(error)
-    for name in sorted({path.stem for path in pathlib.Path.cwd().iterdir()}):
-        if f"'{name}'" in text and (theirs := _hidden(name)):
-            text += (
-                f" (this project has a '{name}' of its own, which hides {theirs}; give "
-                'yours another name)'
-            )
+    here = {path.stem for path in pathlib.Path.cwd().iterdir()}
+    named = {name for name in here if f"'{name}'" in text}
+    return text + _describe_shadows([*modules, *named])
+
+
+def _describe_shadows(modules):
+    """Return, for a message, which files Python takes for modules in the place of those
+    in the current folder; '' where there are none.
+    """
+    text = ''
+    for name in sorted({module.partition('.')[0] for module in modules}):
+        theirs = PathFinder.find_spec(name, [os.getcwd()])
+        with contextlib.suppress(ImportError, ValueError):  # It may have no spec.
+            found = importlib.util.find_spec(name)
+            if found and theirs and _place(found) != _place(theirs):
+                text += (
+                    f" (the module '{name}' is {_place(found)}, which hides "
+                    f'{_place(theirs)}; give yours another name)'
+                )
     return text
+
+
+def _place(spec):
+    """Return where a module is; a folder without __init__.py has no origin."""
+    return spec.origin or list(spec.submodule_search_locations)[0]
 
 
 def _hidden(name):
@@ -245,5 +266,4 @@ def _hidden(name):
     places = [os.getcwd(), *sys.path]
     others = [path for path in places if pathlib.Path(path).resolve() != ROOT]
     theirs = PathFinder.find_spec(name, others)
-    # A folder without __init__.py has no origin.
-    return theirs and (theirs.origin or list(theirs.submodule_search_locations)[0])
+    return theirs and _place(theirs)

@@ -1,5 +1,6 @@
 """Tests of tasks by their Gymnasium id, with Gymnasium's own environments."""
 
+import calendar
 import os
 import re
 import subprocess
@@ -379,6 +380,23 @@ class TestModulesOfOurNames:
         message = str(caught.value)
         assert "cannot import name 'Net' from 'wrappers'" in message
         assert str(folder / 'wrappers.py') in message and '\n' not in message
+
+    @pytest.mark.parametrize('task', ['third/Color-v9', 'calendar:Color-v9'])
+    def test_one_of_python_that_hides_someones_own_is_named(self, folder, task):
+        (folder / 'calendar.py').write_text(MODULE)
+        with pytest.raises(ValueError) as caught:
+            wrappers.make(f'gym_{task}', gym_import='calendar')
+        message = str(caught.value)
+        assert f"'calendar' is {calendar.__file__}, which hides " in message
+        assert str(folder / 'calendar.py') in message and '\n' not in message
+        assert message.count('which hides') == 1
+
+    def test_part_of_one_that_is_hidden(self, folder):
+        (folder / 'calendar').mkdir()
+        (folder / 'calendar' / 'mine.py').write_text(MODULE)
+        with pytest.raises(ValueError) as caught:
+            wrappers.make('gym_third/Color-v1', gym_import='calendar.mine')
+        assert f'hides {folder / "calendar"};' in str(caught.value)
 
     def test_others_work(self, folder, third):
         (folder / 'models').mkdir()  # Of files, not of modules.
