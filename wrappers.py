@@ -50,7 +50,7 @@ _MAKERS = dict(
     dmlab=(
         DeepMindLab,
         'size training action_repeat lab_actions lab_renderer lab_holdout '
-        'lab_level_cache lab_dataset',
+        'lab_level_cache lab_dataset quiet',
     ),
     gym=(GymnasiumTask, 'gym_import'),
     dummy=(_make_dummy, 'size'),
@@ -75,7 +75,8 @@ def make(
         life; hold-out levels of DeepMind Lab are for the others.
       settings: those of one suite, which the others leave alone: `render_quality`, see
         `envs.control.DeepMindControl`, `same_game`, see `envs.atari.Atari`, `lab_...`,
-        see `envs.lab.DeepMindLab`, `gym_import`, see `envs.registered.GymnasiumTask`.
+        and `quiet`, see `envs.lab.DeepMindLab`, `gym_import`, see
+        `envs.registered.GymnasiumTask`.
 
     Returns:
       a `gymnasium.Env` with the observation space `{'image': uint8 [H, W, 3]}`.

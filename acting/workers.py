@@ -400,7 +400,11 @@ def make_workers(
             f"Unknown kind of parallelism '{parallel}': use 'process' or 'none'"
         )
     settings = [
-        {**(kwargs or {}), 'training': index < count - evaluation}
+        {
+            **(kwargs or {}),
+            'training': index < count - evaluation,
+            'quiet': index > 0,  # What one warns of, all would.
+        }
         for index in range(count)
     ]
     deal = devices and rendering.DEVICE not in os.environ

@@ -1,6 +1,7 @@
 """Levels of DeepMind Lab, and their cache."""
 
 import contextlib
+import functools
 import io
 import os
 import pathlib
@@ -43,6 +44,10 @@ LAB_TOP_LEVELS = (
     'stairway_to_melon'
 ).split()
 
+# Levels of which a simulator keeps something from one episode to the next. All those at
+# the top are taken for such: eight of the twelve were seen to be, four were not tried.
+LAB_STATEFUL = (*LAB_TOP_LEVELS, 'lasertag_one_opponent_small')
+
 # Levels that are in two parts, NAME_train and NAME_test; the others are held out by
 # the seeds that `mixerSeed` makes of those of the episodes.
 LAB_HELD_OUT = ('rooms_collect_good_objects', 'rooms_exploit_deferred_effects')
@@ -50,6 +55,11 @@ LAB_HELD_OUT = ('rooms_collect_good_objects', 'rooms_exploit_deferred_effects')
 # Levels that show images, which are no part of the package: these and, by their paths,
 # their like.
 LAB_WITH_IMAGES = ('arbitrary_visuomotor_mapping', 'continuous_recognition')
+LAB_IMAGES = 2400  # 0001.png and so on
+
+# Of a compiled level, by the endings of its files: how the file begins, where its table
+# of parts is, and how many parts there are.
+LAB_FILES = {'bsp': (b'IBSP', 8, 17), 'aas': (b'EAAS', 12, 14)}
 
 # The nine actions of the first author's release (look left-right, look up-down,
 # strafe, move, fire, jump, crouch), in the notation of the keyword `lab_actions`.
@@ -66,6 +76,9 @@ LAB_HINT = (
     'install it with pip'
 )
 
+# Where the cause in one of the simulator's errors ends.
+LAB_CAUSE_ENDS = re.compile('stack traceback|Map Name:')
+
 # A file of the cache, also one that is being written.
 CACHED = re.compile(r'\.?.+_(no)?aas_[0-9a-f]{32}(\..+)?', re.IGNORECASE)
 
@@ -76,8 +89,12 @@ class DeepMindLab(gymnasium.Env):
     The image of a finished episode is the last one that was seen while it ran: the
     simulator shows none behind the end, which terminates. `info['simulator_steps']`
     is the action repeat, also where a level ends within it, which the simulator does
-    not tell. An episode is a function of the seed given to `reset` and of the actions,
-    except in levels with opponents.
+    not tell.
+
+    An episode is a function of the seed given to `reset` and of the actions. Levels in
+    `LAB_STATEFUL` need a fresh simulator for each episode, which takes about half a
+    second. `lasertag_three_opponents_small` is not repeatable even so, and other levels
+    with opponents and those that users add were not compared.
 
     Args:
       name: one of `LAB_LEVELS` (DMLab-30), or any other level, as the simulator calls
@@ -94,10 +111,11 @@ class DeepMindLab(gymnasium.Env):
       lab_level_cache: folder that keeps compiled levels; several environments may
         share it. Without one, every episode compiles its level anew.
       lab_dataset: folder of the images that some levels show.
+      quiet: leave warnings to another environment of the run.
 
     Raises:
-      ValueError: if there is no such level, if it is not for training, or if the
-        actions are malformed or do not fit it.
+      ValueError: if there is no such level, if it is not for training, if its images
+        are missing, or if the actions are malformed or do not fit it.
       RuntimeError: if the package is not installed, or the level cannot be loaded.
     """
 
@@ -115,6 +133,7 @@ class DeepMindLab(gymnasium.Env):
         lab_holdout=False,
         lab_level_cache='',
         lab_dataset='',
+        quiet=False,
     ):
         self._task = f'dmlab_{name}'
         self._repeat = action_repeat
@@ -125,10 +144,14 @@ class DeepMindLab(gymnasium.Env):
                 "'hardware'"
             )
         holdout = lab_holdout and not training
-        config = _make_config(size, lab_renderer, holdout, lab_dataset)
-        cache = LevelCache(lab_level_cache) if lab_level_cache else None
+        config = _make_config(name, size, lab_renderer, holdout, lab_dataset)
+        cache = LevelCache(lab_level_cache, quiet=quiet) if lab_level_cache else None
         level = _find_level(name, training, lab_holdout)
-        self._env = self._load(name, level, config, lab_renderer, cache)
+        self._load = functools.partial(
+            self._make, name, level, config, lab_renderer, cache
+        )
+        self._stateful = level.rpartition('/')[2] in LAB_STATEFUL
+        self._env = self._load()
         try:
             self._actions = self._fit_actions(actions, lab_actions)
             # The first episode of a simulator differs from later ones of its seed.
@@ -143,6 +166,9 @@ class DeepMindLab(gymnasium.Env):
         super().reset(seed=seed)
         if self._env is None:  # The simulator would end the process.
             raise RuntimeError(f"'{self._task}' is closed: it cannot be reset")
+        if self._stateful:
+            self.close()
+            self._env = self._load()
         # It takes a seed for every episode, a signed integer of 32 bits.
         self._start(int(self.np_random.integers(2**31)))
         return {}, {}
@@ -166,7 +192,7 @@ class DeepMindLab(gymnasium.Env):
         if env is not None:
             env.close()
 
-    def _load(self, name, level, config, renderer, cache):
+    def _make(self, name, level, config, renderer, cache):
         """Return the simulator."""
         unknown = ''
         if '/' not in name and name not in LAB_LEVELS + LAB_TOP_LEVELS:
@@ -244,8 +270,10 @@ class DeepMindLab(gymnasium.Env):
         try:
             yield
         except (RuntimeError, ValueError) as error:
-            # Lua writes the cause first, and behind it where it was found.
-            text = ' '.join(str(error).partition('stack traceback')[0].split())
+            # Lua writes the cause first, and behind it where it was found. The cause
+            # of a map that does not compile goes on with the text of the map.
+            text = LAB_CAUSE_ENDS.split(str(error), maxsplit=1)[0]
+            text = ' '.join(text.split())
             raise RuntimeError(
                 f"DeepMind Lab, '{self._task}': {'; '.join((text, *hints))}"
             ) from error
@@ -266,7 +294,7 @@ def _find_level(name, training, holdout):
     return f'{stem}_test' if part == 'train' and holdout and not training else level
 
 
-def _make_config(size, renderer, holdout, dataset):
+def _make_config(name, size, renderer, holdout, dataset):
     """Return the simulator's settings, which it insists on as strings."""
     height, width = (str(-(-pixels // 4) * 4) for pixels in size)
     config = {'width': width, 'height': height, 'logLevel': 'WARN'}
@@ -275,10 +303,23 @@ def _make_config(size, renderer, holdout, dataset):
     if dataset:
         if not os.path.isdir(dataset):
             raise ValueError(f"--lab_dataset is '{dataset}', which is not a folder")
+        if name.endswith(LAB_WITH_IMAGES):
+            _check_images(dataset)
         config['datasetPath'] = os.path.abspath(dataset)
     if renderer == 'hardware' and os.environ.get('MUJOCO_EGL_DEVICE_ID'):
         config['gpuDeviceIndex'] = os.environ['MUJOCO_EGL_DEVICE_ID']
     return config
+
+
+def _check_images(dataset):
+    """Raise ValueError where images are missing: it would end an episode midway."""
+    wanted = [f'{number:04}.png' for number in range(1, LAB_IMAGES + 1)]
+    missing = sorted({*wanted} - {*os.listdir(dataset)})
+    if missing:
+        raise ValueError(
+            f"--lab_dataset is '{dataset}', which lacks {len(missing):,} of the "
+            f'{LAB_IMAGES:,} images {wanted[0]} to {wanted[-1]}, {missing[0]} first'
+        )
 
 
 def _parse_actions(text):
@@ -304,15 +345,16 @@ class LevelCache:
       directory: the folder; made where it is missing.
       limit: size of all levels in it [bytes]. Those that were used longest ago are
         deleted, now and then; other files stay.
+      quiet: give no warning.
     """
 
     CHECK_EVERY = 100  # writes; a level takes about 50 kB
 
-    def __init__(self, directory, limit=2 * 10**9):
+    def __init__(self, directory, limit=2 * 10**9, quiet=False):
         self._directory = pathlib.Path(directory).absolute()
         self._limit = limit
         self._writes = 0
-        self._warned = False
+        self._warned = quiet
         with self._warn():
             self._directory.mkdir(parents=True, exist_ok=True)
 
@@ -370,7 +412,7 @@ class LevelCache:
             with contextlib.suppress(OSError):  # Nobody may be listening any more.
                 print(
                     f'dreamer: warning: the level cache {self._directory} cannot be '
-                    f'used ({error}); levels are compiled',
+                    f'used ({error.strerror or error}); levels are compiled',
                     file=sys.stderr,
                     flush=True,
                 )
@@ -378,11 +420,26 @@ class LevelCache:
 
 def _is_whole(level, key):
     """Whether the bytes of a level are those of an archive with the map of `key`, which
-    is MAP_(aas|noaas)_MD5.
+    is MAP_(aas|noaas)_MD5, and with what its opponents know of it where it is an aas.
     """
-    name = key.rsplit('_', 2)[0]
+    name, kind, _ = key.rsplit('_', 2)
     try:
         with zipfile.ZipFile(io.BytesIO(level)) as archive:
-            return f'maps/{name}.bsp' in archive.namelist() and not archive.testzip()
+            return not archive.testzip() and all(
+                _has_all_parts(archive.read(f'maps/{name}.{ending}'), ending)
+                for ending in ('bsp', 'aas')[: 1 + (kind.lower() == 'aas')]
+            )
     except Exception:  # Damage has many kinds.
         return False
+
+
+def _has_all_parts(data, ending):
+    """Whether a file of a level goes on to the end of each part that it lists."""
+    ident, start, count = LAB_FILES[ending]
+    header = np.frombuffer(data[: start + 8 * count], np.uint8).copy()
+    if ending == 'aas' and header[4] == 5:  # Version 4 is not scrambled.
+        header[8:] ^= (119 * np.arange(len(header) - 8)).astype(np.uint8)
+    # Of each part, where it begins and how long it is.
+    parts = header[start:].view('<i4').reshape(count, 2).astype(int)
+    inside = (parts >= 0).all() and (parts.sum(1) <= len(data)).all()
+    return data.startswith(ident) and inside

@@ -32,6 +32,7 @@ for number, handler in {
         signal.signal(number, handler)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+STANDINS = str(ROOT / 'tests' / 'standins')
 # A user's environment: without what this process has set for those that it starts.
 CLEAN = {
     name: value
@@ -91,6 +92,18 @@ def finished(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     return logdir, done.stdout, done.stderr
+
+
+@pytest.fixture
+def lab(monkeypatch):
+    """The stand-in of DeepMind Lab, freshly imported."""
+    monkeypatch.syspath_prepend(STANDINS)
+    monkeypatch.delitem(sys.modules, 'deepmind_lab', raising=False)
+    monkeypatch.delenv('MUJOCO_EGL_DEVICE_ID', raising=False)
+    import deepmind_lab
+
+    yield deepmind_lab
+    sys.modules.pop('deepmind_lab')
 
 
 def pytest_collection_modifyitems(items):

@@ -1,42 +1,23 @@
 """Tests of DeepMind Lab, on a stand-in that does what was seen of the real one."""
 
-import hashlib
 import os
-import pathlib
-import random
 import signal
 import subprocess
 import sys
-import time
-import zipfile
 from unittest import mock
 
 import numpy as np
 import pytest
+from conftest import STANDINS
 
 import wrappers
 from acting import workers
 from acting.collector import Collector
 from envs import lab as envs_lab
-from envs.lab import LevelCache
 
-STANDINS = str(pathlib.Path(__file__).parents[1] / 'standins')
-ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 TASK = 'dmlab_rooms_watermaze'
 KWARGS = {'action_repeat': 4, 'time_limit': 1000}
 HELD_OUT = ['rooms_collect_good_objects', 'rooms_exploit_deferred_effects']
-
-
-@pytest.fixture
-def lab(monkeypatch):
-    """The stand-in, freshly imported."""
-    monkeypatch.syspath_prepend(STANDINS)
-    monkeypatch.delitem(sys.modules, 'deepmind_lab', raising=False)
-    monkeypatch.delenv('MUJOCO_EGL_DEVICE_ID', raising=False)
-    import deepmind_lab
-
-    yield deepmind_lab
-    sys.modules.pop('deepmind_lab')
 
 
 def one_hot(index, size=9):
@@ -208,7 +189,8 @@ def test_every_episode_has_a_seed(lab):
 
 def test_first_episode_of_a_simulator_is_thrown_away(lab):
     """Otherwise a run that goes on would not be the one that was not interrupted."""
-    raw = lab.Lab('lt_chasm', ['RGB_INTERLEAVED'], {'width': '64', 'height': '64'})
+    level = 'contributed/dmlab30/rooms_watermaze'
+    raw = lab.Lab(level, ['RGB_INTERLEAVED'], {'width': '64', 'height': '64'})
     first, second = (
         raw.reset(seed=3) and raw.observations()['RGB_INTERLEAVED'] for _ in 'ab'
     )
@@ -223,6 +205,46 @@ def test_first_episode_of_a_simulator_is_thrown_away(lab):
     worker.start_reset(3)
     assert (worker.result()[0]['image'] == first).all()
     worker.close()
+
+
+@pytest.mark.parametrize(
+    'name', ['lt_chasm', 'nav_maze_static_01', 'lasertag_one_opponent_small']
+)
+def test_simulators_that_keep_state_are_made_anew_for_each_episode(lab, tmp_path, name):
+    """An episode is then the same one whatever came before, also after a resume."""
+    kwargs = {**KWARGS, 'lab_level_cache': str(tmp_path)}
+    env = wrappers.make(f'dmlab_{name}', **kwargs)
+    level = lab.created[0].level
+    raw = lab.Lab(level, ['RGB_INTERLEAVED'], {'width': '64', 'height': '64'})
+    images = [raw.reset(seed=3) and raw.observations() for _ in range(3)]
+    images = [image['RGB_INTERLEAVED'] for image in images]
+    assert (images[0] != images[1]).any() and (images[1] != images[2]).any()
+
+    def play(seed):
+        first = env.reset(seed=seed)[0]['image']
+        return [first, *(env.step(one_hot(0))[0]['image'] for _ in range(3))]
+
+    episode = play(3)
+    play(4)
+    np.testing.assert_array_equal(play(3), episode)
+    worker = workers.Worker(f'dmlab_{name}', kwargs, env={'PYTHONPATH': STANDINS})
+    for seed in 5, 3:
+        worker.start_reset(seed)
+        image = worker.result()[0]['image']
+    worker.close()
+    np.testing.assert_array_equal(image, episode[0])
+    # No more than one simulator at a time, and their levels are compiled once.
+    env.close()
+    raw.close()
+    assert [made.close() for made in lab.created] == [False] * len(lab.created)
+    assert len(lab.created) == 5 and len(set(os.listdir(tmp_path))) == 2
+
+
+def test_others_keep_their_simulator(lab):
+    env = wrappers.make(TASK, **KWARGS)
+    for seed in range(3):
+        env.reset(seed=seed)
+    assert len(lab.created) == 1
 
 
 def test_close(lab):
@@ -286,14 +308,35 @@ def test_missing_zip_is_named(lab, monkeypatch):
         env.reset(seed=0)
 
 
+def test_map_that_does_not_compile_is_one_short_line(lab, monkeypatch):
+    monkeypatch.setattr(lab, 'compiler_works', False)
+    monkeypatch.setenv('PATH', '/nowhere')
+    message = refusal(RuntimeError)
+    assert message.endswith(
+        'Failed to compile map.; levels that it generates need the program zip'
+    )
+    assert len(message) < 200 and '***' not in message and TASK in message
+
+
 @pytest.mark.parametrize('name', envs_lab.LAB_WITH_IMAGES)
 def test_images_of_psychlab(lab, tmp_path, name):
     task = f'dmlab_psychlab_{name}'
     message = refusal(RuntimeError, task)
     assert 'Follow instructions to download datasets' in message
     assert '--lab_dataset' in message
-    wrappers.make(task, lab_dataset=str(tmp_path)).reset(seed=0)
+    # The simulator would miss them in the middle of an episode only.
+    message = refusal(ValueError, task, lab_dataset=str(tmp_path))
+    assert 'lacks 2,400 of the 2,400 images 0001.png to 2400.png' in message
+    for number in range(1, 2401):
+        (tmp_path / f'{number:04}.png').touch()
+    env = wrappers.make(task, lab_dataset=str(tmp_path))
+    env.reset(seed=0)
+    while not env.step(one_hot(0))[2]:
+        pass
     assert lab.created[-1].config['datasetPath'] == str(tmp_path)
+    (tmp_path / '0815.png').unlink()
+    message = refusal(ValueError, task, lab_dataset=str(tmp_path))
+    assert 'lacks 1 of the 2,400' in message and '0815.png first' in message
     message = refusal(ValueError, task, lab_dataset=str(tmp_path / 'none'))
     assert '--lab_dataset' in message and 'none' in message
 
@@ -317,165 +360,6 @@ def test_renders_on_the_gpu_of_the_run(lab, monkeypatch):
     for task in TASK, 'dmlab_users_own_level':
         message = refusal(RuntimeError, task, lab_renderer='hardware')
         assert "'gpuDeviceIndex = first'" in message and 'Unknown' not in message
-
-
-def test_levels_are_compiled_once(lab, tmp_path):
-    for _ in range(2):
-        env = wrappers.make(TASK, lab_level_cache=str(tmp_path / 'new' / 'cache'))
-        for seed in range(10):
-            env.reset(seed=seed)
-    assert len(lab.compiled) == 2
-    wrappers.make(TASK).reset(seed=0)
-    assert len(lab.compiled) == 4
-
-
-def make_level(path, text='map', name='maze', number=0):
-    """Write a compiled level; return its key."""
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f'maps/{name}.bsp', text)
-    return f'{name}_noaas_{hashlib.md5(b"%d" % number).hexdigest()}'
-
-
-def test_cache_is_whole_while_many_write(tmp_path):
-    """Processes write and read one key; whoever reads sees a whole file."""
-    key = make_level(tmp_path / 'level', 'x' * 1_000_000)
-    script = """
-import pathlib, sys
-from envs.lab import LevelCache
-folder, key, number = sys.argv[1:]
-cache = LevelCache(folder)
-source, target = (pathlib.Path(folder + name + number) for name in 'st')
-source.write_bytes(pathlib.Path(folder).with_name('level').read_bytes())
-for _ in range(40):
-    cache.write(key, str(source))
-    assert cache.fetch(key, str(target))
-    assert target.read_bytes() == source.read_bytes()
-"""
-    folder = tmp_path / 'cache'
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', script, str(folder), key, str(number)],
-            env={**os.environ, 'PYTHONPATH': ROOT},
-        )
-        for number in range(2)
-    ]
-    assert [process.wait(60) for process in processes] == [0, 0]
-    assert os.listdir(folder) == [key]
-
-
-def test_failed_write_leaves_nothing(tmp_path, capsys):
-    cache = LevelCache(str(tmp_path))
-    cache.write('maze_noaas_0', str(tmp_path / 'missing'))
-    assert 'warning: the level cache' in capsys.readouterr().err
-    assert not cache.fetch('maze_noaas_0', str(tmp_path / 'target'))
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize('fault', ['a file', 'below a file', 'full'])
-def test_cache_that_cannot_be_written_is_a_warning(
-    lab, tmp_path, capsys, monkeypatch, fault
-):
-    (tmp_path / 'file').write_text('')
-    folder = {'a file': 'file', 'below a file': 'file/cache', 'full': 'cache'}[fault]
-    if fault == 'full':
-
-        def sync(descriptor):  # Where some file systems first say so.
-            raise OSError(28, 'No space left on device')
-
-        monkeypatch.setattr(os, 'fsync', sync)
-    env = wrappers.make(TASK, lab_level_cache=str(tmp_path / folder))
-    for seed in range(4):
-        env.reset(seed=seed)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith('dreamer: warning: the level cache') and folder in line
-    assert len(lab.compiled) == 5
-    if fault == 'full':
-        assert os.listdir(tmp_path / 'cache') == []
-
-
-def test_warning_that_nobody_hears_ends_nothing(tmp_path):
-    """Its pipe may be broken, as of `2>&1 | head`."""
-    (tmp_path / 'file').write_text('')
-    script = (
-        'import sys, wrappers; '
-        f"env = wrappers.make('{TASK}', lab_level_cache=sys.argv[1]); "
-        "print(env.reset(seed=0)[0]['image'].shape)"
-    )
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run(
-        [sys.executable, '-c', script, str(tmp_path / 'file')],
-        env={**os.environ, 'PYTHONPATH': f'{ROOT}:{STANDINS}'},
-        stdout=subprocess.PIPE,
-        stderr=writer,
-        timeout=60,
-        check=False,
-    )
-    os.close(writer)
-    assert done.stdout == b'(64, 64, 3)\n'
-
-
-def test_damaged_levels_are_left_out(tmp_path):
-    generator = random.Random(0)
-    cache, target = LevelCache(str(tmp_path / 'cache')), tmp_path / 'target'
-    source = tmp_path / 'source'
-    key = make_level(source, ''.join(map(str, range(5000))))
-    cache.write(key, str(source))
-    whole, path = source.read_bytes(), tmp_path / 'cache' / key
-    assert cache.fetch(key, str(target)) and target.read_bytes() == whole
-    target.unlink()
-    damaged = [b'', b'no archive', whole[:-1], whole[: len(whole) // 2], whole[1:]]
-    for _ in range(300):
-        data = bytearray(whole)
-        for _ in range(20):
-            data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
-        damaged.append(bytes(data))
-    for data in damaged:
-        path.write_bytes(data)
-        assert not cache.fetch(key, str(target)) and not target.exists()
-    make_level(path, name='another')
-    assert not cache.fetch(key, str(target)) and not target.exists()
-    cache.write(key, str(source))
-    assert cache.fetch(key, str(target)) and target.read_bytes() == whole
-
-
-def test_damaged_level_does_not_end_the_process(lab, tmp_path):
-    kwargs = {**KWARGS, 'lab_level_cache': str(tmp_path)}
-    wrappers.make(TASK, **kwargs)
-    (entry,) = tmp_path.iterdir()
-    whole = entry.read_bytes()
-    entry.write_bytes(whole[: len(whole) // 2])
-    worker = workers.Worker(TASK, kwargs, env={'PYTHONPATH': STANDINS})
-    worker.start_reset(0)
-    worker.result()
-    worker.close()
-    assert LevelCache(str(tmp_path)).fetch(entry.name, str(tmp_path / 'target'))
-
-
-def test_cache_has_a_bound(tmp_path, monkeypatch):
-    """What was used longest ago goes; what is no level stays."""
-    monkeypatch.setattr(LevelCache, 'CHECK_EVERY', 5)
-    folder, source = tmp_path / 'cache', tmp_path / 'source'
-    key = make_level(source, random.Random(0).randbytes(10_000))
-    cache = LevelCache(str(folder), limit=20 * source.stat().st_size)
-    (folder / 'thesis.txt').write_text('x' * 1_000_000)
-    (folder / 'notes').mkdir()
-    keys = [make_level(source, b'x' * 10_000, number=number) for number in range(100)]
-    make_level(source, random.Random(0).randbytes(10_000))
-    left_behind = folder / f'.{key}.killed'
-    left_behind.write_bytes(source.read_bytes())
-    os.utime(left_behind, (0, 0))
-    for number, key in enumerate(keys):
-        cache.write(key, str(source))
-        os.utime(folder / key, (number, number))
-        # The first one is used again and again.
-        assert cache.fetch(keys[0], str(tmp_path / 'target'))
-        levels = [path for path in folder.iterdir() if '_noaas_' in path.name]
-        assert len(levels) <= 20 + 5
-    assert (folder / keys[0]).stat().st_mtime > time.time() - 100
-    assert {'thesis.txt', 'notes'} < set(os.listdir(folder))
-    assert not left_behind.exists()
-    assert all((folder / key).exists() for key in keys[-19:])
 
 
 def test_in_worker_processes(tmp_path):

@@ -5,7 +5,8 @@ same types and lengths; where the real one checks nothing, neither does it. Put 
 folder on PYTHONPATH. A level lasts `LENGTH` frames; each frame of moving forward brings
 a reward of 1. The image says what it shows: its red is the frame, its green 255 in the
 first episode of a simulator, which is like no later one of the same seed, and its blue
-the seed.
+the seed. In `STATEFUL` levels its green is the number of the episode instead: there no
+two episodes of a simulator are alike.
 """
 
 import hashlib
@@ -39,6 +40,7 @@ LEVELS = {
     'tests/custom_actions_test',
     'tests/empty_room_test',
     'contributed/dmlab30/explore_goal_locations_small',
+    'contributed/dmlab30/lasertag_one_opponent_small',
     'contributed/dmlab30/psychlab_arbitrary_visuomotor_mapping',
     'contributed/dmlab30/psychlab_continuous_recognition',
     'contributed/dmlab30/rooms_collect_good_objects_test',
@@ -49,10 +51,13 @@ LEVELS = {
 }
 HELD_OUT = ('rooms_collect_good_objects_test', 'rooms_exploit_deferred_effects_test')
 WITH_IMAGES = ('arbitrary_visuomotor_mapping', 'continuous_recognition')
+STATEFUL = ('lt_chasm', 'nav_maze_static_01', 'lasertag_one_opponent_small')
+WITH_OPPONENTS = ('lasertag_one_opponent_small',)
 OBSERVATIONS = {'RGB_INTERLEAVED', 'RGBD_INTERLEAVED', 'RGB', 'RGBD'}
 
 created = []
 compiled = []
+compiler_works = True
 
 
 class Lab:
@@ -130,6 +135,8 @@ class Lab:
             raise ValueError('action must have dtype np.intc')
         self.actions.append((*map(int, action), num_steps))
         frames = min(num_steps, LENGTH - self._frame)
+        if self._frame < 10 <= self._frame + frames:
+            self._show_an_image()
         self._frame += frames
         # Nothing is checked against the bounds: forward 2 moves backwards.
         return float(frames * (action[3] == 1))
@@ -142,7 +149,8 @@ class Lab:
             raise RuntimeError('Environment in wrong status for call to observations()')
         shape = int(self._settings['height']), int(self._settings['width']), 3
         image = np.full(shape, self._frame, np.uint8)
-        image[..., 1] = 255 * (len(self.seeds) == 1)
+        first, stateful = len(self.seeds) == 1, self.level.endswith(STATEFUL)
+        image[..., 1] = len(self.seeds) if stateful else 255 * first
         image[..., 2] = self.seeds[-1] % 256
         return {name: image for name in self._observations}
 
@@ -189,29 +197,74 @@ class Lab:
                 )
             )
 
+    def _show_an_image(self):
+        """Read one of the images of the level, some time after the start."""
+        if self.level.endswith(WITH_IMAGES):
+            path = f'{self._settings["datasetPath"]}/0001.png'
+            if not os.path.exists(path):
+                raise RuntimeError(_lua('step', f'cannot open {path}'))
+
     def _compile(self, variant):
         """Compile the map, of which this level has two, as the file of the cache."""
         name = self.level.rpartition('/')[2]
-        key = f'{name}_noaas_{hashlib.md5(b"%d" % variant).hexdigest()}'
+        aas = self.level.endswith(WITH_OPPONENTS)
+        digest = hashlib.md5(b'%d' % variant).hexdigest()
+        key = f'{name}_{"aas" if aas else "noaas"}_{digest}'
+        bsp = _make_file(b'IBSP', 46, b'', 17, key)
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, f'{name}.pk3')
             if self.level_cache is None or not self.level_cache.fetch(key, path):
+                if not compiler_works:
+                    maze = '*************\n* P       G *\n' * 15
+                    raise RuntimeError(
+                        _lua(
+                            'start',
+                            f'Failed to compile map.\nMap Name:\n{name}Entity Layer:\n'
+                            f'{maze}Variations Layer:\n',
+                        )
+                    )
                 compiled.append(key)
                 with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-                    archive.writestr(f'maps/{name}.bsp', f'{key}\n' * 1000)
+                    archive.writestr(f'maps/{name}.bsp', bsp)
+                    if aas:
+                        data = _make_file(b'EAAS', 5, bytes(4), 14, key)
+                        archive.writestr(f'maps/{name}.aas', _scramble(data))
                 if self.level_cache is not None:
                     self.level_cache.write(key, path)
             try:
                 with zipfile.ZipFile(path) as archive:
-                    fine = (
-                        archive.read(f'maps/{name}.bsp')
-                        == b'%b\n' % key.encode() * 1000
-                    )
+                    fine = archive.read(f'maps/{name}.bsp') == bsp
             except Exception:
                 fine = False
             if not fine:
                 print(f"ERROR: Didn't find map {name}", file=sys.stderr, flush=True)
                 os._exit(1)
+
+
+def _make_file(ident, version, checksum, count, text):
+    """A file of the engine's: a table of `count` parts, and the parts."""
+    part = f'{text}\n'.encode() * 50
+    table = len(ident) + 4 + len(checksum) + 8 * count
+    return b''.join(
+        [
+            ident,
+            version.to_bytes(4, 'little'),
+            checksum,
+            *(
+                (table + i * len(part)).to_bytes(4, 'little')
+                + len(part).to_bytes(4, 'little')
+                for i in range(count)
+            ),
+            part * count,
+        ]
+    )
+
+
+def _scramble(data):
+    """The form of an .aas of version 5, behind its version."""
+    end = 12 + 8 * 14
+    middle = bytes(byte ^ i * 119 % 256 for i, byte in enumerate(data[8:end]))
+    return data[:8] + middle + data[end:]
 
 
 def _lua(function, message):
