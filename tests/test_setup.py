@@ -150,6 +150,7 @@ def test_troubleshooting_has_no_other_message():
         (ROOT / name).read_text()
         for name in (
             'setup.sh',
+            'evaluate.py',
             'run/progress.py',
             'run/startup.py',
             'acting/workers.py',
