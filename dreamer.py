@@ -11,17 +11,16 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import signal
 import sys
 import time
 import traceback
 
-from storage import output
+from storage import output, signals
 
 if __name__ == '__main__':
     output.guard()
     # Until there is a run to save, Ctrl-C ends the program without a word.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signals.end_by(*signals.ASKING)
 
 from acting.collector import Collector
 from run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
@@ -489,7 +488,7 @@ def main(argv=None):
             configs.write(config, run.logdir / 'config.json', configs.as_typed(argv))
         except (configs.ConfigError, OSError) as error:
             configs.fail(error)
-        startup.heed_signals(run.request_stop, 'saving')
+        signals.heed(run.request_stop, 'saving')
         with run.progress:
             run.loop()
         run.logger.close()

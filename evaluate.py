@@ -16,12 +16,12 @@ import pathlib
 import signal
 import sys
 
-from storage import atomic, output
+from storage import atomic, output, signals
 
 if __name__ == '__main__':
     output.guard()
     # Ctrl-C ends the program without a word.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signals.end_by(*signals.ASKING)
 
 from acting.collector import Collector
 from run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)

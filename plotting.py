@@ -13,12 +13,13 @@ What is read and how it is averaged: see `comparison.py`.
 import contextlib
 import dataclasses
 import itertools
+import signal
 import sys
 
 import configs
 from scores import comparison, drawing, figures, tables
 from scores.comparison import ScoreError
-from storage import atomic, output
+from storage import atomic, output, signals
 
 
 def write_files(out, files):
@@ -282,4 +283,5 @@ def main(argv=None):
 
 if __name__ == '__main__':
     output.guard()
+    signals.end_by(signal.SIGTERM)
     sys.exit(main())

@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -25,7 +26,7 @@ import configs
 from run import cluster
 from run.cluster import SweepError
 from scores import comparison, figures
-from storage import output
+from storage import output, signals
 
 DREAMER = pathlib.Path(__file__).resolve().parent / 'dreamer.py'
 
@@ -419,4 +420,5 @@ def main(argv=None):
 
 if __name__ == '__main__':
     output.guard()
+    signals.end_by(signal.SIGTERM)
     sys.exit(main())

@@ -15,7 +15,6 @@ travel through memory that both have mapped.
 """
 
 import contextlib
-import ctypes
 import functools
 import mmap
 import os
@@ -34,7 +33,7 @@ import numpy as np
 import configs
 import wrappers
 from envs import Unfit, one_line, rendering
-from storage import output
+from storage import output, signals
 
 # With these errors an environment refuses to be made. Their messages, of one line,
 # are meant for the user, and arrive without the child's traceback.
@@ -43,6 +42,7 @@ _REFUSALS = {'ValueError': ValueError, 'RuntimeError': RuntimeError}
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = (
     'import sys; sys.path.insert(0, sys.argv.pop(1)); '
+    'from storage import signals; signals.begin_worker(); '
     'from acting import workers; workers.main()'
 )
 
@@ -140,7 +140,7 @@ class Worker(Stepped):
 
     def _receive(self, timeout):
         try:
-            if not self._answers.poll(1000 * timeout):
+            if not self._await_answer(timeout):
                 # Its late answer would be taken for that to a later question.
                 self._kill()
                 raise WorkerError(
@@ -158,6 +158,17 @@ class Worker(Stepped):
         if kind in _REFUSALS:
             raise _REFUSALS[kind](value)
         raise WorkerError(f'The environment of {self._task} failed:{value}')
+
+    def _await_answer(self, timeout):
+        """Return whether an answer comes in time. Time in which this process itself was
+        suspended does not count: the worker may have been, too.
+        """
+        while timeout > 0:
+            piece = min(timeout, 1)
+            if self._answers.poll(1000 * piece):
+                return True
+            timeout -= piece
+        return False
 
     def restart(self):
         """Put a fresh process in place of the present one, dead or alive.
@@ -183,6 +194,7 @@ class Worker(Stepped):
         except subprocess.TimeoutExpired:
             self._kill()
             self._process.wait()
+        self._end_session()
 
     def _kill(self):
         """Kill the process, and what its environment has started: that would go on
@@ -193,6 +205,15 @@ class Worker(Stepped):
         for pid in started:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self._end_session()
+
+    def _end_session(self):
+        """Kill what a process that has ended, or was killed, has left behind; once, for
+        others may have its number later.
+        """
+        if self._has_session:
+            self._has_session = False
+            signals.end_session(self.pid)
 
     def _start(self):
         self._connection, theirs = Pipe()
@@ -210,7 +231,10 @@ class Worker(Stepped):
             env={**os.environ, **self._env},
             stdin=subprocess.DEVNULL,
             pass_fds=descriptors,
+            # What it starts has it too, and can be ended by it.
+            start_new_session=True,
         )
+        self._has_session = True
         theirs.close()
         shared.close()
         self._send('make', (self._task, self._kwargs))
@@ -226,6 +250,7 @@ class Worker(Stepped):
             code = self._process.wait(5)
         except subprocess.TimeoutExpired:
             return f'The simulator process of {self._task} closed its connection'
+        self._end_session()
         how = f'ended with exit code {code}'
         if code < 0:
             how = f'was killed by {signal.Signals(-code).name}'
@@ -450,71 +475,9 @@ def make_envs(config, training, evaluation, devices):
     )
 
 
-def die_with_parent():
-    """Let the system kill this process when its parent ends, however that comes."""
-    if sys.platform == 'linux':
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
-def leave_signals_to_parent():
-    """Let the signals that reach every process of a group do nothing in this one: the
-    parent decides what they mean.
-
-    What an environment starts dies of them as usual. Programs begin without this
-    process's handlers, but would go on to ignore what it ignores; forks have the
-    handlers taken back.
-    """
-
-    def nothing(*_):
-        pass
-
-    usual = {}
-    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
-        # Whoever had it ignored (nohup, say) meant all that is started, too.
-        if signal.getsignal(number) != signal.SIG_IGN:
-            usual[number] = signal.signal(number, nothing)
-            # Simulators need not know how to go on with an interrupted system call.
-            signal.siginterrupt(number, False)
-
-    def restore():
-        for number, handler in usual.items():
-            if signal.getsignal(number) is nothing:
-                signal.signal(number, handler)
-
-    restore_in_forks(usual, restore)
-
-
-def restore_in_forks(numbers, restore):
-    """Call `restore` in every process that this one forks, before any of the signals
-    `numbers` reaches it: until then they wait.
-    """
-    numbers = set(numbers)
-
-    def wait():
-        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-
-    def go_on():
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
-
-    def begin():
-        restore()
-        interrupt = signal.SIGINT
-        if interrupt in signal.sigpending():
-            # Here the exception that Python makes of it would be swallowed.
-            if signal.getsignal(interrupt) == signal.default_int_handler:
-                signal.signal(interrupt, signal.SIG_DFL)
-        go_on()
-
-    os.register_at_fork(before=wait, after_in_parent=go_on, after_in_child=begin)
-
-
 def main():
     """Serve the environment that the parent process asks for."""
-    # A simulator that hangs would not see that its killed parent is gone.
-    die_with_parent()
     output.guard()
-    leave_signals_to_parent()
     connection = Connection(int(sys.argv[1]))
     try:
         _serve(connection, _map(int(sys.argv[2])))

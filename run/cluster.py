@@ -14,8 +14,7 @@ import subprocess
 import sys
 import time
 
-from acting import workers
-from storage import limits
+from storage import limits, signals
 
 REFRESH = 2  # seconds between looks at the runs
 ANSWER = 30  # seconds within which a cluster has to answer
@@ -46,6 +45,8 @@ def run_job(command, output, threads):
     """
     # Ray cancels by an interrupt, which programs in the background ignore.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # The run gets these as well, and saves.
+    signals.leave_to_others(signals.TELLING)
     env = dict(os.environ)
     env.setdefault('TF_NUM_INTRAOP_THREADS', str(threads))
     process = None
@@ -62,7 +63,7 @@ def run_job(command, output, threads):
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=workers.die_with_parent,
+                preexec_fn=signals.die_with_parent,
             )
         # Ray interrupts Python code, not a system call that waits.
         while process.poll() is None:
@@ -224,8 +225,9 @@ class Sweep:
 
     def work(self, show):
         """Run everything; `show` is called with the jobs every few seconds."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._request_stop)
+        for number in signals.ASKING + signals.TELLING:
+            if signal.getsignal(number) != signal.SIG_IGN or number in signals.ASKING:
+                signal.signal(number, self._request_stop)
         for job in self._jobs:
             if job.state != 'finished':
                 self._submit(job)
@@ -283,8 +285,11 @@ class Sweep:
             job.look()
 
     def _request_stop(self, number, frame):
+        if number in signals.ASKING:
+            signals.end_by(number)
+        if self._stop:
+            return
         self._stop = True
-        signal.signal(number, signal.SIG_DFL)
         print(
             'sweep: stopping: the runs save first, again to quit at once',
             file=sys.stderr,

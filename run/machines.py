@@ -26,7 +26,7 @@ import configs
 from agent import Dreamer
 from learning import replicas
 from run import checkpoints, startup
-from storage import faults, replay
+from storage import faults, replay, signals
 
 EXAMPLE = (
     '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
@@ -347,7 +347,7 @@ def follow(argv, config, team):
         memory=int(config.replay_memory) or None,
     )
     stopping = threading.Event()
-    startup.heed_signals(stopping.set, 'machine 0 saves')
+    signals.heed(stopping.set, 'machine 0 saves')
     while True:
         updates, newest, *noise = team.gather(0, 0, 0, 0, 0)[0]
         if not updates:

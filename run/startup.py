@@ -1,4 +1,4 @@
-"""A process begins: TensorFlow without its chatter, devices, memory, signals.
+"""A process begins: TensorFlow without its chatter, devices, memory.
 
 To be imported before anything that imports TensorFlow. With `--verbose` on the command
 line everything is printed. TensorFlow writes its first lines to file descriptor 2
@@ -14,13 +14,9 @@ import itertools
 import os
 import pathlib
 import re
-import signal
-import socket
 import sys
 import tempfile
-import threading
 
-from acting import workers
 from storage import limits
 
 SETTINGS = dict(
@@ -180,65 +176,6 @@ def keep_freed_memory():
         libc.mallopt(arena_max, 1)
     except (OSError, AttributeError, TypeError):
         return
-
-
-def heed_signals(stop, what):
-    """From now on the first Ctrl-C, SIGTERM or SIGHUP calls `stop`, in a thread, and a
-    second Ctrl-C or SIGTERM ends the program at once.
-
-    A closed terminal sends SIGHUP, often more than once and beside SIGTERM: it never
-    counts as the second. Where it is ignored, as by nohup, it stays so.
-
-    Python's own handlers are not called before TensorFlow returns, which takes as long
-    as an update; what Python writes to the socket arrives while it computes.
-
-    Args:
-      stop: without arguments.
-      what: is printed as what happens first.
-    """
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    signal.set_wakeup_fd(theirs.fileno())
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signals.append(signal.SIGHUP)
-    for number in signals:
-        signal.signal(number, _do_nothing)
-
-    def restore():
-        # What an environment of this process forks shall die of signals as usual, and
-        # not report its own to the listener.
-        signal.set_wakeup_fd(-1)
-        for number in signals:
-            if signal.getsignal(number) is _do_nothing:
-                signal.signal(number, signal.SIG_DFL)
-
-    workers.restore_in_forks(signals, restore)
-
-    def listen(theirs):
-        stopping = asked = False
-        while True:
-            number = ours.recv(1)[0]
-            if number not in signals:
-                continue
-            if asked and number != signal.SIGHUP:
-                os._exit(128 + number)
-            asked = asked or number != signal.SIGHUP
-            if stopping:
-                continue
-            stopping = True
-            stop()
-            print(
-                f'stopping: {what} first, again to quit at once',
-                file=sys.stderr,
-                flush=True,
-            )
-
-    threading.Thread(target=listen, args=(theirs,), daemon=True).start()
-
-
-def _do_nothing(*_):
-    """A signal's handler: unlike one that is ignored, it still reaches the socket."""
 
 
 @contextlib.contextmanager

@@ -854,31 +854,6 @@ def test_damaged_episodes_are_named_and_skipped(tmp_path):
     assert victim.stat().st_size == 1000
 
 
-def test_a_second_signal_ends_the_program_at_once():
-    """Also in the midst of a computation that no handler of Python's interrupts."""
-    script = (
-        'import hashlib\n'
-        'from run import startup\n'
-        'startup.heed_signals(lambda: print("asked", flush=True), "saving")\n'
-        'print("ready", flush=True)\n'
-        'hashlib.pbkdf2_hmac("sha256", b"", b"", 10 ** 9)\n'
-    )
-    process = subprocess.Popen(
-        [sys.executable, '-c', script],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout.readline() == 'ready\n'
-    process.send_signal(signal.SIGTERM)
-    assert process.stdout.readline() == 'asked\n'
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT
-    assert 'stopping: saving first, again to quit at once' in errors
-
-
 def test_logdir_that_is_a_file_is_one_line(tmp_path, capsys):
     (tmp_path / 'file').write_text('kept')
     for name in ('file', 'file/below'):

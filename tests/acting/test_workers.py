@@ -13,6 +13,7 @@ import pytest
 
 from acting import workers
 from acting.collector import Collector
+from storage import signals
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KWARGS = {'action_repeat': 1, 'time_limit': 50}
@@ -158,9 +159,29 @@ class TestWorker:
         worker.close()
         assert is_gone(worker.pid)
 
-    def test_interrupt_is_left_to_the_parent(self, worker):
-        os.kill(worker.pid, signal.SIGINT)
+    def test_signals_are_left_to_the_parent(self, worker):
+        for number in signals.ASKING + signals.TELLING:
+            os.kill(worker.pid, number)
         episode(worker)
+
+    def test_time_in_which_the_parent_was_suspended_does_not_count(self):
+        """Together with the worker, as by a terminal or a batch system."""
+        script = (
+            'import os, subprocess, sys, time\n'
+            'from acting import workers\n'
+            'worker = workers.Worker("dummy_continuous")\n'
+            'worker._timeout = 4\n'
+            'os.kill(worker.pid, 19)\n'
+            'worker.start_reset(0)\n'
+            'again = f"sleep 6; kill -CONT {os.getpid()}; sleep 1; "\n'
+            'again += f"kill -CONT {worker.pid}"\n'
+            'subprocess.Popen(["sh", "-c", again])\n'
+            'os.kill(os.getpid(), 19)\n'
+            'print(worker.result()[0]["image"].shape)\n'
+            'worker.close()\n'
+        )
+        out = subprocess.check_output([sys.executable, '-c', script], cwd=ROOT)
+        assert out == b'(64, 64, 3)\n'
 
 
 KEEPER = """
@@ -187,9 +208,11 @@ class Keeper(gymnasium.Env):
         self.start()
 
     def start(self):
-        if self.fork:
+        if self.way == 'groups':
+            self.process = subprocess.Popen(['sleep', '1000'], process_group=0)
+        elif self.fork:
             self.process = multiprocessing.get_context('fork').Process(
-                target=time.sleep, args=(1000,)
+                target=time.sleep, args=(1000,), daemon=True
             )
             self.process.start()
         else:
@@ -222,13 +245,14 @@ class Keeper(gymnasium.Env):
 
 
 gymnasium.register('my/Keeper-v1', Keeper)
-for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1:
     for fork in False, True:
         gymnasium.register(
             f'my/{number.name}-v{fork:d}', Keeper, kwargs=dict(number=number, fork=fork)
         )
-for way in 'hangs', 'fails', 'step_fails':
+for way in 'hangs', 'fails', 'step_fails', 'groups':
     gymnasium.register(f'my/{way}-v1', Keeper, kwargs=dict(way=way))
+gymnasium.register('my/forks-v1', Keeper, kwargs=dict(fork=True))
 """
 
 
@@ -263,7 +287,7 @@ def until_gone(pid, seconds=20):
 
 class TestChildrenOfEnvironments:
     @pytest.mark.parametrize('fork', [0, 1])
-    @pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM', 'SIGHUP'])
+    @pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1'])
     def test_die_of_signals(self, keeper, name, fork):
         make, pids = keeper
         worker = make(f'{name}-v{fork}')
@@ -274,6 +298,43 @@ class TestChildrenOfEnvironments:
             worker.result()
         worker.close()
         assert len(pids()) >= 3 and all(map(until_gone, pids()))
+
+    def test_end_with_a_worker_that_is_killed(self, keeper):
+        """Though nobody asks the worker for anything."""
+        make, pids = keeper
+        for name in 'Keeper-v1', 'forks-v1', 'groups-v1':
+            worker = make(name)
+            assert not is_gone(pids()[-1])
+            os.kill(worker.pid, signal.SIGKILL)
+            assert all(map(until_gone, pids()))
+            worker.close()
+
+    @pytest.mark.parametrize('then', ['kill_run', 'hang_and_kill_run'])
+    def test_end_with_a_run_that_is_killed(self, keeper, tmp_path, then):
+        _, pids = keeper
+        script = (
+            'import os, time\n'
+            'from acting import workers\n'
+            'kwargs = dict(gym_import="keeper")\n'
+            'names = "Keeper-v1", "forks-v1", "groups-v1"\n'
+            'made = [workers.Worker(f"gym_my/{name}", kwargs) for name in names]\n'
+            f'hang = {then == "hang_and_kill_run"}\n'
+            '[os.kill(worker.pid, 19) for worker in made if hang]\n'
+            'print(*(worker.pid for worker in made), flush=True)\n'
+            'time.sleep(1000)\n'
+        )
+        process = subprocess.Popen(
+            [sys.executable, '-c', script],
+            env={**os.environ, 'PYTHONPATH': str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        made = list(map(int, process.stdout.readline().split()))
+        assert len(made) == 3 and sum(not is_gone(pid) for pid in pids()) == 3
+        process.kill()
+        # All of them hold the other end of this pipe.
+        assert process.communicate(timeout=60) == ('', None)
+        assert all(until_gone(pid) for pid in [*made, *pids()])
 
     def test_are_ended_by_close_and_before_a_restart(self, keeper):
         make, pids = keeper

@@ -1,0 +1,184 @@
+"""Signals of a program, and processes that end with it.
+
+`ASKING` signals ask a program to end, and to end at once when they come twice.
+`TELLING` signals only tell it that its end is near: a terminal was closed, or the batch
+system's time is almost up. They may come often, beside the others, and to every process
+of a job.
+"""
+
+import contextlib
+import ctypes
+import os
+import pathlib
+import signal
+import socket
+import sys
+import threading
+import time
+
+ASKING = (signal.SIGINT, signal.SIGTERM)
+TELLING = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+
+
+def _do_nothing(*_):
+    """A signal's handler: unlike one that is ignored, it still reaches the socket, and
+    programs that this process starts do not inherit it.
+    """
+
+
+def end_by(*numbers):
+    """Let signals end the program without a word, also where it is the first process of
+    a container, which the system keeps from dying of signals that it does not handle.
+    """
+    for number in numbers:
+        signal.signal(number, _exit if os.getpid() == 1 else signal.SIG_DFL)
+
+
+def _exit(number, _):
+    os._exit(128 + number)
+
+
+def heed(stop, what):
+    """From now on the first signal calls `stop`, in a thread, and a second one of
+    `ASKING` ends the program at once. What is ignored of `TELLING`, as by nohup, stays
+    so.
+
+    Python's own handlers are not called before TensorFlow returns, which takes as long
+    as an update; what Python writes to the socket arrives while it computes.
+
+    Args:
+      stop: without arguments.
+      what: is printed as what happens first.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno())
+    numbers = [*ASKING, *(n for n in TELLING if signal.getsignal(n) != signal.SIG_IGN)]
+    for number in numbers:
+        signal.signal(number, _do_nothing)
+
+    def restore():
+        # What an environment of this process forks shall die of signals as usual, and
+        # not report its own to the listener.
+        signal.set_wakeup_fd(-1)
+        for number in numbers:
+            if signal.getsignal(number) is _do_nothing:
+                signal.signal(number, signal.SIG_DFL)
+
+    restore_in_forks(numbers, restore)
+
+    def listen(theirs):
+        stopping = asked = False
+        while True:
+            number = ours.recv(1)[0]
+            if number not in numbers:
+                continue
+            if asked and number in ASKING:
+                os._exit(128 + number)
+            asked = asked or number in ASKING
+            if stopping:
+                continue
+            stopping = True
+            stop()
+            print(
+                f'stopping: {what} first, again to quit at once',
+                file=sys.stderr,
+                flush=True,
+            )
+
+    threading.Thread(target=listen, args=(theirs,), daemon=True).start()
+
+
+def leave_to_others(numbers):
+    """Let signals that reach every process of a job do nothing in this one: another
+    decides what they mean.
+
+    What this process starts dies of them as usual. Programs begin without its handlers,
+    but would go on to ignore what it ignores; forks have the handlers taken back.
+    """
+    usual = {}
+    for number in numbers:
+        # Whoever had it ignored (nohup, say) meant all that is started, too.
+        if signal.getsignal(number) not in (signal.SIG_IGN, _do_nothing):
+            usual[number] = signal.signal(number, _do_nothing)
+            # Simulators need not know how to go on with an interrupted system call.
+            signal.siginterrupt(number, False)
+
+    def restore():
+        for number, handler in usual.items():
+            if signal.getsignal(number) is _do_nothing:
+                signal.signal(number, handler)
+
+    restore_in_forks(usual, restore)
+
+
+def restore_in_forks(numbers, restore):
+    """Call `restore` in every process that this one forks, before any of the signals
+    `numbers` reaches it: until then they wait.
+    """
+    numbers = set(numbers)
+
+    def wait():
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def go_on():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    def begin():
+        restore()
+        interrupt = signal.SIGINT
+        if interrupt in signal.sigpending():
+            # Here the exception that Python makes of it would be swallowed.
+            if signal.getsignal(interrupt) == signal.default_int_handler:
+                signal.signal(interrupt, signal.SIG_DFL)
+        go_on()
+
+    os.register_at_fork(before=wait, after_in_parent=go_on, after_in_child=begin)
+
+
+def begin_worker():
+    """Set up a worker process, the leader of a session of its own, before it imports
+    anything else: it ends with its parent, and what it starts ends with it.
+    """
+    # A simulator that hangs would not see that its killed parent is gone.
+    die_with_parent()
+    _fork_guard()
+    leave_to_others(ASKING + TELLING)
+
+
+def die_with_parent():
+    """Let the system kill this process when its parent ends, however that comes."""
+    if sys.platform == 'linux':
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _fork_guard():
+    """Fork a process that waits for the end of this one, and then ends its session."""
+    leader = os.getpid()
+    if os.fork():
+        return
+    try:
+        os.setsid()
+        for number in ASKING + TELLING:
+            signal.signal(number, signal.SIG_IGN)
+        # Whoever reads what this process writes waits for the end of all who could.
+        os.closerange(0, 2**20)
+        while os.getppid() == leader:
+            time.sleep(0.5)
+        end_session(leader)
+    finally:
+        os._exit(0)
+
+
+def end_session(leader):
+    """Kill all processes of a session, of which the leader may be gone: its group, and
+    where the system tells, those that have left it for a group of their own.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+    for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(OSError):
+            # Behind the name, which may hold anything: state, parent, group, session.
+            if int(path.read_text().rpartition(')')[2].split()[3]) == leader:
+                os.kill(int(path.parent.name), signal.SIGKILL)
