@@ -336,10 +336,12 @@ class Dreamer(tf.Module):
                 config.precision
             ]
         )
-        keras.utils.set_random_seed(config.seed)
-        self.rng = tf.random.Generator.from_seed(config.seed)
-        # Of its own: evaluating more or less often must not change the training.
-        self.eval_rng = tf.random.Generator.from_seed(config.seed + 1)
+        keras.utils.set_random_seed(tools.spawn_seed(config.seed, 'networks') >> 31)
+        # Two: evaluating more or less often must not change the training.
+        self.rng, self.eval_rng = (
+            tf.random.Generator.from_seed(tools.spawn_seed(config.seed, name))
+            for name in ('noise', 'eval_noise')
+        )
         # Not variables: to read one waits until a GPU has done all that it was told.
         self.gradient_step, self.env_step, self.train_start = 0, 0, -1
         self._strategy = strategy

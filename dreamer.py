@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import shlex
 import sys
 import time
 import traceback
@@ -35,7 +36,7 @@ import wrappers
 from acting import workers
 from agent import Dreamer, Policy
 from run import checkpoints, logger, machines, progress
-from storage import faults, replay
+from storage import faults, finished, replay
 
 # What may end a run that is as it should be; a message says enough.
 EXPECTED = (
@@ -101,7 +102,7 @@ class Run:
         self.replay = replay.Replay(
             self.logdir / 'episodes',
             length=config.batch_length,
-            seed=config.seed,
+            seed=tools.spawn_seed(config.seed, 'replay'),
             balance=config.dataset_balance,
             memory=int(config.replay_memory) or None,
             capacity=config.replay_capacity // config.action_repeat,
@@ -113,14 +114,16 @@ class Run:
             )
         self.progress = progress.Progress(config, automatic=automatic)
         in_turn = config.envs > 1 and config.parallel == 'process'
-        self.collector = Collector(envs, config.seed, 2 if in_turn else 1)
+        self.collector = Collector(
+            envs, tools.spawn_seed(config.seed, 'episodes'), 2 if in_turn else 1
+        )
         self.eval_envs = eval_envs
         self.policy = [
             Policy(self.agent, len(group), training=True)
             for group in self.collector.groups
         ]
         self.eval_policy = Policy(self.agent, len(eval_envs), training=False)
-        self.random = np.random.default_rng(config.seed)
+        self.random = self.prefill_rng()
         self.due = dict(
             log=tools.Every(config.log_every),
             eval=tools.Every(config.eval_every),
@@ -132,7 +135,7 @@ class Run:
         self.dropped = 0
         self.stop = False
         self.restore()
-        self.log_start = (time.time(), self.step, self.gradient_step)
+        self.log_start = (time.monotonic(), self.step, self.gradient_step)
 
     def make_agent(self, strategy):
         """The agent for the environment's actions."""
@@ -156,6 +159,7 @@ class Run:
         """
         config = self.config
         self.progress.header(self.agent, self.action_size, self.step)
+        finished.withdraw(self.logdir)
         self.logger.text(self.step, 'config', configs.as_table(config))
         self.prefill()
         while not self.stop:
@@ -177,6 +181,8 @@ class Run:
                 config.steps,
             )
         self.save()
+        if not self.stop:
+            finished.state(self.logdir, self.step)
 
     def prefill(self):
         """Collect with random actions, whole episodes among them."""
@@ -200,11 +206,12 @@ class Run:
         """Act until so many environment steps have been taken and so many episodes
         have been kept since the run began, or the run ends.
 
-        Saves fall between episodes; where those of several environments do not end
-        together, they are put off once and then drop what is unfinished.
+        Saves fall between episodes; where episodes are long, or those of several
+        environments do not end together, they are put off once and then drop what is
+        unfinished.
         """
         self.progress.start(name, max(0, min(steps, end) - self.step))
-        late = 2 * self.config.save_every if self.config.envs > 1 else np.inf
+        late = 2 * self.config.save_every
 
         def done():
             enough = self.step >= steps and self.episodes >= episodes
@@ -266,8 +273,8 @@ class Run:
 
     def evaluate(self):
         """One episode in every evaluation environment, and videos."""
-        seed = np.random.SeedSequence((self.config.seed, 1, self.step))
-        collector = Collector(self.eval_envs, int(seed.generate_state(1)[0]))
+        seed = tools.spawn_seed(self.config.seed, 'eval_episodes', self.step)
+        collector = Collector(self.eval_envs, seed)
         # Where episodes can end early, nobody knows how long they will be.
         self.progress.start(
             'evaluating',
@@ -307,15 +314,15 @@ class Run:
 
     def log(self):
         """Means of the losses since the last call, and speeds."""
-        now = (time.time(), self.step, self.gradient_step)
+        now = (time.monotonic(), self.step, self.gradient_step)
         seconds, steps, updates = (
             new - old for new, old in zip(now, self.log_start, strict=True)
         )
         values = logger.means(self.metrics)
         values.update(
             gradient_step=self.gradient_step,
-            fps=steps / seconds,
-            updates_per_s=updates / seconds,
+            fps=steps / seconds if seconds else 0,
+            updates_per_s=updates / seconds if seconds else 0,
         )
         values['episodes_skipped'] = self.replay.skipped
         values['episodes_dropped'] = self.dropped + self.collector.dropped
@@ -340,6 +347,12 @@ class Run:
             self.progress.episode(score)
         else:
             self.progress.evaluated(self.step, score, length)
+
+    def prefill_rng(self, *key):
+        """The generator of random actions, anew for each `key`."""
+        return np.random.default_rng(
+            tools.spawn_seed(self.config.seed, 'prefill', *key)
+        )
 
     def random_policy(self, image, is_first):
         """Uniform actions."""
@@ -419,7 +432,7 @@ class Run:
             self.phase = self.phase.at(self.step, self.episodes, self.config)
         self.log_episodes('train', [episode], count)
         # Its random actions were drawn from what the checkpoint holds.
-        self.random = np.random.default_rng((self.config.seed, self.step))
+        self.random = self.prefill_rng(self.step)
 
     def rescue(self, error):
         """Keep what can be kept when `error` ends the run: a dump beside the
@@ -440,6 +453,15 @@ class Run:
             return '\ndreamer: saved; the same command goes on from here'
         except Exception as second:  # Whatever it is, the first one is to be told.
             return f'; it could not be saved: {startup.explain(second)}'
+
+    def farewell(self):
+        """The last line: at which step the run was saved, and what to do next."""
+        evaluate = f'python evaluate.py --logdir {shlex.quote(self.config.logdir)}'
+        if self.stop:
+            what, then = 'stopped', 'the same command goes on'
+        else:
+            what, then = 'finished', 'the same command with more --steps goes on'
+        return f'{what}: saved at step {self.step:,}; {then}; next: {evaluate}'
 
     def request_stop(self):
         """Finish the current step, save, exit."""
@@ -492,6 +514,7 @@ def main(argv=None):
         with run.progress:
             run.loop()
         run.logger.close()
+        run.progress.line(run.farewell())
     except Exception as error:
         if not isinstance(error, EXPECTED):
             traceback.print_exc()  # A fault of the program's own.

@@ -33,6 +33,7 @@ import tensorflow as tf
 from PIL import Image, ImageDraw
 
 import configs
+import tools
 import wrappers
 from acting import workers
 from agent import Dreamer, Policy
@@ -203,8 +204,7 @@ def load(logdir, **changes):
 
 def make_collector(env, seed):
     """Play episodes by `seed`, other ones than training by the same seed."""
-    entropy = np.random.SeedSequence((seed, 2)).generate_state(1)[0]
-    return Collector([env], int(entropy))
+    return Collector([env], tools.spawn_seed(seed, 'evaluate'))
 
 
 def episodes(agent, env, seed):

@@ -19,7 +19,7 @@ import sys
 import configs
 from scores import comparison, drawing, figures, tables
 from scores.comparison import ScoreError
-from storage import atomic, output, signals
+from storage import atomic, finished, output, signals
 
 
 def write_files(out, files):
@@ -181,8 +181,18 @@ def gather(args, published):
     rows = comparison.make_rows(curves, widths, published, args.steps, notes)
     count = comparison.count_verdicts(rows)
     notes += [count] if count else []
+    notes += _silent(runs)
     notes.append(f'read {len(runs)} run(s) of {len(own)} task(s)')
     return Results(tasks, runs, widths, curves, rows, notes)
+
+
+def _silent(runs):
+    silent = [run.folder for run in runs if finished.step_of(run.folder) < 0]
+    return [
+        f'{len(silent)} of {len(runs)} run(s) do not state that they have finished, '
+        f'first: {folder}'
+        for folder in silent[:1]
+    ]
 
 
 def make_files(args, published):

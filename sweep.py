@@ -26,7 +26,7 @@ import configs
 from run import cluster
 from run.cluster import SweepError
 from scores import comparison, figures
-from storage import output, signals
+from storage import finished, output, signals
 
 DREAMER = pathlib.Path(__file__).resolve().parent / 'dreamer.py'
 
@@ -75,8 +75,9 @@ class Job:
 
     @property
     def finished(self):
-        """Whether the training has reached the steps that are asked for."""
-        return self.look() and self.step >= self.config.steps
+        """Whether the run has stated its end, with the steps that are asked for."""
+        stated = finished.step_of(pathlib.Path(self.config.logdir))
+        return self.look() and stated >= self.config.steps
 
     @property
     def hours(self):
@@ -245,10 +246,10 @@ class Lines:
 
     def __init__(self):
         self._last = {}
-        self._due = time.time() + REPORT
+        self._due = time.monotonic() + REPORT
 
     def __call__(self, jobs):
-        report, now = time.time() >= self._due, time.strftime('%H:%M:%S')
+        report, now = time.monotonic() >= self._due, time.strftime('%H:%M:%S')
         for job in jobs:
             key = job.state, job.attempts
             if self._last.get(job.name) != key or report and job.state == 'running':
@@ -262,7 +263,7 @@ class Lines:
             self._last[job.name] = key
         if report:
             print(f'{now} {counts(jobs)}', flush=True)
-            self._due = time.time() + REPORT
+            self._due = time.monotonic() + REPORT
 
 
 def run_all(ray, jobs, args):

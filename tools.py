@@ -7,10 +7,23 @@ from replay, [B, L, ...].
 
 import math
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 tfd = tfp.distributions
+
+# What draws random numbers; see `spawn_seed`, for which the order counts.
+DRAWS = (
+    'networks',
+    'noise',
+    'eval_noise',
+    'replay',
+    'prefill',
+    'episodes',
+    'eval_episodes',
+    'evaluate',
+)
 
 
 def lambda_return(reward, next_value, discount, lambda_):
@@ -299,3 +312,19 @@ class Every:
         if due:
             self.last = step
         return due
+
+
+def spawn_seed(seed, name, *key):
+    """The seed of one of `DRAWS`, independent of the others' and of those of all other
+    seeds.
+
+    Args:
+      seed: of the run.
+      name: of the draws.
+      key: whole numbers, where draws begin anew: another seed for each.
+
+    Returns:
+      an int of 63 bits.
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(DRAWS.index(name), *key))
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

@@ -10,6 +10,13 @@ import numpy as np
 from acting.workers import WorkerError
 
 
+def episode_seed(seed, env, index):
+    """Return the seed of an environment's episode of this index. It is below 2^31: some
+    environments take signed integers of 32 bits.
+    """
+    return int(np.random.SeedSequence((seed, env, index)).generate_state(1)[0] >> 1)
+
+
 class Collector:
     """Step environments together and cut what happens into episodes.
 
@@ -153,12 +160,11 @@ class Collector:
 
     def _reset(self, indices):
         for i in indices:
-            entropy = (self._seed, i, self.started[i])
-            seed = np.random.SeedSequence(entropy).generate_state(1)[0]
+            seed = episode_seed(self._seed, i, self.started[i])
             self.started[i] += 1
             self._steps[i] = 0
             self._episodes[i] = []
-            self._guard(i, self._envs[i].start_reset, int(seed))
+            self._guard(i, self._envs[i].start_reset, seed)
         for i in indices:
             if self._episodes[i] is not None:
                 self._guard(i, self._begin, i)

@@ -310,7 +310,7 @@ def cause_of(code, output):
     if code < 0:
         return f'killed by {signal.Signals(-code).name}'
     if code == 0:
-        return 'ended before its last step'
+        return 'ended before it had finished'
     text = output.read_text(errors='replace') if output.exists() else ''
     attempt = text.rpartition(HEADER)[2].splitlines()[1:]
     lines = [line for line in attempt if line.strip() and not SAVED.match(line)]

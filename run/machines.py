@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 import configs
+import tools
 from agent import Dreamer
 from learning import replicas
 from run import checkpoints, startup
@@ -357,7 +358,7 @@ def follow(argv, config, team):
         # By the update: a run that was resumed draws what it would have drawn.
         stored.set_state(
             np.random.default_rng(
-                (config.seed, team.rank, agent.gradient_step)
+                tools.spawn_seed(config.seed, 'replay', team.rank, agent.gradient_step)
             ).bit_generator.state
         )
         with team.connected():

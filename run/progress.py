@@ -21,7 +21,7 @@ import configs
 from envs import rendering
 from run import startup
 from scores import comparison
-from storage import episodes, limits, replay
+from storage import episodes, finished, limits, replay
 
 # Phases that happen once, and those whose steps are the run's own.
 ONCE = ('prefill', 'pretraining')
@@ -217,12 +217,17 @@ class Progress:
             )
 
     def remaining(self, step, updates):
-        """Seconds until the run's end by the rates measured so far, None before there
-        are any: collecting, training and evaluations.
+        """Seconds until the run's end by the rates of collecting, training and
+        evaluations. None before the first two were measured: the rates of prefill and
+        pretraining can be far from them.
         """
+        paces = self._paces
+        return self._remaining(
+            step, updates, paces['collecting'].rate, paces['training'].rate
+        )
+
+    def _remaining(self, step, updates, collect, train):
         paces, config = self._paces, self._config
-        collect = paces['collecting'].rate or paces['prefill'].rate
-        train = paces['training'].rate or paces['pretraining'].rate
         if not collect or not train:
             return None
         steps = max(0, config.steps - step)
@@ -243,8 +248,16 @@ class Progress:
         return not self._advised and self._paces[self._name].seconds >= ENOUGH
 
     def advise(self, step, updates):
-        """Print, once, what may help, if speeds have been measured."""
-        seconds = self.remaining(step, updates)
+        """Print, once, what may help, if speeds have been measured. Prefill and
+        pretraining are enough: the order of magnitude counts.
+        """
+        paces = self._paces
+        seconds = self._remaining(
+            step,
+            updates,
+            paces['collecting'].rate or paces['prefill'].rate,
+            paces['training'].rate or paces['pretraining'].rate,
+        )
         if self._advised or seconds is None:
             return
         self._advised = True
@@ -280,11 +293,7 @@ class Progress:
             ('device', f'{device}; {precision}{chosen}'),
             ('rendering', renderer()),
             ('parameters', parameters),
-            (
-                'steps',
-                f'{max(0, config.steps - step):,} to go, {step:,} of '
-                f'{config.steps:,} done',
-            ),
+            ('steps', steps_left(config, step)),
             ('replay', replay_size(config, action_size)),
             ('logs', f'{config.logdir} (tensorboard --logdir {config.logdir})'),
         ]
@@ -299,6 +308,16 @@ class Progress:
         ):
             if text:
                 self.line(f'advice: {text}')
+
+
+def steps_left(config, step):
+    """How far the run in the logdir is."""
+    text = f'{max(0, config.steps - step):,} to go, {step:,} of {config.steps:,} done'
+    if finished.step_of(pathlib.Path(config.logdir)) >= config.steps:
+        return f'{text}; finished'
+    if step >= config.steps:
+        return f'{text}; not finished'
+    return text
 
 
 def duration(seconds):

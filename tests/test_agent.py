@@ -1,6 +1,7 @@
 """The agent: who receives gradient from whom, noise, checkpoints, time indices."""
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import configs
 import tools
 import wrappers
 from acting import workers
-from acting.collector import Collector
+from acting.collector import Collector, episode_seed
 from agent import Dreamer, Policy
 from learning import layers
 from run import checkpoints
@@ -623,9 +624,9 @@ def test_recorded_time_index():
     assert steps == 4 * 7
     assert [first.all() for first in firsts] == [True, False, False, False] * 2
     for index, episode in enumerate(episodes):
-        entropy = np.random.SeedSequence((3, index % 2, index // 2))
+        seed = episode_seed(3, env=index % 2, index=index // 2)
         env = wrappers.make('dummy_continuous', action_repeat=2, time_limit=7)
-        observation, _ = env.reset(seed=int(entropy.generate_state(1)[0]))
+        observation, _ = env.reset(seed=seed)
         np.testing.assert_array_equal(observation['image'], episode['image'][0])
         assert not episode['action'][0].any() and episode['reward'][0] == 0
         for t in range(1, 5):
@@ -644,3 +645,12 @@ def test_collected_episodes_differ():
     for i in range(4):
         for j in range(i):
             assert not np.array_equal(episodes[i]['image'], episodes[j]['image'])
+
+
+def test_no_draws_are_those_of_another_seed_or_purpose():
+    config = configs.parse(['--configs', 'debug', '--precision', '32'])
+    states = []
+    for seed in range(3):
+        agent = Dreamer(dataclasses.replace(config, seed=seed), 2)
+        states += [agent.rng.state, agent.eval_rng.state]
+    assert len({state.numpy().tobytes() for state in states}) == 6

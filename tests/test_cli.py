@@ -64,10 +64,10 @@ def metrics(logdir):
 
 
 def wait_for(condition, process, seconds=600):
-    deadline = time.time() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stdout.read()
-        assert time.time() < deadline, 'waited too long'
+        assert time.monotonic() < deadline, 'waited too long'
         time.sleep(0.1)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import plotting
 from scores import comparison, drawing
+from storage import finished
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = {
@@ -390,11 +391,16 @@ def test_command(tmp_path, capsys, published, monkeypatch):
         )
     write_run(tree / 'dmc_walker_walk' / 'planet' / '0', [(5_000, 1), (105_000, 30)])
     write_run(tree / 'dummy_continuous' / 'dreamer' / '0', [(100, 0.5), (200, -0.25)])
+    finished.state(tree / 'dmc_walker_walk' / 'dreamer' / '0', 105_000)
     assert plotting.main(['--logdir', str(tree), '--out', str(out)]) == 0
     printed = capsys.readouterr().out
     assert printed.count('skipped 1 damaged or unfinished line(s)') == 2
     assert 'no published results for dummy_continuous' in printed
     assert 'read 4 run(s) of 2 task(s)' in printed
+    first = tree / 'dmc_walker_walk' / 'dreamer' / '1'
+    assert f'3 of 4 run(s) do not state that they have finished, first: {first}\n' in (
+        printed
+    )
     assert {path.name for path in out.iterdir()} == FILES
     for name in ('curves', 'final'):
         assert (out / f'{name}.png').read_bytes().startswith(b'\x89PNG')

@@ -2,6 +2,9 @@
 
 import collections
 import json
+import os
+import signal
+import time
 
 import pytest
 import tensorflow as tf
@@ -11,7 +14,7 @@ import configs
 import dreamer
 from acting import workers
 from run import checkpoints
-from storage import episodes, replay
+from storage import episodes, faults, finished, replay
 
 
 class Counting(workers.LocalWorker):
@@ -339,6 +342,68 @@ def test_prefill_that_its_first_episode_overruns(tmp_path, capfd, quick):
     lines = capfd.readouterr().out.splitlines()
     prefill = [line for line in lines if line.startswith('prefill')]
     assert len(prefill) <= 2 and not any('-' in line for line in prefill)
+
+
+def test_only_a_run_that_was_evaluated_to_its_end_has_finished(
+    tmp_path, capfd, monkeypatch, quick
+):
+    reached = []
+
+    def interrupt(place):
+        reached.append(place)
+        if place == 'evaluation' and reached.count(place) == 250:
+            terminate()
+
+    def terminate(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        while 'stopping: ' not in capfd.readouterr().err:
+            time.sleep(0.01)
+
+    def evaluations():
+        lines = map(json.loads, (tmp_path / 'metrics.jsonl').read_text().splitlines())
+        return [line['step'] for line in lines if 'test/return' in line]
+
+    def last_line():
+        return capfd.readouterr().out.splitlines()[-1]
+
+    evaluate = f'next: python evaluate.py --logdir {tmp_path}'
+    flags = '--steps', '300', '--eval_every', '100'
+    with monkeypatch.context() as patch:
+        # The third evaluation, of 100 steps as all of them, is the last one.
+        patch.setattr(faults, 'reach', interrupt)
+        assert dreamer.main(short(tmp_path, *flags)) == 0
+    assert evaluations() == [100, 200] and finished.step_of(tmp_path) == -1
+    assert dreamer.main(short(tmp_path, *flags)) == 0
+    out = capfd.readouterr().out
+    assert '0 to go, 300 of 300 done; not finished\n' in out
+    assert out.splitlines()[-1] == (
+        'finished: saved at step 300; the same command with more --steps goes on; '
+        + evaluate
+    )
+    assert evaluations() == [100, 200, 300] and finished.step_of(tmp_path) == 300
+    quick['then'] = terminate
+    assert dreamer.main(short(tmp_path, '--steps', '500')) == 0
+    assert last_line() == (
+        f'stopped: saved at step 400; the same command goes on; {evaluate}'
+    )
+    assert finished.step_of(tmp_path) == -1
+
+
+def test_a_due_save_does_not_wait_for_the_end_of_a_long_episode(tmp_path, quick):
+    flags = '--steps', '700', '--time_limit', '400', '--save_every', '50'
+    assert dreamer.main(short(tmp_path, *flags)) == 0
+    paths = checkpoints.find(tmp_path / 'checkpoints')
+    # At the end of the run, and before it twice 50 steps after the one before.
+    assert [checkpoints.read(path)['due']['save'] for path in paths] == [700, 700]
+    assert [path.name for path in paths] == ['ckpt-7', 'ckpt-8']
+
+
+def test_speeds_do_not_follow_a_clock_that_is_set(tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(time, 'time', lambda: 1e9)
+    assert dreamer.main(short(tmp_path)) == 0
+    lines = losses(tmp_path)
+    assert len(lines) > 4 and all(line['fps'] > 0 for line in lines)
+    assert all(line['updates_per_s'] > 0 for line in lines)
 
 
 @pytest.mark.slow

@@ -367,3 +367,18 @@ def test_entropy_by_hand():
     jacobian = np.log(1 - np.tanh(x) ** 2 + 1e-12)
     expected = np.trapezoid(density * (-np.log(density) + jacobian), x)
     np.testing.assert_allclose(tf.reduce_mean(entropy), expected, atol=0.02)
+
+
+def test_seeds_of_all_draws_of_all_runs_differ():
+    seeds = [
+        tools.spawn_seed(seed, name, *key)
+        for seed in (0, 1, 2, 2**32 - 1)
+        for name in tools.DRAWS
+        for key in ((), (0,), (1,), (1, 0), (10**9,))
+    ]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds) and max(seeds) > 2**62
+    # By this a run is repeated.
+    (spawned,) = np.random.SeedSequence(7).spawn(len(tools.DRAWS))[1:2]
+    assert tools.DRAWS[1] == 'noise'
+    assert tools.spawn_seed(7, 'noise') == spawned.generate_state(1, np.uint64)[0] >> 1

@@ -167,16 +167,15 @@ class TestWorker:
     def test_time_in_which_the_parent_was_suspended_does_not_count(self):
         """Together with the worker, as by a terminal or a batch system."""
         script = (
-            'import os, subprocess, sys, time\n'
+            'import os, subprocess\n'
             'from acting import workers\n'
             'worker = workers.Worker("dummy_continuous")\n'
-            'worker._timeout = 4\n'
+            'worker._timeout = 6\n'
             'os.kill(worker.pid, 19)\n'
             'worker.start_reset(0)\n'
-            'again = f"sleep 6; kill -CONT {os.getpid()}; sleep 1; "\n'
-            'again += f"kill -CONT {worker.pid}"\n'
-            'subprocess.Popen(["sh", "-c", again])\n'
-            'os.kill(os.getpid(), 19)\n'
+            'signals = f"sleep 2; kill -STOP {os.getpid()}; sleep 7; "\n'
+            'signals += f"kill -CONT {os.getpid()}; sleep 1; kill -CONT {worker.pid}"\n'
+            'subprocess.Popen(["sh", "-c", signals])\n'
             'print(worker.result()[0]["image"].shape)\n'
             'worker.close()\n'
         )
@@ -676,6 +675,20 @@ class TestCollector:
         # A run that had more environments before.
         collector.started.append(7)
         assert collector.to_start == [1, 1, 7]
+
+    def test_seeds_of_episodes_fit_into_31_bits(self):
+        seeds = []
+
+        class Recording(workers.LocalWorker):
+            def start_reset(self, seed=None):
+                seeds.append(seed)
+                super().start_reset(seed)
+
+        kwargs = {**KWARGS, 'time_limit': 1}
+        envs = [Recording('dummy_continuous', kwargs) for _ in range(4)]
+        self.act(Collector(envs, seed=2**63 - 1), 25)
+        assert len(set(seeds)) == 100 and all(type(seed) is int for seed in seeds)
+        assert 0 <= min(seeds) and 2**30 < max(seeds) < 2**31
 
     def test_episodes_go_on_by_index(self):
         """An episode is a function of the seed, the environment and the index."""

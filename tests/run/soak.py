@@ -24,7 +24,7 @@ def kill_once(logdir, instant, running):
     """Start the run and kill it `instant` seconds later, or that much after it has
     begun to collect; return the seconds it lived.
     """
-    born = time.time()
+    born = time.monotonic()
     process = start(logdir, steps=1e9)
     if running:
         count = len(episodes(logdir))
@@ -33,7 +33,7 @@ def kill_once(logdir, instant, running):
     assert process.poll() is None, process.stdout.read()
     process.kill()
     finish(process, -signal.SIGKILL)
-    return time.time() - born
+    return time.monotonic() - born
 
 
 def main():

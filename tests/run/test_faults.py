@@ -93,10 +93,10 @@ def episodes(logdir):
 
 
 def wait_for(condition, process):
-    deadline = time.time() + 600
+    deadline = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, process.stdout.read()
-        assert time.time() < deadline, 'waited too long'
+        assert time.monotonic() < deadline, 'waited too long'
         time.sleep(0.05)
 
 

@@ -26,6 +26,7 @@ from rich.console import Console
 import configs
 from agent import Dreamer
 from run import logger, progress, startup
+from storage import finished as statement
 
 COLOUR = re.compile(r'\x1b\[[0-9;]*(3|4|9|10)[0-7]m')
 
@@ -51,6 +52,7 @@ def measured(config, monkeypatch, output=None, updates=4):
     """Progress that saw 8 steps a second, then 2 updates a second."""
     clock = [100.0]
     monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
+    monkeypatch.setattr(progress.time, 'clock', clock, raising=False)
     shown = progress.Progress(
         config, console=Console(file=output or io.StringIO(), width=200)
     )
@@ -79,10 +81,28 @@ def test_remaining_time_is_what_is_left_by_the_rates(tmp_path, monkeypatch):
         '4',
     )
     shown = measured(config, monkeypatch)
-    # 1000 steps of 1/8 s, and 10 phases of 6 updates of 1/2 s.
-    assert shown.remaining(100, 4) == 125 + 30
+    # Neither of the two says how fast the phases to come are.
+    assert shown.remaining(100, 4) is None
+    for name, each in ('collecting', 0.25), ('training', 1):
+        assert shown.remaining(100, 4) is None
+        shown.start(name, 11)
+        for _ in range(11):
+            progress.time.clock[0] += each
+            shown.advance()
+    # 1000 steps of 1/4 s, and 10 phases of 6 updates of 1 s.
+    assert shown.remaining(100, 4) == 250 + 60
     assert shown.remaining(1100, 64) == 0
-    assert progress.Progress(config).remaining(100, 4) is None
+
+
+def test_a_run_that_has_finished_says_so(tmp_path):
+    config = config_for(tmp_path, '--steps', '6000')
+    assert progress.steps_left(config, 0) == '6,000 to go, 0 of 6,000 done'
+    done = '0 to go, 6,000 of 6,000 done'
+    assert progress.steps_left(config, 6000) == f'{done}; not finished'
+    statement.state(tmp_path, 6000)
+    assert progress.steps_left(config, 6000) == f'{done}; finished'
+    config = config_for(tmp_path, '--steps', '6001')
+    assert progress.steps_left(config, 6000) == '1 to go, 6,000 of 6,001 done'
 
 
 def test_lines_of_phases(tmp_path, monkeypatch):
@@ -421,8 +441,8 @@ def read_terminal(command, until, **env):
         env={**CLEAN, 'TERM': 'xterm-256color', **env},
     )
     os.close(theirs)
-    output, stopped, deadline = '', False, time.time() + 600
-    while time.time() < deadline:
+    output, stopped, deadline = '', False, time.monotonic() + 600
+    while time.monotonic() < deadline:
         if select.select([ours], [], [], 1)[0]:
             try:
                 output += os.read(ours, 65536).decode(errors='replace')
