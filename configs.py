@@ -114,7 +114,10 @@ class Config:
         minimum=1,
     )
     save_every: int = _flag(
-        10_000, 'between checkpoints [environment steps]', minimum=1
+        10_000,
+        'between checkpoints; they wait for the end of an episode, at most as long '
+        'again [environment steps]',
+        minimum=1,
     )
     precision: str = _flag(
         'auto',

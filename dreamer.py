@@ -16,12 +16,16 @@ import sys
 import time
 import traceback
 
-from storage import output, signals
+if sys.flags.safe_path:  # Python has not looked for modules beside this file.
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+from storage import output, signals, temporary
 
 if __name__ == '__main__':
     output.guard()
     # Until there is a run to save, Ctrl-C ends the program without a word.
     signals.end_by(*signals.ASKING)
+    temporary.provide('dreamer')
 
 from acting.collector import Collector
 from run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)

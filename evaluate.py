@@ -16,12 +16,16 @@ import pathlib
 import signal
 import sys
 
-from storage import atomic, output, signals
+if sys.flags.safe_path:  # Python has not looked for modules beside this file.
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+from storage import atomic, output, signals, temporary
 
 if __name__ == '__main__':
     output.guard()
     # Ctrl-C ends the program without a word.
     signals.end_by(*signals.ASKING)
+    temporary.provide('evaluate')
 
 from acting.collector import Collector
 from run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)

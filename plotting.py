@@ -13,13 +13,23 @@ What is read and how it is averaged: see `comparison.py`.
 import contextlib
 import dataclasses
 import itertools
+import pathlib
 import signal
 import sys
+
+if sys.flags.safe_path:  # Python has not looked for modules beside this file.
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+from storage import atomic, finished, output, signals, temporary
+
+if __name__ == '__main__':
+    output.guard()
+    signals.end_by(signal.SIGTERM)
+    temporary.provide('plotting')
 
 import configs
 from scores import comparison, drawing, figures, tables
 from scores.comparison import ScoreError
-from storage import atomic, finished, output, signals
 
 
 def write_files(out, files):
@@ -292,6 +302,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    output.guard()
-    signals.end_by(signal.SIGTERM)
     sys.exit(main())

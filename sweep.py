@@ -22,11 +22,14 @@ import signal
 import sys
 import time
 
+if sys.flags.safe_path:  # Python has not looked for modules beside this file.
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
 import configs
 from run import cluster
 from run.cluster import SweepError
 from scores import comparison, figures
-from storage import finished, output, signals
+from storage import finished, output, signals, temporary
 
 DREAMER = pathlib.Path(__file__).resolve().parent / 'dreamer.py'
 
@@ -422,4 +425,5 @@ def main(argv=None):
 if __name__ == '__main__':
     output.guard()
     signals.end_by(signal.SIGTERM)
+    temporary.provide('sweep')
     sys.exit(main())

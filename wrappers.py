@@ -26,6 +26,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.wrappers import TimeLimit, TransformAction
 from PIL import Image
 
+from envs import one_line
 from envs.atari import Atari
 from envs.control import DeepMindControl
 from envs.dummies import DummyContinuous, DummyDiscrete
@@ -124,7 +125,7 @@ def _errors_that_name(task):
         if task in str(error):
             raise
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
-        text = ' '.join(str(error).split())
+        text = ' '.join(str(error).split()) or one_line(error)
         raise kind(f"Cannot make '{task}': {text}") from error
 
 

@@ -548,7 +548,9 @@ def _explain(error):
     """Return what went wrong in an environment: a traceback, unless we know."""
     if isinstance(error, Unfit):
         return f' {error}'
-    return '\n' + traceback.format_exc()
+    text = f'\n{traceback.format_exc()}'
+    # Some show its last line alone.
+    return text if str(error).strip() else f'{text}{one_line(error)}\n'
 
 
 def _close(env, task):

@@ -9,6 +9,7 @@ Simulators are imported inside their classes: a task needs no other task's packa
 """
 
 import difflib
+import traceback
 
 import numpy as np
 from gymnasium.spaces import Box
@@ -37,5 +38,11 @@ class Unfit(ValueError):
 
 
 def one_line(error):
-    """Return someone else's error in one line, with its kind: many say little more."""
-    return ' '.join(f'{type(error).__name__}: {error}'.split())
+    """Return someone else's error in one line, with its kind: many say little more. Of
+    one that says nothing, such as a bare assertion, the line where it was raised.
+    """
+    text = str(error)
+    if not text.strip() and error.__traceback__:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = f'line {place.lineno} of {place.filename}: {place.line}'
+    return ' '.join(f'{type(error).__name__}: {text}'.split())

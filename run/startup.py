@@ -70,16 +70,40 @@ def caught_stderr():
 # TensorFlow starts as many threads as affinity allows, whatever the quota of time is.
 if limits.cores() < len(getattr(os, 'sched_getaffinity', lambda _: ())(0)):
     os.environ.setdefault('TF_NUM_INTRAOP_THREADS', str(limits.cores()))
+
+
+@contextlib.contextmanager
+def keras_by_default():
+    """Let Keras, which is imported in the block, compute by TensorFlow, in float32 and
+    with channels last, whatever the user's environment and `keras.json` say. Afterwards
+    the environment is as before: a simulator may use Keras in another way.
+    """
+    # In what is no folder there is no `keras.json`, and none is written.
+    ours = dict(KERAS_BACKEND='tensorflow', KERAS_HOME=f'{os.devnull}/keras')
+    users = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in users.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 # Off by default on processors without AVX-512, where it doubles the speed too.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 if asked_for_chatter(sys.argv[1:]):
     os.environ['DREAMER_VERBOSE'] = '1'
-    import tensorflow as tf
+    screen = contextlib.nullcontext()
 else:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    with caught_stderr():
-        import tensorflow as tf
+    screen = caught_stderr()
+with screen, keras_by_default():
+    import keras  # noqa: F401
+    import tensorflow as tf
 
 
 def set_up_devices(config):

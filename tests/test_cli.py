@@ -229,6 +229,32 @@ def test_every_program_has_the_one_parser():
     assert makers == ['configs.py']
 
 
+@pytest.mark.parametrize(
+    'name',
+    [
+        'plotting',
+        'sweep',
+        pytest.param('dreamer', marks=pytest.mark.slow),
+        pytest.param('evaluate', marks=pytest.mark.slow),
+    ],
+)
+def test_programs_start_whatever_python_and_keras_are_told(tmp_path, name):
+    (tmp_path / 'keras.json').write_text('{"floatx": "float8", "backend": "jax"}')
+    done = subprocess.run(
+        [sys.executable, ROOT / f'{name}.py', '--help'],
+        cwd=tmp_path,
+        env=dict(
+            os.environ,
+            PYTHONSAFEPATH='1',
+            KERAS_BACKEND='torch',
+            KERAS_HOME=str(tmp_path),
+        ),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and 'usage: ' in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize('name', ['run', 'acting', 'loop'])
 def test_bad_flags_of_benchmarks_are_one_line(name):
     flag = '--runs' if name == 'run' else '--steps'

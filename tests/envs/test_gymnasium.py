@@ -342,6 +342,64 @@ def test_errors_of_any_suite_name_the_task(monkeypatch):
         wrappers.make('atari_pong')
 
 
+BARE = """
+import gymnasium
+
+
+class Bare(gymnasium.Env):
+    action_space = gymnasium.spaces.Discrete(2)
+    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), 'uint8')
+    ready = False
+
+    def reset(self, seed=None, options=None):
+        assert seed is None or self.ready
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        raise NotImplementedError
+
+
+class Never(Bare):
+    def reset(self, seed=None, options=None):
+        assert self.ready
+
+
+gymnasium.register('bare/Bare-v0', Bare)
+gymnasium.register('bare/Never-v0', Never)
+"""
+
+
+@pytest.mark.parametrize('kind', [workers.Worker, workers.LocalWorker])
+def test_errors_without_text_say_where_they_were_raised(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    path = tmp_path / f'bare_{kind.__name__}.py'
+    path.write_text(BARE)
+    module = {'gym_import': path.stem}
+    with pytest.raises(RuntimeError) as caught:
+        kind('gym_bare/Never-v0', module)
+    assert str(caught.value) == (
+        "Cannot reset 'gym_bare/Never-v0': AssertionError: "
+        f'line 21 of {path}: assert self.ready'
+    )
+    worker = kind('gym_bare/Bare-v0', module)
+    for start, what, line in (
+        (lambda: worker.start_reset(3), 'AssertionError: line 11', 'assert seed is'),
+        (
+            lambda: worker.start_step([1, 0]),
+            'NotImplementedError: line 15',
+            'raise NotImplementedError',
+        ),
+    ):
+        start()
+        with pytest.raises(workers.WorkerError, match='Traceback') as caught:
+            worker.result()
+        # Some programs show the last line alone.
+        last = str(caught.value).strip().splitlines()[-1]
+        assert last.startswith(f'{what} of {path}: {line}')
+    worker.close()
+
+
 class TestModulesOfOurNames:
     NAMES = ('wrappers', 'envs', 'models', 'dreamer', 'scores')
 

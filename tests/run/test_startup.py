@@ -1,13 +1,39 @@
 """What a program says where TensorFlow or memory ends it."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from conftest import CLEAN, ROOT
 
 import configs
 from run import startup
 
 # isort: split
 import tensorflow as tf
+
+
+def test_keras_is_as_the_networks_need_it(tmp_path):
+    """And a simulator finds what the user has set."""
+    settings = dict(floatx='float16', backend='jax', image_data_format='channels_first')
+    (tmp_path / 'keras.json').write_text(json.dumps(settings | dict(epsilon=0.1)))
+    script = (
+        'import os\n'
+        'from run import startup\n'
+        'import keras\n'
+        'print(keras.config.backend(), keras.config.floatx(), keras.config.epsilon(),\n'
+        '      keras.config.image_data_format(), os.environ["KERAS_BACKEND"],\n'
+        '      os.environ["KERAS_HOME"])\n'
+    )
+    out = subprocess.check_output(
+        [sys.executable, '-c', script],
+        cwd=ROOT,
+        env=dict(CLEAN, KERAS_BACKEND='torch', KERAS_HOME=str(tmp_path)),
+        text=True,
+    )
+    assert out == f'tensorflow float32 1e-07 channels_last torch {tmp_path}\n'
 
 
 def test_errors_of_tensorflow_and_memory_are_explained_in_one_line():
