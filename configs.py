@@ -549,12 +549,18 @@ def settle(argv, config, discrete):
 
     Args:
       argv: words of the command line.
-      config: of `parse`, with its precision resolved.
+      config: of `parse`, with its precision resolved; its paths stay.
       discrete: whether the task's actions are.
     """
     names, flags = _typed(argv)
+    # A simulator may have changed the current folder since.
+    paths = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(Config)
+        if field.metadata['path']
+    }
     resolved = dataclasses.replace(
-        _resolve(names, flags, discrete), precision=config.precision
+        _resolve(names, flags, discrete), precision=config.precision, **paths
     )
     path = pathlib.Path(config.logdir) / 'config.json'
     if not path.exists() or _read(path).get('typed') != as_typed(argv):

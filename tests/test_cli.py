@@ -103,6 +103,14 @@ def test_paths_are_absolute_from_the_start(tmp_path, monkeypatch):
     assert run.logdir == str(tmp_path / 'run')
     assert run.lab_level_cache == str(tmp_path / 'c')
     assert run.lab_dataset == str(tmp_path / 'd')
+    for discrete in True, False:
+        monkeypatch.chdir(tmp_path / 'x')
+        words = '--logdir run --lab_level_cache c'.split()
+        assert configs.settle(words, run, discrete).logdir == run.logdir
+        assert configs.settle(words, run, discrete).lab_level_cache == str(
+            tmp_path / 'c'
+        )
+        monkeypatch.chdir(tmp_path)
     default = configs.parse([])
     assert default.logdir == str(tmp_path / 'logs')
     assert default.lab_level_cache == default.lab_dataset == ''
@@ -113,6 +121,40 @@ def test_paths_are_absolute_from_the_start(tmp_path, monkeypatch):
     assert drawn.logdir == [tmp_path / 'x', tmp_path] and drawn.out == tmp_path / 'out'
     assert plotting.parse(['--logdir', 'x']).out == tmp_path / 'x/plots'
     assert sweep.parse('--tasks dummy --root x'.split()).root == tmp_path / 'x'
+
+
+@pytest.mark.slow
+def test_environment_that_changes_the_folder_in_the_program_itself(tmp_path):
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'wandering.py').write_text(
+        'import os, gymnasium, numpy\n'
+        'from gymnasium.spaces import Box\n'
+        'from envs.dummies import DummyContinuous\n'
+        'class Wandering(DummyContinuous):\n'
+        '    observation_space = Box(0, 255, (64, 64, 3), numpy.uint8)\n'
+        '    def __init__(self, render_mode=None):\n'
+        '        super().__init__()\n'
+        '    def reset(self, **kwargs):\n'
+        '        os.chdir(os.path.join(os.path.dirname(__file__), "elsewhere"))\n'
+        '        super().reset(**kwargs)\n'
+        '        return self.render(), {}\n'
+        '    def step(self, action):\n'
+        '        return self.render(), *super().step(action)[1:]\n'
+        "gymnasium.register('Wandering-v0', Wandering)\n"
+    )
+    flags = '--configs debug --time_limit 50 --steps 200 --parallel none'
+    flags += ' --logdir rel/run --task gym_Wandering-v0 --gym_import wandering'
+    done = subprocess.run(
+        [sys.executable, ROOT / 'dreamer.py', *flags.split()],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / 'rel/run').iterdir()}
+    assert {'config.json', 'metrics.jsonl', 'episodes', 'checkpoints'} <= names
+    assert not list((tmp_path / 'elsewhere').iterdir())
 
 
 def test_relative_paths_in_a_folder_that_is_gone_are_refused(tmp_path, monkeypatch):
