@@ -16,8 +16,8 @@ import tensorflow as tf
 
 import models
 import tools
-from learning import layers, planet, replicas
-from learning.optimizer import Optimizer
+from support.learning import layers, planet, replicas
+from support.learning.optimizer import Optimizer
 
 
 class WorldModel(tf.Module):

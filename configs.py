@@ -16,7 +16,8 @@ import os
 import pathlib
 import sys
 
-from storage import atomic, episodes, faults, limits
+from support.storage import episodes
+from support.system import atomic, faults, limits
 
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs eval_envs parallel precision '

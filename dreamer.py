@@ -19,16 +19,16 @@ import traceback
 if sys.flags.safe_path:  # Python has not looked for modules beside this file.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-from storage import output, signals, temporary
+from support.system import signals, streams, temporary
 
 if __name__ == '__main__':
-    output.guard()
+    streams.protect()
     # Until there is a run to save, Ctrl-C ends the program without a word.
     signals.end_by(*signals.ASKING)
     temporary.provide('dreamer')
 
-from acting.collector import Collector
-from run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
+from support.acting.collector import Collector
+from support.run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
 
 # isort: split
 import numpy as np
@@ -37,10 +37,12 @@ import tensorflow as tf
 import configs
 import tools
 import wrappers
-from acting import workers
 from agent import Dreamer, Policy
-from run import checkpoints, logger, machines, progress
-from storage import faults, finished, replay
+from support.acting import workers
+from support.run import checkpoints, logger, progress
+from support.scaling import machines
+from support.storage import finished, replay
+from support.system import faults
 
 # What may end a run that is as it should be; a message says enough.
 EXPECTED = (

@@ -19,16 +19,16 @@ import sys
 if sys.flags.safe_path:  # Python has not looked for modules beside this file.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-from storage import atomic, output, signals, temporary
+from support.system import atomic, signals, streams, temporary
 
 if __name__ == '__main__':
-    output.guard()
+    streams.protect()
     # Ctrl-C ends the program without a word.
     signals.end_by(*signals.ASKING)
     temporary.provide('evaluate')
 
-from acting.collector import Collector
-from run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
+from support.acting.collector import Collector
+from support.run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
 
 # isort: split
 import imageio.v3
@@ -39,10 +39,10 @@ from PIL import Image, ImageDraw
 import configs
 import tools
 import wrappers
-from acting import workers
 from agent import Dreamer, Policy
-from run import checkpoints, logger
-from scores import comparison
+from support.acting import workers
+from support.run import checkpoints, logger
+from support.scores import comparison
 
 VIDEOS = ('.gif', '.mp4')
 STRIP = '.png'

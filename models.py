@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tools
-from learning import layers
+from support.learning import layers
 
 tfd = tfp.distributions
 

@@ -20,16 +20,17 @@ import sys
 if sys.flags.safe_path:  # Python has not looked for modules beside this file.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-from storage import atomic, finished, output, signals, temporary
+from support.storage import finished
+from support.system import atomic, signals, streams, temporary
 
 if __name__ == '__main__':
-    output.guard()
+    streams.protect()
     signals.end_by(signal.SIGTERM)
     temporary.provide('plotting')
 
 import configs
-from scores import comparison, drawing, figures, tables
-from scores.comparison import ScoreError
+from support.scores import comparison, drawing, figures, tables
+from support.scores.comparison import ScoreError
 
 
 def write_files(out, files):

@@ -40,7 +40,7 @@ install_requirements() {
 # Prints why nothing renders; prints nothing if something does.
 render_error() {
   local output
-  if ! output=$(.venv/bin/python -c 'from envs import rendering; rendering.choose_renderer()' 2>&1)
+  if ! output=$(.venv/bin/python -c 'from support.envs import rendering; rendering.choose_renderer()' 2>&1)
   then
     tail -n 1 <<< "$output"
   fi

@@ -26,10 +26,10 @@ if sys.flags.safe_path:  # Python has not looked for modules beside this file.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import configs
-from run import cluster
-from run.cluster import SweepError
-from scores import comparison, figures
-from storage import finished, output, signals, temporary
+from support.scaling.jobs import Sweep, SweepError, connect
+from support.scores import comparison, figures
+from support.storage import finished
+from support.system import signals, streams, temporary
 
 DREAMER = pathlib.Path(__file__).resolve().parent / 'dreamer.py'
 
@@ -271,7 +271,7 @@ class Lines:
 
 def run_all(ray, jobs, args):
     """Work through `jobs` with a display that fits what stdout is."""
-    sweep = cluster.Sweep(ray, jobs, args)
+    sweep = Sweep(ray, jobs, args)
     if not sys.stdout.isatty():
         sweep.work(Lines())
         return
@@ -408,7 +408,7 @@ def main(argv=None):
             print('\n'.join(describe(jobs)))
             return 0
         left = any(job.state != 'finished' for job in jobs)
-        ray = cluster.connect(args) if left else None
+        ray = connect(args) if left else None
     except (SweepError, configs.ConfigError, comparison.ScoreError, OSError) as error:
         configs.print_error(error, 'sweep')
         return 2
@@ -423,7 +423,7 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    output.guard()
+    streams.protect()
     signals.end_by(signal.SIGTERM)
     temporary.provide('sweep')
     sys.exit(main())

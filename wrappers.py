@@ -26,12 +26,12 @@ from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.wrappers import TimeLimit, TransformAction
 from PIL import Image
 
-from envs import one_line
-from envs.atari import Atari
-from envs.control import DeepMindControl
-from envs.dummies import DummyContinuous, DummyDiscrete
-from envs.lab import DeepMindLab
-from envs.registered import GymnasiumTask
+from support.envs import one_line
+from support.envs.atari import Atari
+from support.envs.control import DeepMindControl
+from support.envs.dummies import DummyContinuous, DummyDiscrete
+from support.envs.lab import DeepMindLab
+from support.envs.registered import GymnasiumTask
 
 
 def _make_dummy(name, size):
@@ -74,10 +74,9 @@ def make(
       size: height and width of the images in pixels.
       training: whether the episodes are for training. In Atari these end with a lost
         life; hold-out levels of DeepMind Lab are for the others.
-      settings: those of one suite, which the others leave alone: `render_quality`, see
-        `envs.control.DeepMindControl`, `same_game`, see `envs.atari.Atari`, `lab_...`,
-        and `quiet`, see `envs.lab.DeepMindLab`, `gym_import`, see
-        `envs.registered.GymnasiumTask`.
+      settings: those of one suite, which the others leave alone: `render_quality` of
+        `DeepMindControl`, `same_game` of `Atari`, `lab_...` and `quiet` of
+        `DeepMindLab`, `gym_import` of `GymnasiumTask`.
 
     Returns:
       a `gymnasium.Env` with the observation space `{'image': uint8 [H, W, 3]}`.

@@ -28,9 +28,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import configs
 import wrappers
-from acting import workers
-from acting.collector import Collector
-from envs import rendering
+from support.acting import workers
+from support.acting.collector import Collector
+from support.envs import rendering
 
 SETTINGS = {
     'dmc_walker_walk': dict(action_repeat=2, time_limit=1000),

@@ -25,13 +25,13 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
+from support.run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
 
 # isort: split
 import numpy as np
 import tensorflow as tf
 
-from storage import replay
+from support.storage import replay
 
 EPISODES, ROWS, BATCH, LENGTH, BATCHES = 100, 501, 50, 50, 100
 

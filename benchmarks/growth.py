@@ -21,7 +21,7 @@ sys.path.insert(0, str(FOLDER.parent))
 
 import configs  # noqa: E402
 from benchmarks import data, run  # noqa: E402
-from storage import replay  # noqa: E402
+from support.storage import replay  # noqa: E402
 
 SIZES = dict(
     batch_size=(10, 25, 50, 75),

@@ -29,7 +29,7 @@ from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
+from support.run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
 
 # isort: split
 import tensorflow as tf

@@ -34,7 +34,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
+from support.run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
 
 # isort: split
 import numpy as np

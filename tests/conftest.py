@@ -16,7 +16,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 
 import numpy as np
 
-from run import startup
+from support.run import startup
 
 # Its assertions show their values too.
 pytest.register_assert_rewrite('learners')

@@ -10,8 +10,8 @@ import numpy as np
 import configs
 import dreamer
 import wrappers
-from acting import workers
-from acting.collector import Collector
+from support.acting import workers
+from support.acting.collector import Collector
 
 BAR = 0.8
 SMALL = """--precision 32 --parallel none --prefill 2500 --train_every 400

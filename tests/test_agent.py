@@ -11,11 +11,11 @@ from conftest import batch_of_noise
 import configs
 import tools
 import wrappers
-from acting import workers
-from acting.collector import Collector, episode_seed
 from agent import Dreamer, Policy
-from learning import layers
-from run import checkpoints
+from support.acting import workers
+from support.acting.collector import Collector, episode_seed
+from support.learning import layers
+from support.run import checkpoints
 
 BATCH, LENGTH, ACTION = 3, 6, 2
 TINY = f'--configs debug --batch_size {BATCH} --batch_length {LENGTH}'.split()

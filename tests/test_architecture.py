@@ -8,22 +8,24 @@ from conftest import ROOT
 
 # From the cellar up (see docs/architecture.md): a place imports from those before it.
 PLACES = (
-    'storage envs tools learning scores wrappers configs models acting agent run '
-    'dreamer evaluate plotting sweep benchmarks'
+    'system tools storage envs scores learning wrappers configs models acting agent '
+    'run scaling dreamer evaluate plotting sweep benchmarks'
 ).split()
 SCRIPTS = {'dreamer', 'evaluate', 'plotting', 'sweep'}
-WALLED = {'storage', 'envs', 'acting', 'wrappers', 'configs'}
+WALLED = {'system', 'storage', 'envs', 'acting', 'wrappers', 'configs'}
 HEAVY = {'tensorflow', 'keras', 'tensorflow_probability', 'tf_keras'}
 FILES = sorted(
     path
-    for path in [*ROOT.glob('*.py'), *ROOT.glob('*/*.py')]
+    for path in [*ROOT.glob('*.py'), *ROOT.glob('[a-z]*/**/*.py')]
     if path.relative_to(ROOT).parts[0] != 'tests'
+    and path != ROOT / 'support' / '__init__.py'
 )
 
 
 def place(path):
-    """The room, a file in front or a folder, that a file stands in."""
-    return path.relative_to(ROOT).with_suffix('').parts[0]
+    """The room that a file belongs to: a file in front, or a folder."""
+    parts = path.relative_to(ROOT).with_suffix('').parts
+    return parts[parts[0] == 'support']
 
 
 def imports(path):

@@ -9,7 +9,7 @@ import configs
 import models
 import tools
 from agent import Dreamer
-from learning import planet
+from support.learning import planet
 
 BATCH, LENGTH, ACTION = 3, 6, 2
 TINY = f'--configs debug --batch_size {BATCH} --batch_length {LENGTH}'.split()

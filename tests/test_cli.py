@@ -22,9 +22,10 @@ import evaluate
 import plotting
 import sweep
 import wrappers
-from acting import workers
-from run import logger
-from storage import episodes, limits
+from support.acting import workers
+from support.run import logger
+from support.storage import episodes
+from support.system import limits
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LOSSES = set(

@@ -89,7 +89,7 @@ def test_every_file_that_a_page_names_exists(path):
         assert (
             (ROOT / name).exists()
             or (path.parent / name).exists()
-            or [*ROOT.glob(f'[a-z]*/{name}')]
+            or [*ROOT.glob(f'[a-z]*/**/{name}')]
         ), name
 
 
@@ -131,7 +131,7 @@ def test_architecture_has_every_file_and_no_other():
             told |= {folder + name for name in re.findall(r'`(\w+\.py)`', contents)}
     there = {
         str(path.relative_to(ROOT))
-        for path in [*ROOT.glob('*.py'), *ROOT.glob('[a-z]*/*.py')]
+        for path in [*ROOT.glob('*.py'), *ROOT.glob('[a-z]*/**/*.py')]
         if path.name != '__init__.py'
         and path.relative_to(ROOT).parts[0] not in ('tests', 'benchmarks')
     }

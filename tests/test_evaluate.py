@@ -19,10 +19,10 @@ from PIL import Image, ImageSequence
 import configs
 import evaluate
 import wrappers
-from acting import workers
-from acting.collector import Collector
 from agent import Dreamer
-from run import checkpoints
+from support.acting import workers
+from support.acting.collector import Collector
+from support.run import checkpoints
 
 
 def contents(folder):

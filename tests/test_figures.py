@@ -10,7 +10,7 @@ from test_plotting import make_run, row, write_run
 import configs
 import plotting
 import sweep
-from scores import comparison, drawing, figures
+from support.scores import comparison, drawing, figures
 
 ALL = list(figures.FIGURES.values())
 

@@ -12,7 +12,7 @@ from learners import BAR, CONTINUOUS, DISCRETE, check_discounts, make_run, score
 
 import tools
 import wrappers
-from storage import replay
+from support.storage import replay
 
 
 def blank_images(run, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import models
-from learning import layers
+from support.learning import layers
 
 BATCH, LENGTH, ACTION, EMBED = 3, 7, 2, 12
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import plotting
-from scores import comparison, drawing
-from storage import finished
+from support.scores import comparison, drawing
+from support.storage import finished
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = {

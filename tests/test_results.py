@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import plotting
-from scores import comparison
+from support.scores import comparison
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Each with what plotting.py is given for its table.

@@ -12,9 +12,10 @@ import tensorflow as tf
 import agent
 import configs
 import dreamer
-from acting import workers
-from run import checkpoints
-from storage import episodes, faults, finished, replay
+from support.acting import workers
+from support.run import checkpoints
+from support.storage import episodes, finished, replay
+from support.system import faults
 
 
 class Counting(workers.LocalWorker):

@@ -12,7 +12,6 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PINS = re.findall(r'^([\w-]+)==(.+)$', (ROOT / 'requirements.txt').read_text(), re.M)
 PAGES = [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]
-WINGS = 'run acting learning envs storage scores'.split()
 
 
 @pytest.mark.parametrize('package, version', PINS)
@@ -76,10 +75,7 @@ def template(node):
 
 def printed_messages():
     """All warnings and errors for users, as templates, with the files they are in."""
-    for path in [
-        *ROOT.glob('*.py'),
-        *(path for wing in WINGS for path in (ROOT / wing).glob('*.py')),
-    ]:
+    for path in [*ROOT.glob('*.py'), *ROOT.glob('support/*/*.py')]:
         refusing = path.parent.name == 'envs' or path.stem in REFUSING
         errors = ERRORS | ({'ValueError', 'Unfit'} if refusing else set())
         for node in ast.walk(ast.parse(path.read_text())):
@@ -98,10 +94,7 @@ def printed_messages():
 
 
 def test_errors_end_without_a_full_stop():
-    files = [
-        *ROOT.glob('*.py'),
-        *(path for wing in WINGS for path in (ROOT / wing).glob('*.py')),
-    ]
+    files = [*ROOT.glob('*.py'), *ROOT.glob('support/*/*.py')]
     raised = [
         (path.name, template(word))
         for path in files
@@ -151,12 +144,13 @@ def test_troubleshooting_has_no_other_message():
         for name in (
             'setup.sh',
             'evaluate.py',
-            'run/progress.py',
-            'run/startup.py',
-            'acting/workers.py',
-            'run/cluster.py',
-            'envs/lab.py',
-            'envs/registered.py',
+            'support/run/progress.py',
+            'support/run/startup.py',
+            'support/acting/workers.py',
+            'support/scaling/jobs.py',
+            'plotting.py',
+            'support/envs/lab.py',
+            'support/envs/registered.py',
         )
     ]
     gone = [

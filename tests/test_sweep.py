@@ -15,8 +15,8 @@ import pytest
 import configs
 import plotting
 import sweep
-from run import cluster
-from storage import limits
+from support.scaling import jobs
+from support.system import limits
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -75,7 +75,7 @@ def plan(root, *flags):
 def test_bad_input_is_one_line_and_nothing_is_written(
     tmp_path, capsys, monkeypatch, flags, words
 ):
-    monkeypatch.setattr(cluster, 'ANSWER', 10)
+    monkeypatch.setattr(jobs, 'ANSWER', 10)
     if {'--address', '--cpus_per_run'} & set(flags):
         pytest.importorskip('ray')
     root = tmp_path / 'root'
@@ -89,7 +89,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 
 def test_an_address_of_something_else_is_one_line(tmp_path, capsys, monkeypatch):
     pytest.importorskip('ray')
-    monkeypatch.setattr(cluster, 'ANSWER', 10)
+    monkeypatch.setattr(jobs, 'ANSWER', 10)
     with socket.create_server(('127.0.0.1', 0)) as server:
         address = f'127.0.0.1:{server.getsockname()[1]}'
         threading.Thread(
@@ -230,7 +230,7 @@ def test_a_note_has_the_cause_of_the_last_attempt(tmp_path, code, printed, cause
     output = tmp_path / 'output.txt'
     before = '--- on host: python\ndreamer: stopped: another cause\n'
     output.write_text(f'{before}--- on host: python\n{printed}')
-    note = cluster.cause_of(code, output)
+    note = jobs.cause_of(code, output)
     assert note.endswith(cause) or note.startswith(cause)
     assert '\n' not in note and 'another' not in note
 
@@ -253,7 +253,7 @@ def test_a_cluster_that_answers_is_taken(tmp_path, monkeypatch):
     try:
         printed = (tmp_path / 'printed').read_text
         until(lambda: 'runtime started' in printed(), process)
-        cluster.check_address(f'127.0.0.1:{port}')
+        jobs.check_address(f'127.0.0.1:{port}')
     finally:
         process.terminate()
         process.wait(60)
@@ -279,11 +279,12 @@ def test_names_that_are_not_utf8_are_named(tmp_path, words):
 def test_runs_share_the_cores_that_the_sweep_may_use():
     pytest.importorskip('ray')
     code = (
-        'import os, sys, sweep; from run import cluster; from storage import limits; '
+        'import os, sweep; from support.scaling import jobs; '
+        'from support.system import limits; '
         'os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); '
         'limits.memory = lambda: 2**30; '
         "args = sweep.parse('--tasks dummy --root x --gpus_per_run 0'.split()); "
-        'ray = cluster.connect(args); '
+        'ray = jobs.connect(args); '
         "print(ray.cluster_resources()['CPU'], args.replay_memory)"
     )
     done = subprocess.run(

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tools
-from learning.optimizer import Optimizer
+from support.learning.optimizer import Optimizer
 
 tfd = tfp.distributions
 

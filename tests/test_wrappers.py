@@ -17,7 +17,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 import wrappers
-from envs import dummies, rendering
+from support.envs import dummies, rendering
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -114,7 +114,7 @@ print(json.dumps(messages))
     def test_no_tensorflow(self):
         script = """
 import json, sys
-from acting import workers
+from support.acting import workers
 worker = workers.LocalWorker('dummy_continuous')
 worker.start_reset(0)
 worker.result()
@@ -631,7 +631,7 @@ class TestChooseRenderer:
             pytest.skip('EGL does not render here')
         script = """
 import json
-from envs import rendering
+from support.envs import rendering
 rendering.LINUX_RENDERERS = ('egl',)
 try:
     print(json.dumps(rendering.choose_renderer()))

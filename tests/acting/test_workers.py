@@ -11,9 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from acting import workers
-from acting.collector import Collector
-from storage import signals
+from support.acting import workers
+from support.acting.collector import Collector
+from support.system import signals
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KWARGS = {'action_repeat': 1, 'time_limit': 50}
@@ -168,7 +168,7 @@ class TestWorker:
         """Together with the worker, as by a terminal or a batch system."""
         script = (
             'import os, subprocess\n'
-            'from acting import workers\n'
+            'from support.acting import workers\n'
             'worker = workers.Worker("dummy_continuous")\n'
             'worker._timeout = 6\n'
             'os.kill(worker.pid, 19)\n'
@@ -313,7 +313,7 @@ class TestChildrenOfEnvironments:
         _, pids = keeper
         script = (
             'import os, time\n'
-            'from acting import workers\n'
+            'from support.acting import workers\n'
             'kwargs = dict(gym_import="keeper")\n'
             'names = "Keeper-v1", "forks-v1", "groups-v1"\n'
             'made = [workers.Worker(f"gym_my/{name}", kwargs) for name in names]\n'
@@ -715,7 +715,7 @@ class TestProcesses:
 import sys
 print('main script', flush=True)
 sys.path.insert(0, {root!r})
-from acting import workers
+from support.acting import workers
 worker = workers.make_workers({task!r}, 1)[0]
 worker.start_reset(0)
 worker.result()

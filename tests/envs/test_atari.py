@@ -9,7 +9,7 @@ from gymnasium.wrappers import AtariPreprocessing
 from PIL import Image
 
 import wrappers
-from envs.atari import Atari
+from support.envs.atari import Atari
 
 GAMES = (
     'alien amidar assault asterix asteroids atlantis bank_heist battle_zone beam_rider '

@@ -13,9 +13,9 @@ from gymnasium.spaces import Box
 from PIL import Image
 
 import wrappers
-from acting import workers
-from acting.collector import Collector
-from envs import registered, rendering
+from support.acting import workers
+from support.acting.collector import Collector
+from support.envs import registered, rendering
 
 KWARGS = {'action_repeat': 1, 'time_limit': 1000}
 
@@ -401,7 +401,7 @@ def test_errors_without_text_say_where_they_were_raised(tmp_path, monkeypatch, k
 
 
 class TestModulesOfOurNames:
-    NAMES = ('wrappers', 'envs', 'models', 'dreamer', 'scores')
+    NAMES = ('wrappers', 'support', 'models', 'dreamer', 'tools')
 
     @pytest.fixture
     def folder(self, tmp_path, monkeypatch):
@@ -420,14 +420,17 @@ class TestModulesOfOurNames:
 
     @pytest.mark.parametrize('package', [False, True])
     def test_hide_someones_own_folder(self, folder, package):
-        (folder / 'envs').mkdir()
-        (folder / 'envs' / 'mine.py').write_text(MODULE)
+        (folder / 'support').mkdir()
+        (folder / 'support' / 'mine.py').write_text(MODULE)
         if package:
-            (folder / 'envs' / '__init__.py').write_text('')
-        for task, module in ('third/Color-v1', 'envs.mine'), ('envs.mine:A-v1', ''):
+            (folder / 'support' / '__init__.py').write_text('')
+        for task, module in (
+            ('third/Color-v1', 'support.mine'),
+            ('support.mine:A-v1', ''),
+        ):
             with pytest.raises(ValueError) as caught:
                 wrappers.make(f'gym_{task}', gym_import=module)
-            assert f'hides {folder / "envs"}' in str(caught.value)
+            assert f'hides {folder / "support"}' in str(caught.value)
             assert 'give yours another name' in str(caught.value)
 
     def test_hide_what_someones_module_imports(self, folder):
@@ -590,7 +593,7 @@ class TestMujoco:
 
     def test_in_the_process_itself(self):
         script = (
-            'from acting import workers\n'
+            'from support.acting import workers\n'
             "(worker,) = workers.make_workers('gym_My/Ant-v0', 1, "
             "{'gym_import': 'ants_of_mine'}, 'none')\n"
             'worker.start_reset(0)\n'

@@ -11,9 +11,9 @@ import pytest
 from conftest import STANDINS
 
 import wrappers
-from acting import workers
-from acting.collector import Collector
-from envs import lab as envs_lab
+from support.acting import workers
+from support.acting.collector import Collector
+from support.envs import lab as envs_lab
 
 TASK = 'dmlab_rooms_watermaze'
 KWARGS = {'action_repeat': 4, 'time_limit': 1000}

@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT, STANDINS
 
 import wrappers
-from acting import workers
-from envs.lab import LevelCache
+from support.acting import workers
+from support.envs.lab import LevelCache
 
 TASK = 'dmlab_rooms_watermaze'
 KWARGS = {'action_repeat': 4, 'time_limit': 1000}
@@ -60,7 +60,7 @@ def test_cache_is_whole_while_many_write(tmp_path):
     key = make_level(tmp_path / 'level', 'x' * 1_000_000)
     script = """
 import pathlib, sys
-from envs.lab import LevelCache
+from support.envs.lab import LevelCache
 folder, key, number = sys.argv[1:]
 cache = LevelCache(folder)
 source, target = (pathlib.Path(folder + name + number) for name in 'st')

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import configs
-from learning import replicas
+from support.learning import replicas
 
 
 @pytest.fixture(scope='module')

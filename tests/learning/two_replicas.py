@@ -18,10 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 import configs  # noqa: E402
 import tools  # noqa: E402
 from agent import Dreamer  # noqa: E402
-from learning import (
-    layers,  # noqa: E402
-    replicas,  # noqa: E402
-)
+from support.learning import layers, replicas
 
 BATCH, LENGTH, ACTION = 4, 5, 2
 layers.PART = 7  # Of 20 rows, and of 10 on each device.

@@ -15,8 +15,8 @@ import tensorflow as tf
 
 import configs
 import evaluate
-from run import checkpoints, logger
-from storage import faults
+from support.run import checkpoints, logger
+from support.system import faults
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -189,7 +189,7 @@ def test_tensorflows_own_errors_arrive_as_oserror(tmp_path):
 def test_lock_names_its_holder_and_ends_with_it(tmp_path):
     script = (
         'import sys, pathlib\n'
-        'from run import checkpoints\n'
+        'from support.run import checkpoints\n'
         'lock = checkpoints.Lock(pathlib.Path(sys.argv[1]))\n'
         'print("held", flush=True); sys.stdin.read()\n'
     )

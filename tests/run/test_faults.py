@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from run import checkpoints
+from support.run import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS, LENGTH = 400, 20

@@ -25,8 +25,8 @@ from rich.console import Console
 
 import configs
 from agent import Dreamer
-from run import logger, progress, startup
-from storage import finished as statement
+from support.run import logger, progress, startup
+from support.storage import finished as statement
 
 COLOUR = re.compile(r'\x1b\[[0-9;]*(3|4|9|10)[0-7]m')
 
@@ -370,7 +370,7 @@ def test_what_is_caught_is_printed_after_an_error(capfd):
 def test_verbose_lets_tensorflow_speak():
     for flags, speaks in ([], False), (['--verbose'], True):
         done = subprocess.run(
-            [sys.executable, '-c', 'from run import startup', *flags],
+            [sys.executable, '-c', 'from support.run import startup', *flags],
             cwd=ROOT,
             env=CLEAN,
             capture_output=True,

@@ -9,7 +9,7 @@ import pytest
 from conftest import CLEAN, ROOT
 
 import configs
-from run import startup
+from support.run import startup
 
 # isort: split
 import tensorflow as tf
@@ -21,7 +21,7 @@ def test_keras_is_as_the_networks_need_it(tmp_path):
     (tmp_path / 'keras.json').write_text(json.dumps(settings | dict(epsilon=0.1)))
     script = (
         'import os\n'
-        'from run import startup\n'
+        'from support.run import startup\n'
         'import keras\n'
         'print(keras.config.backend(), keras.config.floatx(), keras.config.epsilon(),\n'
         '      keras.config.image_data_format(), os.environ["KERAS_BACKEND"],\n'

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scores import comparison
-from storage import episodes, replay
+from support.scores import comparison
+from support.storage import episodes, replay
 
 ROWS = 3
 RANDOM = np.random.default_rng(0)

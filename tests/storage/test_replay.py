@@ -19,9 +19,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from storage import episodes
-from storage import replay as replay_module
-from storage.replay import Replay
+from support.storage import episodes
+from support.storage import replay as replay_module
+from support.storage.replay import Replay
 
 ROW_BYTES = 64 * 64 * 3 + 4 * (2 + 1 + 1)
 
@@ -202,13 +202,13 @@ def test_episodes_are_served_while_they_are_written(tmp_path, monkeypatch, memor
 def test_killed_write_leaves_only_an_ignored_part(tmp_path, capsys):
     script = (
         'import os, sys, numpy as np\n'
-        'from storage import replay\n'
+        'from support.storage import replay\n'
         'os.replace = lambda *args: os._exit(9)\n'
         'replay.Replay(sys.argv[1], length=6).add({"image": np.zeros((5, 64, 64, 3),'
         ' np.uint8), "action": np.zeros((5, 2)), "reward": np.zeros(5),'
         ' "discount": np.ones(5)})\n'
     )
-    root = pathlib.Path(replay_module.__file__).parents[1]
+    root = pathlib.Path(replay_module.__file__).parents[2]
     done = subprocess.run([sys.executable, '-c', script, tmp_path], cwd=root)
     assert done.returncode == 9
     assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,1 @@
+"""Code that surrounds the paper: see docs/architecture.md."""

@@ -1,0 +1,567 @@
+"""Simulators in processes of their own.
+
+TensorFlow and Mesa's software renderer crash in one process, so the simulators run
+beside the training process, also when there is only one of them. A worker process
+is a script of its own: it imports neither TensorFlow nor the caller's main script, so
+it starts fast and stays small, and its crash is not the run's.
+
+    workers = make_workers('dmc_walker_walk', 4, {'action_repeat': 2})
+    for worker in workers:
+        worker.start_reset(seed)
+    observations = [worker.result()[0] for worker in workers]
+
+Parent and child talk over a socket of their own, whose end also ends the child; images
+travel through memory that both have mapped.
+"""
+
+import contextlib
+import functools
+import mmap
+import os
+import pathlib
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from multiprocessing.connection import Connection, Pipe
+
+import numpy as np
+
+import configs
+import wrappers
+from support.envs import Unfit, one_line, rendering
+from support.system import signals, streams
+
+# With these errors an environment refuses to be made. Their messages, of one line,
+# are meant for the user, and arrive without the child's traceback.
+_REFUSALS = {'ValueError': ValueError, 'RuntimeError': RuntimeError}
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SCRIPT = (
+    'import sys; sys.path.insert(0, sys.argv.pop(1)); '
+    'from support.system import signals; signals.begin_worker(); '
+    'from support.acting import workers; workers.main()'
+)
+
+# Simulators take their time to be imported, under load and on network drives too.
+STARTUP = 300  # seconds at least
+
+# An environment may have to end what it has started, but may hang there as well.
+CLOSING = 10  # seconds at most
+
+
+class WorkerError(RuntimeError):
+    """An environment raised an error, or its process died or gave no answer."""
+
+
+class Stepped:
+    """Gymnasium's two calls, for callers that do nothing meanwhile."""
+
+    def reset(self, seed=None):
+        """Start a new episode; return `(obs, info)`."""
+        self.start_reset(seed)
+        return self.result()
+
+    def step(self, action):
+        """Take an agent step; return Gymnasium's 5-tuple."""
+        self.start_step(action)
+        return self.result()
+
+
+class Worker(Stepped):
+    """An environment in a process of its own.
+
+    Every `start_reset` or `start_step` is followed by one `result`. The two are apart
+    so that several workers can compute at the same time.
+
+    Args:
+      task: name of the task, as `wrappers.make` takes it.
+      kwargs: further arguments of `wrappers.make`.
+      env: environment variables of the child, on top of this process's own. MuJoCo's
+        renderer is seen to where the environment turns out to need it.
+      timeout: longest time in seconds that an answer may take; until the environment is
+        made, `STARTUP` where that is longer.
+      wait: whether to wait until the environment is made; if not, call `ready`.
+
+    Attributes:
+      observation_space, action_space: the environment's; known once it is made.
+
+    Raises:
+      ValueError, RuntimeError: if the environment refuses to be made, for instance
+        an unknown task.
+      WorkerError: if it fails in any other way.
+    """
+
+    def __init__(self, task, kwargs=None, *, env=None, timeout=300, wait=True):
+        self._task = task
+        self._kwargs = kwargs or {}
+        self._env = dict(env or {})
+        self._timeout = timeout
+        self._renderer = _Renderer(task, self._env)
+        self._start()
+        if wait:
+            self.ready()
+
+    @property
+    def pid(self):
+        """The child's process id."""
+        return self._process.pid
+
+    def ready(self):
+        """Wait until the environment is made; close the worker if that fails."""
+        try:
+            self.observation_space, self.action_space = self._receive(
+                max(self._timeout, STARTUP)
+            )
+        except BaseException as error:
+            self.close()
+            raise self._renderer.explain(error) from None
+
+    def start_reset(self, seed=None):
+        """Start a new episode; its result is `(obs, info)`."""
+        self._send('reset', seed)
+
+    def start_step(self, action):
+        """Start an agent step; its result is Gymnasium's 5-tuple."""
+        self._send('step', action)
+
+    def result(self):
+        """Wait for the result of what was started last.
+
+        Raises:
+          WorkerError: if the environment raised an error (the message holds its
+            traceback), or if its process died or gave no answer in time.
+        """
+        answer = self._receive(self._timeout)
+        return {'image': self._image.copy()}, *answer
+
+    def _receive(self, timeout):
+        try:
+            if not self._await_answer(timeout):
+                # Its late answer would be taken for that to a later question.
+                self._kill()
+                raise WorkerError(
+                    f'The simulator process of {self._task} gave no answer within '
+                    f'{timeout} s and was stopped'
+                )
+            kind, value = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerError(self._cause_of_death()) from error
+        if kind == 'renderer':
+            self._send('renderer', self._renderer())
+            return self._receive(timeout)
+        if kind == 'result':
+            return value
+        if kind in _REFUSALS:
+            raise _REFUSALS[kind](value)
+        raise WorkerError(f'The environment of {self._task} failed:{value}')
+
+    def _await_answer(self, timeout):
+        """Return whether an answer comes in time. Time in which this process itself was
+        suspended does not count: the worker may have been, too.
+        """
+        while timeout > 0:
+            piece = min(timeout, 1)
+            if self._answers.poll(1000 * piece):
+                return True
+            timeout -= piece
+        return False
+
+    def restart(self):
+        """Put a fresh process in place of the present one, dead or alive.
+
+        The new environment begins with a reset.
+        """
+        self.close()
+        self._start()
+        self.ready()
+
+    def hang_up(self):
+        """Let the child close its environment and end, without waiting for it."""
+        self._connection.close()
+        self._deadline = self._deadline or time.monotonic() + CLOSING
+
+    def close(self):
+        """Close the environment, end the process and wait for its end, which takes
+        `CLOSING` seconds at most; can be called more than once.
+        """
+        self.hang_up()
+        try:
+            self._process.wait(max(0, self._deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._kill()
+            self._process.wait()
+        self._end_session()
+
+    def _kill(self):
+        """Kill the process, and what its environment has started: that would go on
+        without anyone who could end it.
+        """
+        started = _descendants(self.pid)
+        self._process.kill()
+        for pid in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._end_session()
+
+    def _end_session(self):
+        """Kill what a process that has ended, or was killed, has left behind; once, for
+        others may have its number later.
+        """
+        if self._has_session:
+            self._has_session = False
+            signals.end_session(self.pid)
+
+    def _start(self):
+        self._connection, theirs = Pipe()
+        self._deadline = None
+        # Connection.poll makes a selector every time, which takes as long as the rest.
+        self._answers = select.poll()
+        self._answers.register(self._connection.fileno(), select.POLLIN)
+        height, width = self._kwargs.get('size', (64, 64))
+        shared = _make_shared(height * width * 3)
+        self._image = _map(shared.fileno()).reshape(height, width, 3)
+        descriptors = theirs.fileno(), shared.fileno()
+        # Without `-P` Python would look for modules in the caller's folder first.
+        self._process = subprocess.Popen(
+            [sys.executable, '-P', '-c', SCRIPT, str(ROOT), *map(str, descriptors)],
+            env={**os.environ, **self._env},
+            stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            # What it starts has it too, and can be ended by it.
+            start_new_session=True,
+        )
+        self._has_session = True
+        theirs.close()
+        shared.close()
+        self._send('make', (self._task, self._kwargs))
+
+    def _send(self, command, argument):
+        try:
+            self._connection.send((command, argument))
+        except OSError as error:
+            raise WorkerError(self._cause_of_death()) from error
+
+    def _cause_of_death(self):
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return f'The simulator process of {self._task} closed its connection'
+        self._end_session()
+        how = f'ended with exit code {code}'
+        if code < 0:
+            how = f'was killed by {signal.Signals(-code).name}'
+        return f'The simulator process of {self._task} {how}'
+
+
+def _make_shared(size):
+    """Return a file in memory. Without a name, it is gone with the last process that
+    has it open, whatever ends them.
+    """
+    if hasattr(os, 'memfd_create'):
+        file = open(os.memfd_create('image'), 'r+b')
+    else:
+        file = tempfile.TemporaryFile()
+    file.truncate(size)
+    return file
+
+
+def _map(descriptor):
+    """Return the bytes of an open file, shared with all that map it."""
+    return np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
+
+
+def _descendants(pid):
+    """Return the ids of the processes that a process has started, and those have
+    started; none where the system does not tell.
+    """
+    found = []
+    for path in pathlib.Path(f'/proc/{pid}/task').glob('*/children'):
+        with contextlib.suppress(OSError):
+            for child in map(int, path.read_text().split()):
+                found += [child, *_descendants(child)]
+    return found
+
+
+class _Renderer:
+    """Find the renderer for an environment that turns out to need MuJoCo's.
+
+    Args:
+      task: name of the task.
+      env: the child's own environment variables, which win.
+    """
+
+    def __init__(self, task, env):
+        self._task, self._env = task, env
+        self._trouble = ''
+
+    def __call__(self):
+        """Return environment variables, see `rendering.supply`.
+
+        Raises:
+          RuntimeError: if nothing renders here, and the task does not go without.
+        """
+        if 'MUJOCO_GL' in self._env:
+            return {}
+        try:
+            return rendering.variables(self._env.get(rendering.DEVICE))
+        except RuntimeError as error:
+            if self._task.startswith('dmc_'):
+                raise
+            # It may use the physics alone.
+            self._trouble = str(error)
+            return {}
+
+    def explain(self, error):
+        """Return why the environment could not be made: the error, with the trouble
+        that the renderer made, if it did.
+        """
+        if self._trouble and isinstance(error, RuntimeError):
+            return RuntimeError(f'{error} ({self._trouble})')
+        return error
+
+
+class LocalWorker(Stepped):
+    """The interface of `Worker` for an environment in this very process.
+
+    For debugging, and for environments that need no process of their own. MuJoCo
+    without a GPU is not one of them where TensorFlow is loaded.
+
+    Args:
+      task: name of the task, as `wrappers.make` takes it.
+      kwargs: further arguments of `wrappers.make`.
+      env: environment variables for MuJoCo's renderer, where it is needed.
+
+    Raises:
+      ValueError, RuntimeError: if the environment refuses to be made.
+    """
+
+    def __init__(self, task, kwargs=None, env=None):
+        self._task = task
+        self._renderer = _Renderer(task, env or {})
+        self._kwargs = kwargs or {}
+        self._start()
+
+    def start_reset(self, seed=None):
+        """Start a new episode; its result is `(obs, info)`."""
+        self._pending = functools.partial(self._env.reset, seed=seed)
+
+    def start_step(self, action):
+        """Start an agent step; its result is Gymnasium's 5-tuple."""
+        self._pending = functools.partial(self._env.step, action)
+
+    def result(self):
+        """Compute the result of what was started last.
+
+        Raises:
+          WorkerError: if the environment raised an error.
+        """
+        try:
+            return self._pending()
+        except Exception as error:
+            raise WorkerError(
+                f'The environment of {self._task} failed:{_explain(error)}'
+            ) from error
+
+    def restart(self):
+        """Make the environment anew; it begins with a reset."""
+        self.close()
+        self._start()
+
+    def hang_up(self):
+        """Do nothing: in this process there is nobody to do it meanwhile."""
+
+    def close(self):
+        """Close the environment; can be called more than once."""
+        env, self._env = self._env, None
+        if env:
+            _close(env, self._task)
+
+    def _start(self):
+        self._env = None
+        if self._task.startswith(('dmc_', 'gym_')):
+            rendering.supply(self._renderer)
+        try:
+            self._env = wrappers.make(self._task, **self._kwargs)
+        except RuntimeError as error:
+            raise self._renderer.explain(error) from error
+        self.observation_space = self._env.observation_space
+        self.action_space = self._env.action_space
+
+
+def make_workers(
+    task,
+    count,
+    kwargs=None,
+    parallel='process',
+    devices=None,
+    timeout=300,
+    evaluation=0,
+):
+    """Start several environments of one task, all at the same time.
+
+    Args:
+      task, kwargs: the arguments of `wrappers.make`.
+      count: number of environments.
+      parallel: 'process' for processes of their own, 'none' for this process.
+      devices: indices of the GPUs that MuJoCo shall render on, dealt out in turn,
+        unless the user has set MUJOCO_EGL_DEVICE_ID.
+      timeout: seconds after which a silent environment counts as dead.
+      evaluation: how many of them, the last ones, are made for evaluation.
+
+    Returns:
+      a list of `Worker` or `LocalWorker`.
+
+    Raises:
+      ValueError: if the task, or the kind of parallelism, is unknown.
+      RuntimeError: if nothing renders here (see `rendering.choose_renderer`).
+      WorkerError: if one fails in any other way. No process is left behind.
+    """
+    if parallel not in ('process', 'none'):
+        raise ValueError(
+            f"Unknown kind of parallelism '{parallel}': use 'process' or 'none'"
+        )
+    settings = [
+        {
+            **(kwargs or {}),
+            'training': index < count - evaluation,
+            'quiet': index > 0,  # What one warns of, all would.
+        }
+        for index in range(count)
+    ]
+    deal = devices and rendering.DEVICE not in os.environ
+    env = {rendering.DEVICE: str(devices[0])} if deal else {}
+    if parallel == 'none':
+        return [LocalWorker(task, kwargs, env) for kwargs in settings]
+    workers = []
+    try:
+        for index, kwargs in enumerate(settings):
+            if deal:
+                env[rendering.DEVICE] = str(devices[index % len(devices)])
+            workers.append(Worker(task, kwargs, env=env, timeout=timeout, wait=False))
+        for worker in workers:
+            worker.ready()
+    except BaseException:
+        close_workers(workers)
+        raise
+    return workers
+
+
+def close_workers(workers):
+    """Close all of them at the same time, see `Worker.close`."""
+    for worker in workers:
+        worker.hang_up()
+    for worker in workers:
+        worker.close()
+
+
+def make_envs(config, training, evaluation, devices):
+    """Workers with environments of the configuration's task, those for training first.
+
+    Raises ValueError or RuntimeError where the task cannot be made.
+    """
+    kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
+    return make_workers(
+        config.task,
+        training + evaluation,
+        kwargs,
+        config.parallel,
+        devices,
+        config.worker_timeout,
+        evaluation,
+    )
+
+
+def main():
+    """Serve the environment that the parent process asks for."""
+    streams.protect()
+    connection = Connection(int(sys.argv[1]))
+    try:
+        _serve(connection, _map(int(sys.argv[2])))
+    except (EOFError, OSError):
+        pass  # The parent has closed this worker, or is gone.
+
+
+@contextlib.contextmanager
+def _without_model_warnings():
+    """Keep MuJoCo from its remarks on a model that others have written, unless
+    `--verbose` is on; a simulation that goes wrong later is still reported.
+
+    Yields what is to be done with MuJoCo once it is imported.
+    """
+    if 'DREAMER_VERBOSE' in os.environ:
+        yield lambda mujoco: None
+        return
+    try:
+        yield lambda mujoco: mujoco.set_mju_user_warning(lambda message: None)
+    finally:
+        if mujoco := sys.modules.get('mujoco'):
+            mujoco.set_mju_user_warning(None)
+
+
+def _serve(connection, image):
+    """Answer the parent's questions until there are no more; observed images go into
+    the array `image`, everything else through the connection.
+    """
+    _, (task, kwargs) = connection.recv()
+
+    def ask():
+        connection.send(('renderer', None))
+        return connection.recv()[1]
+
+    try:
+        with _without_model_warnings() as then:
+            rendering.supply(ask, then)
+            env = wrappers.make(task, **kwargs)
+    except (ValueError, RuntimeError) as error:
+        kind = 'ValueError' if isinstance(error, ValueError) else 'RuntimeError'
+        connection.send((kind, str(error)))
+        return
+    except Exception as error:
+        connection.send(('error', _explain(error)))
+        return
+    try:
+        connection.send(('result', (env.observation_space, env.action_space)))
+        _answer(env, connection, image)
+    finally:
+        _close(env, task)
+
+
+def _answer(env, connection, image):
+    """Reset and step the environment as the parent asks; never return."""
+    commands = {'reset': lambda seed: env.reset(seed=seed), 'step': env.step}
+    while True:
+        command, argument = connection.recv()
+        try:
+            observation, *rest = commands[command](argument)
+            image[:] = observation['image'].ravel()
+            answer = 'result', rest
+        except Exception as error:
+            answer = 'error', _explain(error)
+        connection.send(answer)
+
+
+def _explain(error):
+    """Return what went wrong in an environment: a traceback, unless we know."""
+    if isinstance(error, Unfit):
+        return f' {error}'
+    text = f'\n{traceback.format_exc()}'
+    # Some show its last line alone.
+    return text if str(error).strip() else f'{text}{one_line(error)}\n'
+
+
+def _close(env, task):
+    """Close an environment. Its work is done: an error is no more than a warning."""
+    try:
+        env.close()
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            print(
+                f'dreamer: warning: the environment of {task} did not close: '
+                f'{one_line(error)}',
+                file=sys.stderr,
+                flush=True,
+            )

@@ -1,0 +1,78 @@
+"""Tasks of the DeepMind Control Suite."""
+
+import gymnasium
+from gymnasium.spaces import Dict
+
+from support.envs import action_box, did_you_mean
+
+
+class DeepMindControl(gymnasium.Env):
+    """A task of the DeepMind Control Suite; observations are left to the image.
+
+    An episode is a function of the seed given to `reset` and of the actions.
+
+    Args:
+      name: of the task, DOMAIN_TASK.
+      size: height and width of the images in pixels.
+      render_quality: 'standard', or 'fast' for MuJoCo without shadows and
+        multisampling: 3 to 6 times as many images a second where no GPU renders, but
+        other images than the published results were made with.
+
+    Raises:
+      ValueError: if the suite has no such task.
+    """
+
+    metadata = {'render_modes': ['rgb_array']}
+    render_mode = 'rgb_array'
+
+    def __init__(self, name, size=(64, 64), render_quality='standard'):
+        from dm_control import suite
+
+        domain, task = self._find(name, suite.ALL_TASKS)
+        # A few tasks draw properties of the body while they are built. A fixed seed
+        # here lets every worker simulate the same body.
+        self._env = suite.load(domain, task, task_kwargs={'random': 0})
+        spec = self._env.action_spec()
+        self.action_space = action_box(spec.minimum, spec.maximum)
+        self.observation_space = Dict()
+        self._size = size
+        # The quadruped's camera 0 stands still and loses it from sight.
+        self._camera = 2 if domain == 'quadruped' else 0
+        self._env.task.random.seed(None)
+        if render_quality == 'fast':  # Takes effect where the first image is rendered.
+            quality = self._env.physics.model.vis.quality
+            quality.shadowsize = quality.offsamples = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self._env.task.random.seed(seed)
+        self._env.reset()
+        return {}, {}
+
+    def step(self, action):
+        step = self._env.step(action)
+        terminated = step.last() and step.discount == 0
+        truncated = step.last() and not terminated
+        return {}, float(step.reward), terminated, truncated, {}
+
+    def render(self):
+        height, width = self._size
+        return self._env.physics.render(height, width, camera_id=self._camera)
+
+    def close(self):
+        self._env.close()
+
+    @staticmethod
+    def _find(name, tasks):
+        """Return domain and task for DOMAIN_TASK, where both can hold underscores."""
+        names = {f'{domain}_{task}': (domain, task) for domain, task in tasks}
+        names['cup_catch'] = ('ball_in_cup', 'catch')  # The paper's name.
+        if name in names:
+            return names[name]
+        domains = sorted({domain for domain, _ in tasks})
+        raise ValueError(
+            f"Unknown task 'dmc_{name}'{did_you_mean(name, names, 'dmc')}: the Control "
+            f'Suite has {len(tasks)} tasks, dmc_DOMAIN_TASK, in the domains '
+            f'{", ".join(domains)}'
+        )

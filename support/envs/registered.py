@@ -1,0 +1,269 @@
+"""Any environment that is registered with Gymnasium."""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import sys
+from importlib.machinery import PathFinder
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
+
+from support.envs import Unfit, action_box, did_you_mean, one_line
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class GymnasiumTask(gymnasium.Env):
+    """Any registered Gymnasium environment.
+
+    Its observation is the image, if it is one (uint8, [H, W], [H, W, 1] or [H, W, 3]);
+    otherwise its rendering is. Actions of several dimensions are flattened.
+
+    Args:
+      name: id of the environment.
+      gym_import: module to import first, which registers the environment; it may lie
+        in the current folder.
+
+    Raises:
+      ValueError: if there is no such environment or module, or if there are neither
+        images nor actions that the agent can work with.
+      RuntimeError: if the environment cannot be made, for instance because a package
+        that it needs is missing.
+      Unfit: then or later, if it gives something other than Gymnasium's interface and
+        its own spaces say.
+    """
+
+    metadata = {'render_modes': ['rgb_array']}
+    render_mode = 'rgb_array'
+
+    def __init__(self, name, gym_import=''):
+        import ale_py
+
+        if 'DREAMER_VERBOSE' not in os.environ:
+            gymnasium.logger.min_level = gymnasium.logger.ERROR
+        gymnasium.register_envs(ale_py)
+        # Users expect to find their own modules, which a script does not search for in
+        # the current folder. Behind all others, so that they shadow none.
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        modules = {gym_import: '--gym_import'} if gym_import else {}
+        if ':' in name:
+            modules[name.partition(':')[0]] = f"'gym_{name}'"
+        for module, asker in modules.items():
+            _import(module, asker)
+        self._task = f'gym_{name}'
+        self._env = _make(name, modules)
+        self._from_observation = _is_image(self._env.observation_space)
+        self._shape = self._env.observation_space.shape
+        self.observation_space = Dict()
+        try:
+            self.action_space = _flatten(name, self._env.action_space)
+            if not self._from_observation:
+                self._make_rendering(name, modules)
+            self._begin()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.close()
+            raise
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        result = self._env.reset(seed=seed, options=options)
+        self._observation, _ = self._unpack(result, 'reset', ('observation', 'info'))
+        return {}, {}
+
+    def step(self, action):
+        space = self._env.action_space
+        if isinstance(space, Box):
+            action = np.reshape(action, space.shape).astype(space.dtype)
+            # Of a bound in float64, float32 can be a little on the other side.
+            action = np.clip(action, space.low, space.high)
+        self._observation, reward, terminated, truncated, _ = self._unpack(
+            self._env.step(action),
+            'step',
+            ('observation', 'reward', 'terminated', 'truncated', 'info'),
+        )
+        # Some give arrays of one number.
+        reward = float(np.asarray(reward).item())
+        return {}, reward, bool(terminated), bool(truncated), {}
+
+    def render(self):
+        if not self._from_observation:
+            image = _as_array(self._env.render())
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise Unfit(
+                    f"'{self._task}' renders {_describe(image)}, not images uint8 "
+                    '(H, W, 3)'
+                )
+            return image
+        image = _as_array(self._observation)
+        if image.dtype != np.uint8 or image.shape != self._shape:
+            raise Unfit(
+                f"'{self._task}' gives the observation {_describe(image)}, where its "
+                f'space says uint8 {self._shape}'
+            )
+        if image.ndim == 2:
+            image = image[..., None]
+        return np.broadcast_to(image, (*image.shape[:2], 3))
+
+    def close(self):
+        env, self._env = self._env, None
+        if env:
+            env.close()
+
+    def _make_rendering(self, name, modules):
+        """Make the environment anew so that it renders."""
+        if 'rgb_array' not in self._env.metadata.get('render_modes', []):
+            raise ValueError(
+                f"'gym_{name}' has no images: its observations are none, and it has no "
+                "render_mode 'rgb_array'"
+            )
+        self.close()
+        self._env = _make(name, modules, render_mode='rgb_array')
+
+    def _begin(self):
+        """See to it that the environment can be reset and has an image.
+
+        A worker would otherwise meet the error in its first episode.
+        """
+        for verb, call in ('reset', self.reset), ('render', self.render):
+            try:
+                call()
+            except Unfit:
+                raise
+            except Exception as error:  # Each environment has its own kinds.
+                raise RuntimeError(
+                    f"Cannot {verb} '{self._task}': {_explain(error)}"
+                ) from error
+
+    def _unpack(self, result, call, names):
+        """Return what `call` has returned, if that is as many values as there are
+        names; the `gym` that Gymnasium has followed had others.
+        """
+        several = isinstance(result, (tuple, list))
+        if several and len(result) == len(names):
+            return result
+        came = f'{len(result)} values' if several else _describe(_as_array(result))
+        raise Unfit(
+            f"'{self._task}' is not of Gymnasium's interface: {call} returned {came}, "
+            f'not ({", ".join(names)})'
+        )
+
+
+def _is_image(space):
+    return (
+        isinstance(space, Box)
+        and space.dtype == np.uint8
+        and (len(space.shape) == 2 or space.shape[2:] in ((1,), (3,)))
+    )
+
+
+def _flatten(name, space):
+    """Return the action space in the form that the agent's heads fit."""
+    if isinstance(space, Discrete):
+        return space
+    if not isinstance(space, Box) or space.dtype.kind != 'f' or 0 in space.shape:
+        raise ValueError(
+            f"'gym_{name}' has the action space {space}, which no action head "
+            'fits: there are heads for Box (of floats) and Discrete'
+        )
+    return action_box(space.low.ravel(), space.high.ravel())
+
+
+def _as_array(value):
+    """Return a value as an array; one of objects, if it is nothing like that."""
+    try:
+        return np.asarray(value)
+    except Exception:  # Rows of different lengths, or another's class.
+        return np.array(None)
+
+
+def _describe(array):
+    """Return in words what an array of `_as_array` is."""
+    if array.dtype == object:
+        return 'no array'
+    if array.dtype.kind not in 'biuf' or not array.size:
+        return f'{array.dtype} {array.shape}'
+    return f'{array.dtype} {array.shape} from {array.min():g} to {array.max():g}'
+
+
+def _make(name, modules, **kwargs):
+    """Return the environment; `modules` have been imported for it."""
+    try:
+        return gymnasium.make(name, disable_env_checker=True, **kwargs)
+    except Exception as error:  # Each environment has its own kinds.
+        unknown = isinstance(error, gymnasium.error.UnregisteredEnv)
+        if not unknown and type(error) is not gymnasium.error.Error:
+            raise RuntimeError(
+                f"Cannot make 'gym_{name}': {_explain(error, modules)}"
+            ) from error
+        hint = did_you_mean(name, list(gymnasium.registry), 'gym')
+        text = ' '.join(str(error).split())
+        text += _describe_shadows(modules)
+        raise ValueError(
+            f"Unknown task 'gym_{name}'{hint}: {text} (third parties register "
+            'theirs in a module, which --gym_import names)'
+        ) from error
+
+
+def _import(module, asker):
+    """Import a module of someone else, which `asker` names."""
+    name = module.partition('.')[0]
+    message = f"Cannot import the module '{module}' of {asker}"
+    if theirs := _hidden(name):
+        raise ValueError(
+            f"{message}: this project has a '{name}' of its own, which hides {theirs}; "
+            'give yours another name'
+        )
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise ValueError(f'{message}: {_explain(error, [module])}') from error
+
+
+def _explain(error, modules=()):
+    """Return an error of another's code in one line, with what may be behind it: one of
+    `modules`, or of those that it names, may be another one by mistake.
+    """
+    text = one_line(error)
+    here = {path.stem for path in pathlib.Path.cwd().iterdir()}
+    named = {name for name in here if f"'{name}'" in text}
+    return text + _describe_shadows([*modules, *named])
+
+
+def _describe_shadows(modules):
+    """Return, for a message, which files Python takes for modules in the place of those
+    in the current folder; '' where there are none.
+    """
+    text = ''
+    for name in sorted({module.partition('.')[0] for module in modules}):
+        theirs = PathFinder.find_spec(name, [os.getcwd()])
+        with contextlib.suppress(ImportError, ValueError):  # It may have no spec.
+            found = importlib.util.find_spec(name)
+            if found and theirs and _place(found) != _place(theirs):
+                text += (
+                    f" (the module '{name}' is {_place(found)}, which hides "
+                    f'{_place(theirs)}; give yours another name)'
+                )
+    return text
+
+
+def _place(spec):
+    """Return where a module is; a folder without __init__.py has no origin."""
+    return spec.origin or list(spec.submodule_search_locations)[0]
+
+
+def _hidden(name):
+    """Return where someone's own module is in whose place Python finds the one of that
+    name in this project; None if it does not.
+    """
+    ours = PathFinder.find_spec(name, [str(ROOT)])
+    if not ours or not ours.origin:
+        return None
+    places = [os.getcwd(), *sys.path]
+    others = [path for path in places if pathlib.Path(path).resolve() != ROOT]
+    theirs = PathFinder.find_spec(name, others)
+    return theirs and _place(theirs)

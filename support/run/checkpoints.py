@@ -1,0 +1,313 @@
+"""What a run needs to go on: checkpoints that are whole or absent, and a lock.
+
+A checkpoint is `ckpt-N.index` with its data beside it. It is written elsewhere first,
+and `ckpt-N.index` appears last: what has that name was whole, or was damaged later,
+which TensorFlow's checksums show.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import socket
+import sys
+import tempfile
+
+import tensorflow as tf
+
+import configs
+from support.run import startup
+from support.system import atomic, faults
+
+DATA, INDEX = '.data-00000-of-00001', '.index'
+STATE = 'state/.ATTRIBUTES/VARIABLE_VALUE'
+# Of the agent, in which they are Python numbers.
+COUNTERS = 'gradient_step', 'env_step', 'train_start'
+NAME = re.compile(r'(ckpt|damaged)-(\d+)\.(index|data.*)')
+
+
+class Lock:
+    """Hold a run's folder, which is made if need be, until the process ends.
+
+    The system itself frees it then, also after `kill -9`.
+
+    Args:
+      folder: of the run.
+
+    Raises:
+      ConfigError: another process holds it; the message says which.
+      OSError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(folder / 'lock', 'a+')
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or 'another process'
+            raise configs.ConfigError(
+                f'{folder} is in use by {holder}; stop that run or choose another '
+                '--logdir'
+            ) from None
+        except OSError as error:
+            print(
+                f'dreamer: warning: {folder} cannot be locked ({error.strerror}); '
+                'do not start a second run there',
+                file=sys.stderr,
+            )
+        self._file.truncate(0)
+        self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+        self._file.flush()
+        # A process that was killed left these; none was ever complete.
+        for name in 'episodes', 'checkpoints', 'videos':
+            atomic.clean(folder / name)
+        atomic.clean(folder, 'config.json')
+
+
+class Checkpoints:
+    """Save and restore the agent and a state; keep the newest two.
+
+    Args:
+      folder: of the checkpoints.
+      agent: `agent.Dreamer`.
+
+    Attributes:
+      restored: number of the checkpoint that was restored; 0 for none.
+    """
+
+    def __init__(self, folder, agent):
+        self.restored = 0
+        self._folder = pathlib.Path(folder)
+        self._state = tf.Variable('', dtype=tf.string)
+        self._checkpoint = tf.train.Checkpoint(agent=agent, state=self._state)
+
+    def save(self, state):
+        """Write a checkpoint with `state`, a dict that JSON can hold.
+
+        Raises:
+          OSError: it could not be written; those before are untouched.
+        """
+        self._folder.mkdir(exist_ok=True)
+        # A number is never used twice, so that nothing is written over.
+        names = map(NAME.fullmatch, os.listdir(self._folder))
+        number = 1 + max((int(name[2]) for name in names if name), default=0)
+        unfinished = self._folder / 'unfinished'
+        unfinished.mkdir(exist_ok=True)
+        try:
+            self.write(unfinished / 'ckpt', state)
+            faults.reach('written')
+            for suffix in DATA, INDEX:
+                atomic.rename(
+                    unfinished / f'ckpt{suffix}',
+                    self._folder / f'ckpt-{number}{suffix}',
+                )
+                faults.reach('checkpoint')
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        for old in self.numbers()[:-2]:
+            for path in (self._folder / f'ckpt-{old}{s}' for s in (INDEX, DATA)):
+                path.unlink(missing_ok=True)
+        self._announce()
+        faults.reach('saved')
+
+    def write(self, prefix, state=None):
+        """Write the files `prefix`.index and so on, and see them on the disk.
+
+        Raises:
+          OSError: they could not be written.
+        """
+        self._state.assign(json.dumps(state or {}))
+        with startup.disk_errors(prefix), plain(prefix) as name:
+            with counting_in_variables(self._checkpoint.agent):
+                self._checkpoint.write(name)
+        for suffix in DATA, INDEX:
+            with open(f'{prefix}{suffix}', 'rb') as file:
+                os.fsync(file.fileno())
+
+    def restore(self):
+        """Load the newest whole checkpoint; one that is damaged is named and kept
+        under another name.
+
+        Returns:
+          its state; an empty dict without checkpoints.
+
+        Raises:
+          ConfigError: there are only damaged ones, or it is of another network.
+        """
+        damaged = []
+        for path, state in find_whole(self._folder, lambda *one: damaged.append(one)):
+            self.load(number_of(path))
+            for other, reason in damaged:
+                self._set_aside(other, reason, path.name)
+            self._announce()
+            return state
+        if damaged:
+            raise configs.ConfigError(
+                f'no checkpoint in {self._folder} is whole ({damaged[0][1]}); move the '
+                'folder away to learn anew from the episodes'
+            )
+        return {}
+
+    def load(self, number):
+        """Load the checkpoint of this number, which is whole.
+
+        Raises:
+          ConfigError: it is of another network.
+        """
+        load_into(self._checkpoint, self._folder / f'ckpt-{number}')
+        self.restored = number
+
+    def _set_aside(self, path, reason, good):
+        kept = f'damaged-{number_of(path)}'
+        for suffix in INDEX, DATA:
+            if os.path.exists(f'{path}{suffix}'):
+                atomic.rename(f'{path}{suffix}', self._folder / f'{kept}{suffix}')
+        print(
+            f'dreamer: warning: the checkpoint {path} is damaged ({reason}); it is '
+            f'kept as {kept}, and the run goes on from {good}',
+            file=sys.stderr,
+        )
+
+    def numbers(self):
+        """Numbers of the checkpoints, ascending."""
+        return list(map(number_of, find(self._folder)))
+
+    def _announce(self):
+        """Tell TensorFlow's own tools which checkpoints there are."""
+        names = [f'"ckpt-{number}"' for number in self.numbers()]
+        lines = [
+            f'model_checkpoint_path: {names[-1]}',
+            *(f'all_model_checkpoint_paths: {name}' for name in names),
+        ]
+        text = '\n'.join(lines) + '\n'
+        atomic.write(self._folder / 'checkpoint', text.encode())
+
+
+@contextlib.contextmanager
+def plain(prefix):
+    """Name a checkpoint so that TensorFlow finds it, whatever its folder is called.
+
+    TensorFlow takes the prefix that it reads from as a pattern, in which brackets and
+    backslashes stand for others, and only names in UTF-8: such folders get a link of a
+    plain name while the block runs.
+
+    Args:
+      prefix: path without `.index`.
+
+    Yields:
+      a prefix, for reading and writing.
+    """
+    if is_plain(prefix):
+        yield str(prefix)
+        return
+    # Where temporary files go may have such a name itself.
+    places = [place for place in (tempfile.gettempdir(), '/tmp') if is_plain(place)]
+    with tempfile.TemporaryDirectory(dir=places[0]) as folder:
+        link = pathlib.Path(folder, 'link')
+        link.symlink_to(pathlib.Path(prefix).parent.absolute())
+        yield str(link / pathlib.Path(prefix).name)
+
+
+def is_plain(path):
+    """Whether TensorFlow takes a path as it stands."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return not re.search(r'[][\\]', str(path))
+
+
+def find(folder):
+    """Paths `ckpt-N` of the checkpoints in a folder, without a suffix, by their number;
+    those that have an index, whether they are whole or not.
+    """
+    paths = [path.with_suffix('') for path in pathlib.Path(folder).glob('ckpt-*.index')]
+    return sorted(
+        (path for path in paths if re.fullmatch(r'ckpt-\d+', path.name)), key=number_of
+    )
+
+
+def number_of(path):
+    """N of `ckpt-N`."""
+    return int(path.name.removeprefix('ckpt-'))
+
+
+def find_whole(folder, pass_over):
+    """Read the checkpoints in a folder, the newest first, and change nothing there.
+
+    Args:
+      folder: of the checkpoints.
+      pass_over: called with the path of each that is damaged, and the reason in a line.
+
+    Yields:
+      path and state of each that is whole.
+    """
+    for path in reversed(find(folder)):
+        try:
+            state = read(path)
+        except Exception as error:  # Damage has many kinds.
+            reason = ' '.join(str(error).split())[:200] or type(error).__name__
+            pass_over(path, reason)
+            continue
+        yield path, state
+
+
+@contextlib.contextmanager
+def counting_in_variables(agent):
+    """Make variables of an agent's counters while the block runs: such are they in a
+    checkpoint, where they stand beside the networks.
+    """
+    with tf.device('CPU:0'):
+        for name in COUNTERS:
+            setattr(agent, name, tf.Variable(getattr(agent, name), dtype=tf.int64))
+    try:
+        yield
+    finally:
+        for name in COUNTERS:
+            number = int(getattr(agent, name))
+            delattr(agent, name)  # TensorFlow would go on to save the variable.
+            setattr(agent, name, number)
+
+
+def load_into(checkpoint, path):
+    """Load a whole checkpoint into a `tf.train.Checkpoint` with an `agent`, or some of
+    its objects.
+
+    Raises:
+      ConfigError: it is of another network.
+    """
+    try:
+        with plain(path) as name, counting_in_variables(checkpoint.agent):
+            # It also holds what only a run needs, to go on.
+            status = checkpoint.read(name).expect_partial()
+            status.assert_existing_objects_matched()
+    except (ValueError, AssertionError, tf.errors.OpError) as error:
+        raise configs.ConfigError(
+            f'{path} is of another network or version ({str(error).splitlines()[0]})'
+        ) from None
+
+
+def read(path):
+    """Read a whole checkpoint, for its checksums; return its state.
+
+    Raises:
+      Exception: one of many kinds, if it is damaged.
+    """
+    with plain(path) as name:
+        reader = tf.train.load_checkpoint(name)
+        kinds = reader.get_variable_to_dtype_map()
+        claimed = sum(
+            math.prod(shape) * kinds[key].size
+            for key, shape in reader.get_variable_to_shape_map().items()
+        )
+        if claimed > os.path.getsize(f'{path}{DATA}'):
+            raise ValueError(f'it claims {claimed} bytes of data')
+        for key in kinds:
+            reader.get_tensor(key)
+        return json.loads(reader.get_tensor(STATE)) if reader.has_tensor(STATE) else {}

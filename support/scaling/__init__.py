@@ -1,0 +1,1 @@
+"""Above one run on one machine: several machines, many runs."""

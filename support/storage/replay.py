@@ -1,0 +1,362 @@
+"""Replay: episodes on disk, a bounded part of them in memory, sequence batches.
+
+Shapes: T rows of an episode (agent steps + 1), B batch, L length, A action.
+Time index: `action[t]` led to `image[t]`, `reward[t]` and `discount[t]`;
+`action[0]` is zero.
+"""
+
+import collections
+import concurrent.futures
+import datetime
+import errno
+import functools
+import pathlib
+import sys
+
+import numpy as np
+
+from support.storage import episodes
+from support.system import limits
+
+
+class Replay:
+    """Store whole episodes and sample batches of sequences from them.
+
+    An episode is a dict of image uint8 [T, 64, 64, 3], action [T, A], reward [T] and
+    discount [T], kept as `{time}-{id}-{rows}.npz` (the format of the authors' 2020
+    code, whose folders load too: float16, compressed, with further keys). Files that
+    cannot be used are named on stderr, counted in `skipped` and left where they are.
+
+    Args:
+      directory: folder of the episodes; made when the first is added.
+      length: rows L of a sampled sequence.
+      seed: seed of the generator that every draw comes from.
+      balance: draw every row of an episode equally often; see `sample`.
+      memory: bytes of decoded episodes to hold, the oldest leave first; None for a
+        quarter of what the process may take. One episode is always held. Of others, the
+        rows that are drawn are read from disk.
+      capacity: agent steps to keep on disk, or None: the oldest files are deleted. One
+        episode is always kept.
+
+    Attributes:
+      PENDING: episodes that may wait to be written; they are held in memory.
+      skipped: number of files that could not be used.
+      newest: name of the newest file, '' without any; names sort as files were added.
+    """
+
+    PENDING = 4
+
+    def __init__(
+        self, directory, *, length, seed=0, balance=False, memory=None, capacity=None
+    ):
+        if length < 1:
+            raise ValueError(f'A sequence needs at least 1 row, not {length}')
+        self.skipped = 0
+        self._directory = pathlib.Path(directory)
+        self._length = length
+        self._balance = balance
+        self._memory = default_memory() if memory is None else memory
+        self._capacity = capacity
+        self._rng = np.random.default_rng(seed)
+        self._cache = collections.OrderedDict()
+        self._cached_bytes = 0
+        self._stored = {}
+        # One thread, so that files appear in the order of their names.
+        self._writer = concurrent.futures.ThreadPoolExecutor(1)
+        self._writing = collections.deque()
+        self.newest = ''
+        self._count = 0
+        self._entries = self._scan(sorted(self._directory.glob('*.npz')))
+
+    @property
+    def episodes(self):
+        """Number of episodes that can be drawn."""
+        return len(self._entries)
+
+    @property
+    def action_size(self):
+        """Size A of the actions; None without episodes."""
+        return self._entries[0].actions if self._entries else None
+
+    @property
+    def rows(self):
+        """Number of rows of all episodes."""
+        return sum(entry.rows for entry in self._entries)
+
+    @property
+    def steps(self):
+        """Number of agent steps of all episodes; each has one row more than steps."""
+        return self.rows - self.episodes
+
+    def get_state(self):
+        """Return the generator's state, a dict that JSON can hold."""
+        return self._rng.bit_generator.state
+
+    def set_state(self, state):
+        """Continue the draws from a state that `get_state` returned."""
+        self._rng.bit_generator.state = state
+
+    def add(self, episode):
+        """Serve an episode from now on, and write it to disk, atomically, in the
+        background: see `flush`.
+
+        Args:
+          episode: dict of image uint8 [T, 64, 64, 3], action [T, A], reward [T] and
+            discount [T], T >= 2; numbers are stored as float32. `origin`, if given,
+            is part of the name (see `Entry.origin`). Other keys are not stored.
+
+        Returns:
+          the path of the file.
+
+        Raises:
+          ValueError: a key is missing, or a shape, dtype or value does not fit.
+          OSError: a file, of this episode or of one before, could not be written; no
+            part of it is left.
+        """
+        self._await_writes(self.PENDING)
+        origin = episode.get('origin', (0, 0, 0))
+        episode = {key: np.asarray(value) for key, value in episode.items()}
+        headers = {key: (array.shape, array.dtype) for key, array in episode.items()}
+        rows, actions = episodes.check_headers(headers)
+        if self._entries and actions != self._entries[0].actions:
+            raise ValueError(
+                f'action has {actions} values, those before {self._entries[0].actions}'
+            )
+        episode = episodes.decode(episode)
+        # Not its parents: a run's folder that is gone must not come back half empty.
+        self._directory.mkdir(exist_ok=True)
+        entry = episodes.Entry(
+            self._directory / self._name(rows, origin), rows, actions
+        )
+        self._entries.append(entry)
+        self.newest = entry.path.name
+        self._count += 1
+        self._remember(entry, episode)
+        while self._capacity and self.episodes > 1 and self.steps > self._capacity:
+            self.flush()  # The oldest may still be on its way.
+            oldest = self._entries.pop(0)
+            self._forget(oldest)
+            oldest.path.unlink(missing_ok=True)
+        self._writing.append(self._writer.submit(episodes.write, entry.path, episode))
+        return entry.path
+
+    def flush(self):
+        """Wait until all episodes are on disk.
+
+        Raises:
+          OSError: a file could not be written; no part of it is left.
+        """
+        self._await_writes(0)
+
+    def newer(self, name):
+        """Yield every episode whose file name is behind `name`: which it is in order,
+        from 1, its `Entry` and the episode.
+        """
+        for entry in [x for x in self._entries if x.path.name > name]:
+            try:
+                yield self._entries.index(entry) + 1, entry, episodes.load(entry)
+            except MemoryError:
+                raise
+            except Exception as error:  # Damage has many kinds; see `load`.
+                self._drop(entry, error)
+
+    def refresh(self):
+        """Take up what another process has added to the folder since, and leave out
+        what it has deleted.
+        """
+        paths = sorted(self._directory.glob('*.npz'))
+        present = set(paths)
+        for entry in [x for x in self._entries if x.path not in present]:
+            self._entries.remove(entry)
+            self._forget(entry)
+        self._entries += self._scan(
+            path
+            for path in paths
+            if episodes.NAME.fullmatch(path.name) and path.name > self.newest
+        )
+
+    def sample(self, batch):
+        """Draw a batch of sequences.
+
+        An episode is drawn uniformly, then the start: uniform over the starts that
+        leave L rows, the last row included. With `balance`, and in an episode of less
+        than L rows, the start is uniform over all rows instead, and the sequence goes
+        on with the first rows of another uniformly drawn episode when it ends. Without
+        this the rows near both ends of an episode are drawn less often than the rest;
+        with it, all rows equally often (exactly so among episodes of one length).
+
+        Args:
+          batch: number of sequences B.
+
+        Returns:
+          dict of image uint8 [B, L, 64, 64, 3], action float32 [B, L, A], reward
+          float32 [B, L], discount float32 [B, L] and is_first bool [B, L]. is_first
+          marks position 0 and the first row of each episode joined on. The action
+          there is as recorded: whoever unrolls the state resets both.
+
+        Raises:
+          FileNotFoundError: there is no episode to draw from.
+          OSError: an episode could not be written.
+        """
+        self._await_writes(self.PENDING)
+        shapes = dict(
+            zip(episodes.KEYS, (episodes.IMAGE, (self.action_size or 0,), (), ()))
+        )
+        data = {
+            key: np.empty(
+                (batch, self._length, *shape),
+                np.uint8 if key == 'image' else np.float32,
+            )
+            for key, shape in shapes.items()
+        }
+        data['is_first'] = np.zeros((batch, self._length), bool)
+        for row in range(batch):
+            self._fill({key: array[row] for key, array in data.items()})
+        return data
+
+    def stream(self, batch, count, prepare=lambda data: data):
+        """Yield `count` batches, drawing the next while the caller uses the last, and
+        handing it to `prepare` in the same thread.
+
+        The batches are those of `count` calls of `sample`. Call nothing else here until
+        the stream has ended. A caller may leave early: what was drawn ahead is then
+        drawn again.
+        """
+        state = self.get_state()
+        try:
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                draw = functools.partial(
+                    pool.submit, lambda: prepare(self.sample(batch))
+                )
+                upcoming = [draw()] if count else []
+                for remaining in reversed(range(count)):
+                    data = upcoming.pop().result()
+                    state = self.get_state()
+                    if remaining:
+                        upcoming.append(draw())
+                    yield data
+        finally:
+            self.set_state(state)
+
+    def _fill(self, sequence):
+        """Draw a sequence into arrays [L, ...]."""
+        filled = 0
+        while filled < self._length:
+            if not self._entries:
+                raise FileNotFoundError(
+                    errno.ENOENT, 'no episode can be drawn from', str(self._directory)
+                )
+            entry = self._entries[self._rng.integers(len(self._entries))]
+            start = 0 if filled else self._start(entry.rows)
+            count = min(self._length - filled, entry.rows - start)
+            target = {
+                key: sequence[key][filled : filled + count] for key in episodes.KEYS
+            }
+            try:
+                self._read(entry, start, target)
+            except MemoryError:
+                raise  # The file is not at fault.
+            except Exception as error:  # Damage has many kinds; see `load`.
+                self._drop(entry, error)
+                continue
+            sequence['is_first'][filled] = True
+            filled += count
+
+    def _start(self, rows):
+        if self._balance or rows < self._length:
+            return self._rng.integers(rows)
+        return self._rng.integers(rows - self._length + 1)
+
+    def _read(self, entry, start, target):
+        """Put rows of an episode into arrays, from memory if it is there."""
+        episode = self._cache.get(entry.path)
+        if episode is None:
+            stamp, arrays = self._stored.get(entry.path, (None, None))
+            now = episodes.identify(entry.path)
+            if arrays and stamp == now:
+                return episodes.read_rows(entry.path, arrays, start, target)
+            # The first time as a whole, for the checksums.
+            episode = episodes.load(entry)
+            self._stored[entry.path] = now, episodes.find_arrays(entry.path)
+            self._remember(entry, episode)
+        for key, array in target.items():
+            array[...] = episode[key][start : start + len(array)]
+
+    def _await_writes(self, pending):
+        """Wait until no more than `pending` writes are unfinished, and raise what
+        those that have ended met; again at every call, for nothing is lost silently.
+        """
+        while self._writing and (
+            len(self._writing) > pending or self._writing[0].done()
+        ):
+            self._writing[0].result()
+            self._writing.popleft()
+
+    def _remember(self, entry, episode):
+        self._cache[entry.path] = episode
+        self._cached_bytes += count_bytes(episode)
+        while self._cached_bytes > self._memory and len(self._cache) > 1:
+            self.flush()  # It will be read from its file.
+            _, oldest = self._cache.popitem(last=False)
+            self._cached_bytes -= count_bytes(oldest)
+
+    def _forget(self, entry):
+        self._stored.pop(entry.path, None)
+        self._cached_bytes -= count_bytes(self._cache.pop(entry.path, {}))
+
+    def _drop(self, entry, reason):
+        self._entries.remove(entry)
+        self._forget(entry)
+        self._skip(entry.path, reason)
+
+    def _scan(self, paths):
+        """Return the usable episodes by name: directories have no order to rely on."""
+        entries = []
+        for path in paths:
+            try:
+                entries.append(episodes.inspect(path))
+            except Exception as error:  # Damage has many kinds; see `inspect`.
+                self._skip(path, error)
+            if episodes.NAME.fullmatch(path.name):
+                self.newest = path.name
+            own = episodes.OWN.fullmatch(path.name)
+            order = int(own['order'], 16) if own else 0
+            self._count = max(self._count, order) + 1
+        sizes = collections.Counter(entry.actions for entry in entries)
+        usual = sizes.most_common(1)[0][0] if sizes else None
+        for entry in entries:
+            if entry.actions != usual:
+                self._skip(
+                    entry.path, f'action has {entry.actions} values, others {usual}'
+                )
+        return [entry for entry in entries if entry.actions == usual]
+
+    def _skip(self, path, reason):
+        self.skipped += 1
+        reason = ' '.join(str(reason).split()) or type(reason).__name__
+        print(f'Skipped the episode {path}: {reason}', file=sys.stderr)
+
+    def _name(self, rows, origin):
+        """Return a file name that sorts behind all those before.
+
+        A resumed run then draws from the same order as one that was not interrupted,
+        and runs of one seed agree: the time never goes back, and within a second the
+        first 8 digits of the id count on.
+        """
+        now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S')
+        time = max(now, self.newest[: len(now)])
+        env, index, steps = map(int, origin)
+        return f'{time}-{self._count:08x}e{env}i{index}s{steps}-{rows}.npz'
+
+
+def count_bytes(episode):
+    """Return the bytes of an episode's arrays."""
+    return sum(array.nbytes for array in episode.values())
+
+
+def default_memory():
+    """Return a quarter of the memory that this process may take, in bytes.
+
+    The rest is for the networks, the simulators and what the system needs.
+    """
+    return limits.memory() // 4

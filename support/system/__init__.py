@@ -1,0 +1,1 @@
+"""What a program needs of its system."""
