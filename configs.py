@@ -607,11 +607,11 @@ def _warn(config, flags):
             f'{", ".join(idle)}{plan * ("--horizon" in idle)}',
             file=sys.stderr,
         )
-    crowd, cores = max(config.envs, config.eval_envs), limits.cores()
-    if crowd > 2 * cores:
+    crowd = max(config.envs, config.eval_envs)
+    if crowd > 2 * limits.cores():
         print(
-            f'dreamer: warning: {crowd} environments at once on {cores} cores will '
-            'wait for one another',
+            f'dreamer: warning: {crowd} environments at once on '
+            f'{limits.count_cores()} will wait for one another',
             file=sys.stderr,
         )
 
@@ -930,10 +930,9 @@ def _parse_known(parser, argv):
         word = unknown[0].split('=')[0]
         names = [f'--{field.name}' for field in dataclasses.fields(Config)]
         close = difflib.get_close_matches(word, names + ['--configs'], 3, 0.5)
-        hint = f'did you mean {" or ".join(close)}?' if close else 'possible:'
+        hint = f'did you mean {" or ".join(close)}? ' if close else ''
         raise ConfigError(
-            f"unknown argument '{unknown[0]}'; {hint} "
-            f'(all flags: {" ".join(n[2:] for n in names)})'
+            f"unknown argument '{unknown[0]}'; {hint}--help lists all flags"
         )
     return args
 

@@ -209,7 +209,7 @@ def test_relative_paths_in_a_folder_that_is_gone_are_refused(tmp_path, monkeypat
             ['--expl_min', '0.5', '--expl_amount', '0.1'],
             ['--expl_min', '--expl_amount'],
         ),
-        (['loose'], ['loose']),
+        (['loose'], ['loose', '--help lists all flags']),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capfd, flags, words):

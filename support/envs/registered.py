@@ -118,7 +118,8 @@ class GymnasiumTask(gymnasium.Env):
         """Make the environment anew so that it renders."""
         if 'rgb_array' not in self._env.metadata.get('render_modes', []):
             raise ValueError(
-                f"'gym_{name}' has no images: its observations are none, and it has no "
+                f"'gym_{name}' has no images: it observes "
+                f'{_describe_space(self._env.observation_space)}, and has no '
                 "render_mode 'rgb_array'"
             )
         self.close()
@@ -159,6 +160,15 @@ def _is_image(space):
         and space.dtype == np.uint8
         and (len(space.shape) == 2 or space.shape[2:] in ((1,), (3,)))
     )
+
+
+def _describe_space(space):
+    """Return in words what is observed."""
+    if not isinstance(space, Box):
+        return f'a space {type(space).__name__}'
+    if len(space.shape) == 1:
+        return f'a vector of shape {space.shape}'
+    return f'{space.dtype} of shape {space.shape}'
 
 
 def _flatten(name, space):

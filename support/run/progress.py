@@ -279,7 +279,7 @@ class Progress:
         if self._bars:
             self._bars.update(self._run_bar, completed=step)
         gpus = gpu_names()
-        device = ', '.join(gpus) or f'CPU, {limits.cores()} cores'
+        device = ', '.join(gpus) or f'CPU, {limits.count_cores()}'
         precision = {'16': 'float16', '32': 'float32'}.get(
             config.precision, config.precision
         )

@@ -40,6 +40,12 @@ def cores(root='/'):
     return max(1, min([allowed, *quotas]))
 
 
+def count_cores():
+    """Return the cores that this process may keep busy in words, as in '2 cores'."""
+    count = cores()
+    return f'{count} core{"s" * (count > 1)}'
+
+
 def memory(root='/'):
     """Return how much memory this process may take [bytes]; 8 GiB if nothing tells.
 

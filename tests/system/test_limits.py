@@ -149,3 +149,10 @@ def test_limits_of_the_process(tmp_path, kind):
 def test_replay_takes_a_quarter(monkeypatch):
     monkeypatch.setattr(limits, 'memory', lambda: 2**30)
     assert replay.default_memory() == 2**28
+
+
+def test_one_core_is_no_plural(monkeypatch):
+    monkeypatch.setattr(limits, 'cores', lambda: 1)
+    assert limits.count_cores() == '1 core'
+    monkeypatch.setattr(limits, 'cores', lambda: 2)
+    assert limits.count_cores() == '2 cores'
