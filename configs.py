@@ -496,15 +496,16 @@ IF_DISCRETE = {
 DISCRETE_SUITES = 'atari', 'dmlab'
 
 
-def parse(argv):
-    """Turn command line words into a checked `Config`, and warn of what may be meant
+def parse(argv, warn=True):
+    """Turn command line words into a checked `Config`, and `warn` of what may be meant
     otherwise.
 
     Prints the help and exits with 0 on `--help`. Raises ConfigError with one line on
     anything that is unknown, malformed or impossible.
     """
     config = _resolve(*_typed(argv))
-    _warn(config, _typed(argv)[1])
+    if warn:
+        _warn(config, _typed(argv)[1])
     return config
 
 

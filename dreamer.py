@@ -27,6 +27,13 @@ if __name__ == '__main__':
     signals.end_by(*signals.ASKING)
     temporary.provide('dreamer')
 
+import configs
+
+if __name__ == '__main__':
+    # A mistake is answered before TensorFlow is imported, which takes seconds.
+    with configs.refusing('dreamer'):
+        configs.parse(sys.argv[1:], warn=False)
+
 from support.acting.collector import Collector
 from support.run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
 
@@ -34,7 +41,6 @@ from support.run import startup  # noqa: F401 (first: it imports TensorFlow with
 import numpy as np
 import tensorflow as tf
 
-import configs
 import tools
 import wrappers
 from agent import Dreamer, Policy

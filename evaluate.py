@@ -9,7 +9,6 @@ it can be used while the run goes on.
 Shapes: T rows of an episode, B sequences, L length.
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -27,6 +26,14 @@ if __name__ == '__main__':
     signals.end_by(*signals.ASKING)
     temporary.provide('evaluate')
 
+import configs
+from support.run.evaluation import CONTEXT, STRIP, parse
+
+if __name__ == '__main__':
+    # A mistake is answered before TensorFlow is imported, which takes seconds.
+    with configs.refusing('evaluate'):
+        parse(sys.argv[1:])
+
 from support.acting.collector import Collector
 from support.run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
 
@@ -36,7 +43,6 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw
 
-import configs
 import tools
 import wrappers
 from agent import Dreamer, Policy
@@ -44,82 +50,11 @@ from support.acting import workers
 from support.run import checkpoints, logger
 from support.scores import comparison
 
-VIDEOS = ('.gif', '.mp4')
-STRIP = '.png'
 # An Atari game can last for half an hour.
 LONGEST_VIDEO = 2000
-# Frames that a dream begins with, as `Dreamer.openloop` has them; its length.
-CONTEXT, DREAM = 5, 50
+DREAM = 50  # frames of a dream
 # Images of a strip, counted from 1, as in figure 5 of the paper.
 STRIP_IMAGES = (6, *range(10, DREAM + 1, 5))
-
-
-def parse(argv):
-    """The command line; raises ConfigError with one line on anything impossible."""
-    parser = configs.Parser(prog='evaluate.py', description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--logdir', type=configs.home, required=True, help='folder of the run'
-    )
-    parser.add_argument(
-        '--episodes',
-        type=configs.number(int, 1, ' from {} on'),
-        default=10,
-        help='(default: 10)',
-    )
-    parser.add_argument(
-        '--video',
-        type=_output_file(*VIDEOS),
-        metavar='FILE',
-        help='where to write the first episode, a .gif or .mp4 file',
-    )
-    parser.add_argument(
-        '--dream',
-        type=_output_file(*VIDEOS, STRIP),
-        metavar='FILE',
-        help='where to write '
-        f'parts of the first episode of {CONTEXT} steps or more beside '
-        f'predictions of them from {CONTEXT} images and the actions, a '
-        f'.gif or .mp4 file; a {STRIP} file is a strip of ten images above their '
-        'predictions, as figure 5 of the paper',
-    )
-    parser.add_argument(
-        '--seed',
-        type=configs.number(int, 0),
-        default=0,
-        help='of the episodes (default: 0)',
-    )
-    parser.add_argument(
-        '--verbose',
-        nargs='?',
-        const='true',
-        default='false',
-        choices=('true', 'false'),
-        help="print TensorFlow's and the simulators' own messages",
-    )
-    args = parser.parse_args(argv)
-    if args.video and args.video == args.dream:
-        raise configs.ConfigError(f'--video and --dream are both {args.video}')
-    if not pathlib.Path(args.logdir).is_dir():
-        raise configs.ConfigError(f'there is no folder {args.logdir}')
-    return args
-
-
-def _output_file(*suffixes):
-    """A reader of names of files that are to be written."""
-
-    def read(text):
-        path = configs.home_path(text)
-        if path.suffix not in suffixes:
-            raise argparse.ArgumentTypeError(
-                f"'{text}' does not end in {' or '.join(suffixes)}"
-            )
-        if path.exists():
-            raise argparse.ArgumentTypeError(f'{text} exists; choose another name')
-        if not path.parent.is_dir():
-            raise argparse.ArgumentTypeError(f'there is no folder {path.parent}')
-        return path
-
-    return read
 
 
 def load_newest(agent, folder):

@@ -29,7 +29,7 @@ if __name__ == '__main__':
     temporary.provide('plotting')
 
 import configs
-from support.scores import comparison, drawing, figures, tables
+from support.scores import comparison, figures, tables
 from support.scores.comparison import ScoreError
 
 
@@ -213,6 +213,8 @@ def make_files(args, published):
     """
     if not args.key.endswith('return'):
         published = None
+    from support.scores import drawing  # Here: matplotlib takes a second to import.
+
     found = gather(args, published)
     tasks, rows, curves = found.tasks, found.rows, found.curves
     try:
@@ -244,6 +246,8 @@ def make_figure(args, published):
     """A figure of the paper and its tables as {name: bytes}, and notes, as
     `make_files`; without runs it shows what is published.
     """
+    from support.scores import drawing
+
     paper = args.figure
     found = gather(args, published)
     colors = drawing.method_colors(paper.methods)

@@ -224,6 +224,24 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capfd, flags, wo
     assert not logdir.exists()
 
 
+@pytest.mark.parametrize('script', ['dreamer', 'evaluate', 'plotting', 'sweep'])
+@pytest.mark.parametrize('flags', [['--help'], ['--no_such_flag']])
+def test_help_and_mistakes_are_answered_before_heavy_imports(script, flags):
+    code = (
+        'import runpy, sys\n'
+        f'sys.argv = ["{script}.py", *{flags}]\n'
+        'try:\n'
+        f'    runpy.run_path("{ROOT / script}.py", run_name="__main__")\n'
+        'except SystemExit as end:\n'
+        '    heavy = {"tensorflow", "keras", "matplotlib", "ray"} & {*sys.modules}\n'
+        '    print(heavy or end.code or 0)\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], text=True, capture_output=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1:] == ['0' if '--help' in flags else '2']
+
+
 def test_no_working_renderer_is_one_line(tmp_path):
     process = start(
         '--logdir',

@@ -1,0 +1,83 @@
+"""The command line of evaluate.py, which is read before TensorFlow is imported."""
+
+import argparse
+import pathlib
+
+import configs
+
+VIDEOS = ('.gif', '.mp4')
+STRIP = '.png'
+# Frames that a dream begins with, as `Dreamer.openloop` has them.
+CONTEXT = 5
+
+
+def parse(argv):
+    """The command line; raises ConfigError with one line on anything impossible."""
+    parser = configs.Parser(
+        prog='evaluate.py',
+        description="Evaluate a run's newest checkpoint and show what the agent does "
+        'and dreams.',
+    )
+    parser.add_argument(
+        '--logdir', type=configs.home, required=True, help='folder of the run'
+    )
+    parser.add_argument(
+        '--episodes',
+        type=configs.number(int, 1, ' from {} on'),
+        default=10,
+        help='(default: 10)',
+    )
+    parser.add_argument(
+        '--video',
+        type=_output_file(*VIDEOS),
+        metavar='FILE',
+        help='where to write the first episode, a .gif or .mp4 file',
+    )
+    parser.add_argument(
+        '--dream',
+        type=_output_file(*VIDEOS, STRIP),
+        metavar='FILE',
+        help='where to write '
+        f'parts of the first episode of {CONTEXT} steps or more beside '
+        f'predictions of them from {CONTEXT} images and the actions, a '
+        f'.gif or .mp4 file; a {STRIP} file is a strip of ten images above their '
+        'predictions, as figure 5 of the paper',
+    )
+    parser.add_argument(
+        '--seed',
+        type=configs.number(int, 0),
+        default=0,
+        help='of the episodes (default: 0)',
+    )
+    parser.add_argument(
+        '--verbose',
+        nargs='?',
+        const='true',
+        default='false',
+        choices=('true', 'false'),
+        help="print TensorFlow's and the simulators' own messages",
+    )
+    args = parser.parse_args(argv)
+    if args.video and args.video == args.dream:
+        raise configs.ConfigError(f'--video and --dream are both {args.video}')
+    if not pathlib.Path(args.logdir).is_dir():
+        raise configs.ConfigError(f'there is no folder {args.logdir}')
+    return args
+
+
+def _output_file(*suffixes):
+    """A reader of names of files that are to be written."""
+
+    def read(text):
+        path = configs.home_path(text)
+        if path.suffix not in suffixes:
+            raise argparse.ArgumentTypeError(
+                f"'{text}' does not end in {' or '.join(suffixes)}"
+            )
+        if path.exists():
+            raise argparse.ArgumentTypeError(f'{text} exists; choose another name')
+        if not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(f'there is no folder {path.parent}')
+        return path
+
+    return read
