@@ -2,17 +2,18 @@
 
     python plotting.py --logdir ./logs [--out DIR] [--tasks NAME ...] [--bin 1e4] ...
     python plotting.py --logdir ./logs --figure 7   # as in the paper
+    python plotting.py --logdir ./logs --json ours.json --compare theirs.json
 
 Below `--logdir` every folder with a `metrics.jsonl` is a run. A folder three levels
 down is `task/method/seed`; any other one, the logdir itself included, is named by its
 `config.json`. Where both name a task, `config.json` is believed.
 
-What is read and how it is averaged: see `comparison.py`.
+What is read: see `support/scores/comparison.py`; how it is averaged: see `protocol.py`
+beside it.
 """
 
 import contextlib
 import dataclasses
-import itertools
 import pathlib
 import signal
 import sys
@@ -29,7 +30,7 @@ if __name__ == '__main__':
     temporary.provide('plotting')
 
 import configs
-from support.scores import comparison, figures, tables
+from support.scores import comparison, drawing, figures, protocol, tables
 from support.scores.comparison import ScoreError
 
 
@@ -79,6 +80,21 @@ def add_runs(parser):
         'this order; paper: the 20 of the paper, runs or none '
         '(default: all that have runs)',
     )
+    parser.add_argument(
+        '--json',
+        type=configs.home_path,
+        metavar='FILE',
+        help='also write the runs as a list of objects with task, method, seed, xs '
+        'and ys, as the authors publish theirs',
+    )
+    parser.add_argument(
+        '--compare',
+        nargs='+',
+        default=[],
+        type=configs.home_path,
+        metavar='FILE',
+        help='draw the curves of such files, also with gzip, beside the runs',
+    )
 
 
 def add_averages(parser):
@@ -93,13 +109,13 @@ def add_averages(parser):
         '--bin',
         type=configs.number(float, 1),
         metavar='STEPS',
-        help='width of bins [environment steps] (default: by the length of runs)',
+        help='width of bins [environment steps] (default: by the length of runs; '
+        'a single run is smoothed instead)',
     )
     parser.add_argument(
         '--steps',
         type=configs.number(float, 1),
-        help='score runs at so many '
-        'environment steps (default: the last that most have)',
+        help='score runs around so many environment steps (default: at their ends)',
     )
     parser.add_argument(
         '--xmax',
@@ -126,23 +142,28 @@ def parse(argv=None):
             raise configs.ConfigError(
                 f'--figure shows no {args.key}; possible: test/return, train/return'
             )
+        if args.compare:
+            raise configs.ConfigError('--figure and --compare exclude each other')
     args.out = args.out or args.logdir[0] / 'plots'
     if args.out.exists() and not args.out.is_dir():
         raise configs.ConfigError(f'--out {args.out} is not a folder')
+    if args.json and args.json.is_dir():
+        raise configs.ConfigError(f'--json {args.json} is a folder')
     return args
 
 
 @dataclasses.dataclass
 class Results:
-    """Own runs, averaged.
+    """Runs, averaged.
 
-    `tasks` are the panels; `widths` {task: bin}; `curves` {(task, method):
-    comparison.Curve}; `rows` of `comparison.Row`; `notes` on what is not in them.
+    `tasks` are the panels; `runs` are local ones; `groups` {(task, method): runs} and
+    `curves` {(task, method): protocol.Curve} have those of `--compare` too, as `rows`
+    of `protocol.Row` have; `notes` on what is not in them.
     """
 
     tasks: list
     runs: list
-    widths: dict
+    groups: dict
     curves: dict
     rows: list
     notes: list
@@ -175,26 +196,31 @@ def gather(args, published):
             f'no {args.key} in any metrics.jsonl under '
             f'{", ".join(map(str, args.logdir))}{hint}'
         )
-    own = {run.task for run in runs}
-    by_task = {task: [run for run in runs if run.task == task] for task in own}
-    tasks = list(dict.fromkeys(tasks or sorted(own)))
-    notes += _missing(tasks, own, published)
-    as_paper = args.figure and not is_short(args.figure, runs)
-    widths = {
-        task: args.bin
-        or (args.figure.bin if as_paper else comparison.bin_width(by_task[task]))
-        for task in own
-    }
-    curves = {
-        name: comparison.make_curve(list(group), widths[name[0]])
-        for name, group in itertools.groupby(runs, lambda x: (x.task, x.method))
-    }
-    rows = comparison.make_rows(curves, widths, published, args.steps, notes)
-    count = comparison.count_verdicts(rows)
+    there = {run.task for run in runs}
+    tasks = list(dict.fromkeys(tasks or sorted(there)))
+    notes += _missing(tasks, there, published)
+    groups = protocol.group(runs + read_others(args.compare, tasks, notes))
+    width = args.bin
+    if args.figure and not is_short(args.figure, runs):
+        width = width or args.figure.bin
+    curves = {name: protocol.make_curve(x, width) for name, x in groups.items()}
+    rows = protocol.make_rows(groups, published, args.steps, notes)
+    count = protocol.count_verdicts(rows)
     notes += [count] if count else []
     notes += _silent(runs)
-    notes.append(f'read {len(runs)} run(s) of {len(own)} task(s)')
-    return Results(tasks, runs, widths, curves, rows, notes)
+    notes.append(f'read {len(runs)} run(s) of {len(there)} task(s)')
+    return Results(tasks, runs, groups, curves, rows, notes)
+
+
+def read_others(files, tasks, notes):
+    """The runs in `files` of curves on `tasks`; others are noted."""
+    result = []
+    for path in files:
+        found = comparison.read_curves(path, notes)
+        result += [run for run in found if run.task in tasks]
+        others = sorted({run.task for run in found} - set(tasks))
+        notes += [f'not drawn of {path}: {", ".join(others)}'] * bool(others)
+    return sorted(result, key=lambda run: (run.task, run.method, run.seed))
 
 
 def _silent(runs):
@@ -207,28 +233,26 @@ def _silent(runs):
 
 
 def make_files(args, published):
-    """All figures and tables as {name: bytes}, and notes on what is not in them.
+    """All figures and tables as {name: bytes}, and the `Results` in them.
 
     Raises ScoreError if there is nothing to draw.
     """
     if not args.key.endswith('return'):
         published = None
-    from support.scores import drawing  # Here: matplotlib takes a second to import.
-
     found = gather(args, published)
     tasks, rows, curves = found.tasks, found.rows, found.curves
     try:
-        aggregates = comparison.aggregate(rows) if published else []
+        aggregates = protocol.aggregate(rows) if published else []
     except (ImportError, TypeError) as error:
         aggregates = []
         found.notes.append(
             f'left out the aggregates: rliable does not import ({error})'
         )
-    colors = drawing.method_colors(run.method for run in found.runs)
+    colors = drawing.method_colors(method for _, method in curves)
     files = {
         'scores.csv': tables.scores_csv(rows).encode(),
         'scores.md': tables.scores_markdown(
-            rows, tasks, published, aggregates, args.key, found.widths
+            rows, tasks, published, aggregates, args.key
         ).encode(),
     }
     for name, figure in (
@@ -239,15 +263,13 @@ def make_files(args, published):
         ('final', drawing.draw_finals(tasks, rows, published, colors)),
     ):
         files |= {f'{name}.{x}': data for x, data in drawing.render(figure).items()}
-    return files, found.notes
+    return files, found
 
 
 def make_figure(args, published):
-    """A figure of the paper and its tables as {name: bytes}, and notes, as
+    """A figure of the paper and its tables as {name: bytes}, and the `Results`, as
     `make_files`; without runs it shows what is published.
     """
-    from support.scores import drawing
-
     paper = args.figure
     found = gather(args, published)
     colors = drawing.method_colors(paper.methods)
@@ -266,7 +288,7 @@ def make_figure(args, published):
     files = {
         f'{name}.csv': tables.scores_csv(rows).encode(),
         f'{name}.md': tables.figure_markdown(
-            paper, tasks, rows, found.curves, published, args.key, found.widths
+            paper, tasks, rows, found.groups, published, args.key
         ).encode(),
     }
     files |= {f'{name}.{x}': data for x, data in drawing.render(figure).items()}
@@ -277,12 +299,12 @@ def make_figure(args, published):
             f'--bin {paper.bin})'
         )
     notes += [f'unknown: {paper.unknown}'] * bool(paper.unknown)
-    return files, notes
+    return files, found
 
 
-def _missing(tasks, own, published):
+def _missing(tasks, there, published):
     names = {
-        'runs of': [x for x in tasks if x not in own],
+        'runs of': [x for x in tasks if x not in there],
         'published results for': [
             x for x in tasks if published and x not in published.finals
         ],
@@ -295,14 +317,21 @@ def main(argv=None):
     try:
         args = parse(argv)
         make = make_figure if args.figure else make_files
-        files, notes = make(args, comparison.Published())
+        files, found = make(args, comparison.Published())
         write_files(args.out, files)
+        if args.json:
+            write_files(
+                args.json.parent,
+                {args.json.name: comparison.curves_json(found.runs).encode()},
+            )
     except (configs.ConfigError, ScoreError, OSError) as error:
         configs.print_error(error, 'plotting')
         return 2
-    for note in notes:
+    for note in found.notes:
         print(note)
     print(f'wrote {", ".join(files)} to {args.out}')
+    if args.json:
+        print(f'wrote {len(found.runs)} run(s) to {args.json}')
     return 0
 
 

@@ -1,6 +1,7 @@
 """Scores and figures on made-up runs whose averages are known by hand."""
 
 import csv
+import gzip
 import json
 import pathlib
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import plotting
-from support.scores import comparison, drawing
+from support.scores import comparison, drawing, protocol
 from support.storage import finished
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -33,11 +34,16 @@ def write_run(folder, points, extra='', key='test/return', config=None):
 
 def make_run(points, task='dmc_walker_walk', method='dreamer', seed='0'):
     steps, values = np.array(points, float).T
-    return comparison.Points(task, method, seed, pathlib.Path(seed), steps, values)
+    folder = pathlib.Path(seed)
+    return comparison.Points(task, method, seed, folder, steps, values, method)
 
 
 def row(scores, published=None, std=None, task='dmc_walker_walk', method='dreamer'):
-    return comparison.Row(task, method, 100, np.array(scores, float), published, std)
+    """A line whose runs have the same `scores` at their ends and where published."""
+    scores = np.array(scores, float)
+    there = None if published is None else scores
+    ends = np.full(len(scores), 100)
+    return protocol.Row(task, method, ends, scores, 100, there, published, std)
 
 
 @pytest.fixture(scope='module')
@@ -65,7 +71,7 @@ def fails(capsys, *words):
 def test_bins_are_centred_on_multiples_of_the_width():
     steps = np.array([0, 4, 5, 14.9, 15, 30, 31])
     values = np.array([1, 3, 10, 20, 7, 2, 4])
-    bins, means = comparison.bin_means(steps, values, 10)
+    bins, means = protocol.bin_means(steps, values, 10)
     assert bins.tolist() == [0, 1, 2, 3]
     assert means.tolist() == [2, 15, 7, 3]
 
@@ -73,7 +79,7 @@ def test_bins_are_centred_on_multiples_of_the_width():
 def test_a_run_that_evaluates_often_does_not_outweigh_another():
     often = make_run([(100, 0)] * 9 + [(200, 0)])
     seldom = make_run([(101, 10), (199, 4)], seed='1')
-    curve = comparison.make_curve([often, seldom], 100)
+    curve = protocol.make_curve([often, seldom], 100)
     assert curve.steps.tolist() == [100, 200]
     assert curve.mean.tolist() == [5, 2]
     assert curve.std.tolist() == [5, 2]  # Of the population, not of a sample.
@@ -81,7 +87,7 @@ def test_a_run_that_evaluates_often_does_not_outweigh_another():
 
 
 def test_bins_that_one_run_lacks_are_means_over_the_others():
-    curve = comparison.make_curve(
+    curve = protocol.make_curve(
         [make_run([(10, 1), (30, 3)]), make_run([(10, 3), (20, 8)], seed='1')], 10
     )
     np.testing.assert_equal(curve.table, [[1, np.nan, 3], [3, 8, np.nan]])
@@ -100,7 +106,7 @@ def test_bins_that_one_run_lacks_are_means_over_the_others():
     ],
 )
 def test_width_of_bins(steps, width):
-    assert comparison.bin_width([make_run([(step, 0) for step in steps])]) == width
+    assert protocol.bin_width([make_run([(step, 0) for step in steps])]) == width
 
 
 # Reading.
@@ -241,49 +247,144 @@ def test_difference_is_in_units_of_the_published_spread():
     'score, verdict',
     [(480, 'inside'), (400, 'inside'), (480.1, 'above'), (399.9, 'below')],
 )
-def test_verdicts_are_by_two_spreads(score, verdict):
-    assert row([score], 440, 20).verdict == verdict
-    assert row([score]).verdict is None
+def test_verdicts_are_by_two_spreads_of_three_seeds(score, verdict):
+    assert row([score] * 3, 440, 20).verdict == verdict
+    assert row([score] * 3).verdict is None
+    few = row([score] * 2, 440, 20)
+    assert few.verdict is None
+    assert few.difference == pytest.approx((score - 440) / 20)
 
 
 def test_verdicts_are_counted_over_all_tasks():
-    rows = [row([score], 440, 20) for score in (440, 450, 500, 0)] + [row([440])]
-    assert comparison.count_verdicts(rows) == (
-        '2 of 4 task(s) inside 2 published spreads, 1 above, 1 below'
+    scores = 440, 450, 500, 0
+    rows = [row([x] * 3, 440, 20) for x in scores] + [row([440], 440, 20)]
+    assert protocol.count_verdicts(rows) == (
+        '2 of 4 score(s) inside 2 published spreads, 1 above, 1 below'
     )
-    assert comparison.count_verdicts([row([440])]) == ''
+    assert protocol.count_verdicts([row([440], 440, 20)]) == ''
 
 
-def test_published_curves_are_read_at_the_same_steps(published):
+def test_published_values_are_where_they_were_published(published):
     task = 'dmc_walker_walk'
     steps, mean, std, _ = published.curves[task]
+    assert published.steps(task, 'dreamer') == list(range(5_000, 5_000_000, 100_000))
     assert published.at(task, 'dreamer', 105_000) == (mean[1], std[1])
-    middle = published.at(task, 'dreamer', 155_000)
-    np.testing.assert_allclose(middle, [mean[1:3].mean(), std[1:3].mean()])
-    assert published.at(task, 'dreamer', 5_000_000) == (mean[-1], std[-1])
-    assert published.at(task, 'dreamer', 5_010_000) == (None, None)
-    assert published.at(task, 'dreamer', 1_000) == (None, None)
+    assert published.at(task, 'dreamer', 4_905_000) == (mean[-1], std[-1])
+    for step in 155_000, 100_000, 5_000_000, 1_000:
+        assert published.at(task, 'dreamer', step) == (None, None)
+    assert published.steps(task, 'planet') == [5_000_000]
     assert published.at(task, 'planet', 5_000_000) == (944.7, None)
     assert published.at(task, 'planet', 100_000) == (None, None)
-    assert published.at(task, 'no_value', 105_000) == (None, None)
-    assert published.at('dummy_continuous', 'dreamer', 105_000) == (None, None)
-    assert published.at('dummy_continuous', 'planet', 5e6) == (None, None)
+    for name in (task, 'no_value'), ('dummy_continuous', 'dreamer'), ('x', 'planet'):
+        assert published.steps(*name) == []
+        assert published.at(*name, 105_000) == (None, None)
 
 
-def test_scores_are_those_of_the_last_bin_that_most_runs_have():
-    curve = comparison.make_curve(
-        [make_run([(10, 1), (20, 2)]), make_run([(10, 3), (20, 6), (30, 9)], seed='1')],
-        10,
-    )
-    curves, widths, notes = {('x', 'dreamer'): curve}, {'x': 10}, []
-    (result,) = comparison.make_rows(curves, widths, None, notes=notes)
-    assert (result.steps, result.score, result.std) == (20, 4, 2)
-    assert 'those of 2 of 2 runs at 20 steps; the longest has 30' in notes[0]
-    (result,) = comparison.make_rows(curves, widths, None, step=31, notes=notes)
-    assert (result.steps, result.score, result.std) == (30, 9, None)
-    assert 'those of 1 of 2 runs at 30 steps' in notes[1]
-    assert comparison.make_rows(curves, widths, None, step=70, notes=notes) == []
-    assert 'no score of dreamer on x at 70 steps' in notes[2]
+# The protocol.
+
+
+@pytest.mark.parametrize(
+    'step, found',
+    [
+        (None, [80, 90, 100, 110, 120]),
+        (70, [50, 60, 70, 80, 90]),  # Two before it, it, and two after.
+        (75, [50, 60, 70, 80, 90]),  # Around the last one before it.
+        (100, [80, 90, 100, 110, 120]),
+        (115, [80, 90, 100, 110, 120]),  # The run ends: its last five.
+        (120, [80, 90, 100, 110, 120]),
+        (30, [10, 20, 30, 40, 50]),
+        (121, None),  # Not reached.
+        (29, None),  # Two before it only.
+    ],
+)
+def test_which_evaluations_count(step, found):
+    steps = np.arange(10, 121, 10)
+    which = protocol.evaluations_around(steps, step)
+    assert (None if which is None else steps[which].tolist()) == found
+    assert protocol.evaluations_around(steps[:4], 30) is None
+    assert protocol.evaluations_around(steps[:4]) == slice(0, 4)
+
+
+def test_a_score_is_the_mean_of_five_evaluations_and_then_over_seeds():
+    first = make_run([(1, 900), (2, 10), (3, 20), (4, 30), (5, 40), (6, 50)])
+    second = make_run([(1, 0), (2, 0), (3, 70), (4, 80), (5, 90), (6, 60)], seed='1')
+    result = protocol.make_row('x', 'dreamer', [first, second])
+    assert result.scores.tolist() == [30, 60]
+    assert (result.score, result.std) == (45, 15)
+    assert result.ends.tolist() == [6, 6]
+    assert (result.at, result.ours, result.difference) == (None, (None, None), None)
+
+
+def test_a_score_says_what_it_lacks():
+    notes = []
+    runs = [
+        make_run([(1, 2), (2, 4)]),
+        make_run([(step, 7) for step in range(1, 9)], seed='1'),
+    ]
+    result = protocol.make_row('x', 'dreamer', runs, notes=notes)
+    assert result.scores.tolist() == [3, 7] and result.ends.tolist() == [2, 8]
+    assert notes == [
+        'dreamer on x: a score of 2 evaluation(s) only',
+        'dreamer on x: runs end at different steps, 2 to 8',
+    ]
+    notes.clear()
+    result = protocol.make_row('x', 'dreamer', runs, step=5, notes=notes)
+    assert result.scores.tolist() == [7] and result.ends.tolist() == [7]
+    assert '1 of 2 run(s) have no 5 evaluations around 5 steps' in notes[0]
+    assert protocol.make_row('x', 'dreamer', runs[:1], step=5, notes=notes) is None
+
+
+def rising(end, score, task='dmc_walker_walk', seed='0', method='dreamer'):
+    """A run that is evaluated every 5,000 steps, `score` more each time."""
+    points = [(step, score * step / 5_000) for step in range(5_000, end + 1, 5_000)]
+    return make_run(points, task, method, seed)
+
+
+def test_runs_are_compared_around_the_last_published_step(published):
+    task = 'dmc_walker_walk'
+    mean, std = published.at(task, 'dreamer', 105_000)
+    runs = [rising(130_000, 10), rising(120_000, 20, seed='1')]
+    result = protocol.make_row(task, 'dreamer', runs, published)
+    # 95,000 to 115,000 steps are the 19th to 23rd evaluation, the ends the 22nd to 26th
+    # and the 20th to 24th.
+    assert result.at == 105_000
+    assert result.there.tolist() == [210, 420] and result.ours == (315, 105)
+    assert result.scores.tolist() == [240, 440]
+    assert (result.published, result.published_std) == (mean, std)
+    assert result.difference == pytest.approx((315 - mean) / std)
+    # What does not reach the step holds the comparison back: there is none at 5,000.
+    runs.append(rising(90_000, 10, seed='2'))
+    assert protocol.make_row(task, 'dreamer', runs, published).at is None
+    # At a step where nothing was published there is no comparison.
+    around = protocol.make_row(task, 'dreamer', runs[:2], published, 100_000)
+    assert around.scores.tolist() == [200, 400] and around.at is None
+    exact = protocol.make_row(task, 'dreamer', runs[:2], published, 105_000)
+    assert exact.at == 105_000 and exact.scores.tolist() == [210, 420]
+
+
+def test_a_score_does_not_depend_on_what_lies_beside_it(published):
+    run = rising(120_000, 10)
+    longer = rising(900_000, 1, method='planet')
+    (alone,) = protocol.make_rows(protocol.group([run]), published)
+    groups = protocol.group([run, longer])
+    beside, _ = protocol.make_rows(groups, published)
+    assert (alone.score, alone.ends, alone.at) == (beside.score, beside.ends, beside.at)
+    curve = protocol.make_curve(groups[run.task, 'dreamer'])
+    assert curve.steps.tolist() == run.steps.tolist()
+
+
+def test_the_curve_of_a_single_run_is_a_running_mean_of_five():
+    values = [10, 20, 60, 30, 0, 40, 110]
+    run = make_run(list(zip(range(7), values)))
+    curve = protocol.make_curve([run])
+    assert curve.mean.tolist() == [30, 30, 24, 30, 48, 45, 50]
+    assert curve.raw.tolist() == values
+    assert curve.std.tolist() == [0] * 7
+    # With bins it has those, and several runs are never smoothed.
+    assert protocol.make_curve([run], 10).raw is None
+    pair = protocol.make_curve([run, make_run([(3, 50), (6, 90)], seed='1')])
+    assert pair.raw is None
+    assert pair.table[1][[3, 6]].tolist() == [50, 90]
 
 
 def test_means_of_published_scores_are_the_papers(published):
@@ -304,7 +405,7 @@ def test_means_of_published_scores_are_the_papers(published):
 
 
 def test_aggregates(monkeypatch):
-    monkeypatch.setattr(comparison, 'RESAMPLES', 200)
+    monkeypatch.setattr(protocol, 'RESAMPLES', 200)
     # The quarter at each end is cut off: the middle of 0, 100, 200, 900 is 150.
     rows = [
         row([0, 200]),
@@ -314,18 +415,18 @@ def test_aggregates(monkeypatch):
         row([500], method='single'),
     ]
     state = np.random.get_state()[1].copy()
-    dreamer, planet = comparison.aggregate(rows)
+    dreamer, planet = protocol.aggregate(rows)
     assert (np.random.get_state()[1] == state).all()
     assert (dreamer['method'], dreamer['tasks'], dreamer['seeds']) == ('dreamer', 2, 2)
     assert dreamer['iqm'][0] == pytest.approx(0.15)
     # Stratified: means are those of one of {0, 100, 200} and one of {100, 500, 900}.
     assert dreamer['mean'] == pytest.approx((0.3, 0.05, 0.55))
     assert planet['mean'][0] == pytest.approx(1.399 / 3)
-    assert comparison.aggregate(rows)[0] == dreamer
+    assert protocol.aggregate(rows)[0] == dreamer
 
 
 def test_aggregate_of_single_runs_has_no_interval():
-    (result,) = comparison.aggregate([row([100]), row([300], task='dmc_cup_catch')])
+    (result,) = protocol.aggregate([row([100]), row([300], task='dmc_cup_catch')])
     assert result['mean'] == (pytest.approx(0.2), None, None)
 
 
@@ -344,36 +445,74 @@ def test_a_method_keeps_its_colour():
     assert again['mine'] == colors['mine']
 
 
-def test_curves_show_the_means_and_the_published_lines(published):
+def test_curves_show_runs_and_what_is_published(published):
     task = 'dmc_walker_walk'
-    curve = comparison.make_curve([make_run([(1e5, 100), (2e5, 300)])], 1e5)
-    colors = drawing.method_colors(['dreamer'])
-    figure = drawing.draw_curves([task], {(task, 'dreamer'): curve}, published, colors)
-    lines = figure.axes[0].get_lines()
-    (own,) = [x for x in lines if x.get_xdata()[-1] == 2e5]
-    assert own.get_ydata().tolist() == [100, 300]
-    assert own.get_color() == colors['dreamer']
-    flat = {
-        x.get_ydata()[0]: x.get_color()
-        for x in lines
-        if len(x.get_xdata()) == 2 and x is not own
+    runs = [make_run([(1e5, 100), (2e5, 300)]), make_run([(1e5, 0), (2e5, 100)])]
+    curve = protocol.make_curve(runs, 1e5)
+    single = protocol.make_curve([make_run([(1e5, 70), (2e5, 90)])])
+    curves = {(task, 'dreamer'): curve, (task, 'small planet'): single}
+    colors = drawing.method_colors(['dreamer', 'small planet'])
+    figure = drawing.draw_curves([task], curves, published, colors)
+    found = {}
+    for line in figure.axes[0].get_lines():
+        if line.get_xdata()[-1] == 2e5:
+            found[line.get_marker(), line.get_color()] = line.get_ydata().tolist()
+    assert found == {
+        ('.', colors['dreamer']): [50, 200],
+        ('None', colors['planet']): [80, 80],
+        ('.', colors['planet']): [70, 90],  # The evaluations, pale.
     }
-    assert flat == {
-        311.0: colors['a3c'],
-        968.3: colors['d4pg'],
-        944.7: colors['planet'],
-        840.0: colors['slac'],
+    marks = {
+        line.get_color(): line.get_ydata()[0]
+        for line in figure.axes[0].get_lines()
+        if line.get_marker() == '<'
     }
+    assert marks == {colors['dreamer']: 961.67, colors['planet']: 944.7}
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == [
-        'dreamer, own',
-        'Dreamer, released curves',
-        'A3C, states (1e8)',
-        'D4PG (1e8)',
-        'PlaNet (5e6)',
-        'SLAC (3e6)',
+    assert names == ['dreamer, ours', 'small planet, ours', drawing.RELEASED]
+    below = figure.get_supxlabel().replace('\n', ' ')
+    assert drawing.MARKS in below and comparison.WARNING in below
+    assert figure.get_supylabel() == 'episode return'
+
+
+def test_far_scores_do_not_squash_a_curve(published):
+    task = 'atari_crazy_climber'
+    curve = protocol.make_curve([make_run([(1e5, 100), (2e5, 300)])])
+    curves = {(task, 'dreamer'): curve}
+    colors = drawing.method_colors(['dreamer'])
+    figure = drawing.draw_curves([task], curves, published, colors)
+    assert figure.axes[0].get_ylim()[1] < 400
+    assert drawing.MARKS not in figure.get_supxlabel()
+
+
+def test_final_scores_have_no_empty_lines(published):
+    rows = [
+        row([100], task='gym_CartPole-v1'),
+        row([300, 500], 440, 20, task='dmc_cheetah_run'),
     ]
-    assert comparison.WARNING in figure.get_supxlabel().replace('\n', ' ')
+    tasks = [x.task for x in rows] + ['dmc_cup_catch_without_scores']
+    colors = drawing.method_colors(['dreamer'])
+    figure = drawing.draw_finals(tasks, rows, published, colors)
+    shown = {
+        ax.get_title(): [text.get_text() for text in ax.get_yticklabels()]
+        for ax in figure.axes
+        if ax.get_title()
+    }
+    assert shown == {
+        'CartPole-v1': ['dreamer, ours (100)'],
+        'Cheetah Run': [
+            'dreamer, ours (100)',
+            'Dreamer, released (100)',
+            'A3C, states (1e8)',
+            'D4PG (1e8)',
+            'PlaNet (5e6)',
+            'Dreamer, paper (5e6)',
+            'SLAC (3e6)',
+        ],
+    }
+    alone = drawing.draw_finals(tasks[:1], rows[:1], published, colors)
+    names = [text.get_text() for text in alone.legends[0].get_texts()]
+    assert names == ['ours']
 
 
 # The command.
@@ -381,24 +520,26 @@ def test_curves_show_the_means_and_the_published_lines(published):
 
 def test_command(tmp_path, capsys, published, monkeypatch):
     """Two tasks, one without published results; a single seed of one method."""
-    monkeypatch.setattr(comparison, 'RESAMPLES', 20)
+    monkeypatch.setattr(protocol, 'RESAMPLES', 20)
     tree, out = tmp_path / 'tree', tmp_path / 'out'
-    for seed, score in enumerate((480, 520)):
+    steps = range(5_000, 120_001, 5_000)
+    for seed, score in enumerate((480, 500, 520)):
         write_run(
             tree / 'dmc_walker_walk' / 'dreamer' / str(seed),
-            [(5_000, 10), (105_000, score)],
+            [(step, score) for step in steps],
             extra='{"step": 1',
         )
-    write_run(tree / 'dmc_walker_walk' / 'planet' / '0', [(5_000, 1), (105_000, 30)])
+    write_run(tree / 'dmc_walker_walk' / 'planet' / '0', [(step, 30) for step in steps])
     write_run(tree / 'dummy_continuous' / 'dreamer' / '0', [(100, 0.5), (200, -0.25)])
     finished.state(tree / 'dmc_walker_walk' / 'dreamer' / '0', 105_000)
     assert plotting.main(['--logdir', str(tree), '--out', str(out)]) == 0
     printed = capsys.readouterr().out
-    assert printed.count('skipped 1 damaged or unfinished line(s)') == 2
+    assert printed.count('skipped 1 damaged or unfinished line(s)') == 3
     assert 'no published results for dummy_continuous' in printed
-    assert 'read 4 run(s) of 2 task(s)' in printed
+    assert 'dummy_continuous: a score of 2 evaluation(s) only' in printed
+    assert 'read 5 run(s) of 2 task(s)' in printed
     first = tree / 'dmc_walker_walk' / 'dreamer' / '1'
-    assert f'3 of 4 run(s) do not state that they have finished, first: {first}\n' in (
+    assert f'4 of 5 run(s) do not state that they have finished, first: {first}\n' in (
         printed
     )
     assert {path.name for path in out.iterdir()} == FILES
@@ -406,17 +547,20 @@ def test_command(tmp_path, capsys, published, monkeypatch):
         assert (out / f'{name}.png').read_bytes().startswith(b'\x89PNG')
         assert (out / f'{name}.pdf').read_bytes().startswith(b'%PDF')
     first, second, third = table(out)
-    # Bins are as wide as the usual distance, 100,000: the last is around 100,000.
-    assert [first[x] for x in ('task', 'method', 'seeds', 'steps')] == [
+    assert [first[x] for x in ('task', 'method', 'seeds', 'steps', 'published_at')] == [
         'dmc_walker_walk',
         'dreamer',
-        '2',
-        '100000',
+        '3',
+        '120000',
+        '105000',
     ]
-    mean, std = published.at('dmc_walker_walk', 'dreamer', 100_000)
+    mean, std = published.at('dmc_walker_walk', 'dreamer', 105_000)
+    spread = (800 / 3) ** 0.5
     for name, value in dict(
         score=500,
-        score_std=20,
+        score_std=spread,
+        ours=500,
+        ours_std=spread,
         published=mean,
         published_std=std,
         difference=(500 - mean) / std,
@@ -431,22 +575,24 @@ def test_command(tmp_path, capsys, published, monkeypatch):
     ]
     assert [third[x] for x in ('task', 'score', 'published')] == [
         'dummy_continuous',
-        '-0.2500',
+        '0.1250',
         '',
     ]
-    count = '0 of 1 task(s) inside 2 published spreads, 1 above, 0 below'
+    count = '0 of 1 score(s) inside 2 published spreads, 1 above, 0 below'
     assert count in printed
     text = (out / 'scores.md').read_text()
     assert count in text and comparison.WARNING in text
-    assert '| dmc_walker_walk | dreamer | 2 | 100,000 | 500.0 ± 20.0 |' in text
-    assert '| dummy_continuous | dreamer | 1 | 200 | -0.25 | - | - | - |' in text
+    assert (
+        '| dmc_walker_walk | dreamer | 3 | 120,000 | 500.0 ± 16.3 | 105,000 |' in text
+    )
+    assert '| dummy_continuous | dreamer | 1 | 200 | 0.12 | - | - | - | - |' in text
     assert '| mean of all dmc tasks | 243.70 | 786.33 | 332.97 | 823.39 |' in text
 
 
 def test_other_metrics_are_drawn_alone(tmp_path, capsys):
     folder = write_run(
         tmp_path / 'run',
-        [(100, 3), (200, 2)],
+        [(100 * i, i) for i in range(1, 8)],
         key='model_loss',
         config=dict(task='dmc_walker_walk', seed=0),
     )
@@ -456,7 +602,7 @@ def test_other_metrics_are_drawn_alone(tmp_path, capsys):
         '--bin',
         '1e3',
         '--steps',
-        '200',
+        '300',
         '--tasks',
         'dmc_walker_walk',
         'dmc_cup_catch',
@@ -465,10 +611,88 @@ def test_other_metrics_are_drawn_alone(tmp_path, capsys):
     assert 'no runs of dmc_cup_catch' in capsys.readouterr().out
     (result,) = table(folder / 'plots')
     assert (result['score'], result['steps'], result['published']) == (
-        '2.5000',
-        '0',
+        '3.0000',
+        '500',
         '',
     )
+
+
+# Files of curves.
+
+
+def test_runs_are_written_and_read_as_the_authors_do(tmp_path, capsys):
+    tree, file = tmp_path / 'tree', tmp_path / 'new' / 'ours.json'
+    points = [(1_000 * i, 1.5 * i) for i in range(1, 8)]
+    write_run(tree / 'dmc_cup_catch' / 'mine' / '3', points)
+    write_run(tree / 'dmc_cup_catch' / 'mine' / 'x', points[:2])
+    words = ['--logdir', str(tree), '--out', str(tmp_path / 'out')]
+    assert plotting.main([*words, '--json', str(file)]) == 0
+    assert f'wrote 2 run(s) to {file}' in capsys.readouterr().out
+    first, second = json.loads(file.read_text())
+    steps, values = map(list, zip(*points))
+    assert first == dict(
+        task='dmc_cup_catch', method='mine', seed=3, xs=steps, ys=values
+    )
+    assert (second['seed'], second['xs']) == ('x', steps[:2])
+    notes = []
+    runs = comparison.read_curves(file, notes)
+    assert [(run.method, run.seed) for run in runs] == [
+        ('mine (ours)', '3'),
+        ('mine (ours)', 'x'),
+    ]
+    assert runs[0].steps.tolist() == steps and runs[0].values.tolist() == values
+    assert notes == []
+
+
+def test_curves_of_others_are_drawn_beside_the_runs(tmp_path, capsys):
+    tree, file = tmp_path / 'tree', tmp_path / 'theirs.json.gz'
+    write_run(tree / 'x_task' / 'mine' / '0', [(i, 1) for i in range(6)])
+    steps = [0, 100, 200, 300, 400, 500]
+    theirs = [
+        dict(task='x_task', method='a', seed=seed, xs=steps, ys=[None, *[ys] * 5])
+        for seed, ys in enumerate((10, 30))
+    ]
+    other = dict(task='y_task', method='a', seed=0, xs=[1], ys=[2])
+    file.write_bytes(gzip.compress(json.dumps([*theirs, other]).encode()))
+    out = tmp_path / 'out'
+    words = ['--logdir', str(tree), '--out', str(out), '--compare', str(file)]
+    assert plotting.main(words) == 0
+    printed = capsys.readouterr().out
+    assert f'skipped 2 value(s) in {file}' in printed
+    assert f'not drawn of {file}: y_task' in printed
+    mine, found = table(out)
+    assert (mine['method'], mine['score']) == ('mine', '1.0000')
+    assert [found[x] for x in ('method', 'seeds', 'score', 'score_std')] == [
+        'a (theirs)',
+        '2',
+        '20.0000',
+        '10.0000',
+    ]
+
+
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        ('{', 'not a list of objects'),
+        ('{"task": "x"}', 'not a list of objects'),
+        ('[{"task": "x", "method": "a", "seed": 0, "xs": [1]}]', "KeyError('ys')"),
+        (
+            '[{"task": "x", "method": "a", "seed": 0, "xs": [1], "ys": [1, 2]}]',
+            '1 xs and 2 ys',
+        ),
+        (
+            '[{"task": "x", "method": "a", "seed": 0, "xs": [null], "ys": [1]}]',
+            'xs must be environment steps',
+        ),
+    ],
+)
+def test_a_bad_file_of_curves_is_one_line(tmp_path, capsys, text, words):
+    write_run(tmp_path / 'tree' / 'x' / 'mine' / '0', [(1, 1)])
+    file = tmp_path / 'theirs.json'
+    file.write_text(text)
+    line = fails(capsys, '--logdir', tmp_path / 'tree', '--compare', file)
+    assert words in line and str(file) in line
+    assert not (tmp_path / 'tree' / 'plots').exists()
 
 
 def test_an_empty_tree_is_one_line(tmp_path, capsys):
@@ -490,6 +714,9 @@ def test_bad_flags_are_one_line_and_write_nothing(tmp_path, capsys):
     file = tmp_path / 'tree' / 'x' / 'dreamer' / '0' / 'metrics.jsonl'
     assert 'is not a folder' in fails(capsys, *tree, '--out', file)
     assert 'no test/return' in fails(capsys, *tree, '--tasks', 'y')
+    assert 'is a folder' in fails(capsys, *tree, '--json', tmp_path / 'tree')
+    both = ('--figure', '7', '--compare', file)
+    assert 'exclude each other' in fails(capsys, *tree, *both)
     assert sorted(tmp_path.rglob('*')) == before
 
 

@@ -1,16 +1,15 @@
-"""Scores of local runs and published ones: reading, averaging, comparing.
+"""What is compared: local runs, files of curves, and the published results.
 
-Evaluations are averaged in bins of environment steps within each run first, so that
-a run that evaluates often does not outweigh another; then mean and population standard
-deviation are taken over runs. Published results are in `results/published/`.
+Published results are in `results/published/`. How runs become scores and curves: see
+`protocol.py`.
 
-Shapes: P points of a run, S runs (seeds), K bins.
+Shapes: P points of a run.
 """
 
 import csv
 import dataclasses
+import gzip
 import json
-import math
 import os
 import pathlib
 
@@ -21,7 +20,7 @@ SCORES = pathlib.Path(__file__).resolve().parents[2] / 'results' / 'published'
 # What a run and plotting.py leave in it: many files, and no further runs.
 FOLDERS_OF_A_RUN = {'checkpoints', 'dumps', 'episodes', 'plots', 'videos'}
 
-# Columns of the tables in scores/, named METHOD_STEPS..., and their labels.
+# Columns of the published tables, named METHOD_STEPS..., and their labels.
 BASELINES = {
     'a3c_1e8_state': 'A3C, states',
     'd4pg_1e8_pixels': 'D4PG',
@@ -49,12 +48,6 @@ WARNING = (
     'cartpole_swingup_sparse (github.com/danijar/dreamer, issues 54 and 55).'
 )
 
-# Published spreads within which a score counts as the published one.
-INSIDE = 2
-
-# Resamples of the bootstrap; more than steadies an interval's second decimal.
-RESAMPLES = 2000
-
 
 class ScoreError(ValueError):
     """Nothing can be compared; the message is one line for the user."""
@@ -62,7 +55,11 @@ class ScoreError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """One run's points: `steps` [P] environment steps, `values` [P] finite."""
+    """One run's points: `steps` [P] environment steps, ascending, `values` [P] finite.
+
+    `method` is the name of the folder; `algorithm` is what was run, by which published
+    results are found, and empty where that is not known.
+    """
 
     task: str
     method: str
@@ -70,77 +67,7 @@ class Points:
     folder: pathlib.Path
     steps: np.ndarray
     values: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """Runs of one task and method in common bins.
-
-    `steps` [K] centres of bins [environment steps]; `table` [S, K] each run's mean in
-    a bin, NaN where it has no point.
-    """
-
-    steps: np.ndarray
-    table: np.ndarray
-
-    @property
-    def mean(self):
-        """Over the runs that have the bin, [K]."""
-        return np.nanmean(self.table, 0)
-
-    @property
-    def std(self):
-        """Population standard deviation over the runs that have the bin, [K]."""
-        return np.nanstd(self.table, 0)
-
-    @property
-    def seeds(self):
-        """Runs that have the bin, [K]."""
-        return np.isfinite(self.table).sum(0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A line of the table; None where there is no such number.
-
-    `scores` [S] are the runs' means in the bin around `steps`; `published` and
-    `published_std` are taken at the same number of steps.
-    """
-
-    task: str
-    method: str
-    steps: int
-    scores: np.ndarray
-    published: float | None
-    published_std: float | None
-
-    @property
-    def score(self):
-        """Mean over seeds."""
-        return float(self.scores.mean())
-
-    @property
-    def std(self):
-        """Population standard deviation over seeds, None for a single one."""
-        return float(self.scores.std()) if len(self.scores) > 1 else None
-
-    @property
-    def difference(self):
-        """(own - published) / published spread."""
-        if self.published is None or not self.published_std:
-            return None
-        return (self.score - self.published) / self.published_std
-
-    @property
-    def verdict(self):
-        """Whether the score is 'inside' `INSIDE` published spreads, 'above' or
-        'below'.
-        """
-        if self.difference is None:
-            return None
-        if abs(self.difference) <= INSIDE:
-            return 'inside'
-        return 'above' if self.difference > 0 else 'below'
+    algorithm: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,23 +127,28 @@ class Published:
             raise ScoreError(f'unreadable tables in {folder}: {error}') from None
         self.curves = {task: np.array(rows).T for task, rows in points.items()}
 
-    def at(self, task, method, step):
-        """Mean and spread of a published method at `step` environment steps.
+    def steps(self, task, algorithm):
+        """Where results of `algorithm` were published, ascending [environment steps].
 
-        The released curves are interpolated linearly; after their last point it holds
-        for one more of their intervals, so that 5e6 steps find it. PlaNet has its
-        final score only, without a spread, for 4.9e6 steps and more. Others: None.
+        PlaNet has its final score only.
         """
-        if method == 'dreamer' and task in self.curves:
-            steps, mean, std, _ = self.curves[task]
-            if steps[0] <= step <= 2 * steps[-1] - steps[-2]:
-                return (
-                    float(np.interp(step, steps, mean)),
-                    float(np.interp(step, steps, std)),
-                )
-        if method == 'planet' and step >= 4.9e6:
-            return self.finals.get(task, {}).get('planet_5e6'), None
-        return None, None
+        if algorithm == 'dreamer' and task in self.curves:
+            return [int(x) for x in self.curves[task][0]]
+        if algorithm == 'planet' and 'planet_5e6' in self.finals.get(task, {}):
+            return [5_000_000]
+        return []
+
+    def at(self, task, algorithm, step):
+        """Published mean and spread at one of `steps(task, algorithm)`; PlaNet's has no
+        spread. (None, None) at any other step.
+        """
+        steps = self.steps(task, algorithm)
+        if step not in steps:
+            return None, None
+        if algorithm == 'planet':
+            return self.finals[task]['planet_5e6'], None
+        _, mean, std, _ = self.curves[task][:, steps.index(step)]
+        return float(mean), float(std)
 
     def of_figure(self, number, task):
         """What was read off a figure of the paper for `task`."""
@@ -287,7 +219,7 @@ def _is_number(value):
 
 
 def name_run(folder, root):
-    """Task, method and seed of the run in `folder` below `root`, as strings.
+    """The run in `folder` below `root` as (task, method, seed), and its algorithm.
 
     Raises ScoreError if neither the path nor `config.json` names them.
     """
@@ -298,17 +230,18 @@ def name_run(folder, root):
         except (OSError, ValueError, KeyError, TypeError):
             raise ScoreError('its config.json is damaged') from None
     parts = folder.relative_to(root).parts
+    algorithm = str(config.get('method', 'dreamer'))
+    representation = config.get('representation', 'reconstruction')
+    if representation != 'reconstruction':
+        algorithm = f'{algorithm}_{representation}'
     if len(parts) == 3:
-        return str(config.get('task', parts[0])), parts[1], parts[2]
+        name = str(config.get('task', parts[0])), parts[1], parts[2]
+        return name, algorithm if 'method' in config else parts[1]
     if 'task' not in config or 'seed' not in config:
         raise ScoreError(
             'it is not at task/method/seed and has no config.json with task and seed'
         )
-    method = config.get('method', 'dreamer')
-    representation = config.get('representation', 'reconstruction')
-    if representation != 'reconstruction':
-        method = f'{method}_{representation}'
-    return str(config['task']), str(method), str(config['seed'])
+    return (str(config['task']), algorithm, str(config['seed'])), algorithm
 
 
 def run_folders(root, notes, seen):
@@ -346,14 +279,14 @@ def find_runs(roots, key, tasks=None):
         # One root may lie in another.
         for folder in run_folders(root, notes, seen):
             try:
-                name = name_run(folder, root)
+                name, algorithm = name_run(folder, root)
                 if tasks and name[0] not in tasks:
                     continue
                 if name in runs:
                     raise ScoreError(
                         f'same task, method and seed as {runs[name].folder}'
                     )
-                runs[name] = load_run(folder, name, key, notes)
+                runs[name] = load_run(folder, name, key, notes, algorithm)
             except (ScoreError, OSError) as error:
                 notes.append(f'left out {folder}: {error}')
                 continue
@@ -364,7 +297,7 @@ def find_runs(roots, key, tasks=None):
     return [runs[name] for name in sorted(runs)], notes
 
 
-def load_run(folder, name, key, notes):
+def load_run(folder, name, key, notes, algorithm=''):
     """The Points in `folder` with `name` (task, method, seed); skips are noted.
 
     Raises ScoreError if it has no point of `key`.
@@ -381,141 +314,65 @@ def load_run(folder, name, key, notes):
         )
     if not len(steps):
         raise ScoreError(f'it has no {key}')
-    return Points(*name, folder, steps, values)
+    order = np.argsort(steps, kind='stable')
+    return Points(*name, folder, steps[order], values[order], algorithm)
 
 
-# Averaging.
+# Files of curves, as the authors of several agents publish theirs.
 
 
-def bin_means(steps, values, width):
-    """Means of one run's points in bins.
+def curves_json(runs):
+    """`runs` as JSON: a list of objects with task, method, seed, xs and ys."""
+    objects = [
+        dict(
+            task=run.task,
+            method=run.method,
+            seed=int(run.seed) if run.seed.isdecimal() else run.seed,
+            xs=[int(x) for x in run.steps],
+            ys=run.values.tolist(),
+        )
+        for run in runs
+    ]
+    return json.dumps(objects) + '\n'
 
-    Bin k holds the steps in [(k - 1/2) width, (k + 1/2) width): evaluations that are
-    due at a multiple of the width fall into its middle, late or not.
 
-    Returns k [K] ascending and the means [K] of `values`.
+def read_curves(path, notes):
+    """The runs in a file of curves, plain or with gzip, as Points sorted by task,
+    method and seed. Methods are named after the file too. Values that are no finite
+    numbers are skipped, with a note.
+
+    Raises ScoreError if the file is not of that form.
     """
-    index = np.floor(steps / width + 0.5).astype(int)
-    bins, inverse = np.unique(index, return_inverse=True)
-    return bins, np.bincount(inverse, values) / np.bincount(inverse)
+    try:
+        data = path.read_bytes()
+        objects = json.loads(gzip.decompress(data) if path.suffix == '.gz' else data)
+        found = [_read_object(x) for x in objects]
+    except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
+        raise ScoreError(
+            f'{path} is not a list of objects with task, method, seed, xs and ys '
+            f'({error!r})'
+        ) from None
+    label, runs, skipped = path.name.partition('.')[0], {}, 0
+    for task, method, seed, steps, values in found:
+        usable = [(x, y) for x, y in zip(steps, values) if y is not None]
+        skipped += len(steps) - len(usable)
+        name = task, f'{method} ({label})', seed
+        if name in runs:
+            raise ScoreError(f'{path} has {task}, {method}, seed {seed} twice')
+        if usable:
+            steps, values = np.array(sorted(usable, key=lambda x: x[0]), float).T
+            runs[name] = Points(*name, path, steps, values)
+    if skipped:
+        notes.append(f'skipped {skipped} value(s) in {path} that are no finite numbers')
+    return [runs[name] for name in sorted(runs)]
 
 
-def make_curve(runs, width):
-    """Runs of one task and method as a Curve with bins of `width` steps."""
-    binned = [bin_means(run.steps, run.values, width) for run in runs]
-    bins = np.unique(np.concatenate([bins for bins, _ in binned]))
-    table = np.full((len(runs), len(bins)), np.nan)
-    for row, (index, means) in zip(table, binned):
-        row[np.searchsorted(bins, index)] = means
-    return Curve(bins * width, table)
-
-
-def bin_width(runs):
-    """A round width [environment steps] for runs of one task.
-
-    A fiftieth of the longest run, but not less than the usual distance between
-    points; rounded up to 1, 2 or 5 times a power of ten.
-    """
-    longest = max(run.steps.max() for run in runs)
-    gaps = np.concatenate([np.diff(np.unique(run.steps)) for run in runs])
-    width = max(longest / 50, np.median(gaps) if len(gaps) else 0, 1)
-    # Evaluations are a little late; that must not double the width.
-    unit = 10 ** math.floor(math.log10(width))
-    return int(next(x * unit for x in (1, 2, 5, 10) if x * unit >= 0.95 * width))
-
-
-def final_bin(curve, step, width):
-    """Index of the bin whose means are the runs' scores.
-
-    The one around `step` if that is given, else the last of those that most runs
-    have: where all are equally long, the last. None if no run has it.
-    """
-    if step is not None:
-        hits = np.flatnonzero(curve.steps == math.floor(step / width + 0.5) * width)
-        return int(hits[0]) if len(hits) else None
-    return int(np.flatnonzero(curve.seeds == curve.seeds.max())[-1])
-
-
-def make_rows(curves, widths, published, step=None, notes=None):
-    """The table's rows for `curves` {(task, method): Curve}."""
-    rows, notes = [], [] if notes is None else notes
-    for (task, method), curve in curves.items():
-        k = final_bin(curve, step, widths[task])
-        if k is None:
-            notes.append(f'no score of {method} on {task} at {step:.0f} steps')
-            continue
-        column = curve.table[:, k]
-        steps, last = int(curve.steps[k]), int(curve.steps[-1])
-        if len(column) > curve.seeds[k] or (step is None and steps < last):
-            notes.append(
-                f'{method} on {task}: scores are those of {curve.seeds[k]} of '
-                f'{len(column)} runs at {steps} steps; the longest has {last}'
-            )
-        mean, std = published.at(task, method, steps) if published else (None, None)
-        rows.append(Row(task, method, steps, column[np.isfinite(column)], mean, std))
-    return rows
-
-
-def count_verdicts(rows):
-    """How many of `rows` lie inside, above and below the published scores, as a
-    sentence; empty where none can be compared.
-    """
-    verdicts = [row.verdict for row in rows if row.verdict]
-    if not verdicts:
-        return ''
-    inside, above, below = map(verdicts.count, ('inside', 'above', 'below'))
-    return (
-        f'{inside} of {len(verdicts)} task(s) inside {INSIDE} published spreads, '
-        f'{above} above, {below} below'
-    )
-
-
-def aggregate(rows):
-    """Interquartile mean and mean over all runs of a method, on the Control Suite.
-
-    Scores are divided by 1000, the best return there. Every task counts with the same
-    number of runs, the smallest that a task of the method has.
-
-    Returns a list of dicts method, tasks, seeds, and iqm and mean, each as (value,
-    low, high), for the methods with two runs or more; the ends are None where a task
-    has only one, as then there is nothing to draw from.
-    """
-    result = []
-    for method in sorted({row.method for row in rows}):
-        scores = [
-            row.scores
-            for row in rows
-            if row.method == method and row.task.startswith('dmc_')
-        ]
-        if len(scores) > 1 or scores and len(scores[0]) > 1:
-            seeds = min(map(len, scores))
-            iqm, mean = _estimates(np.stack([x[:seeds] for x in scores], 1) / 1000)
-            result.append(
-                dict(method=method, tasks=len(scores), seeds=seeds, iqm=iqm, mean=mean)
-            )
-    return result
-
-
-def _estimates(scores):
-    """Interquartile mean and mean of `scores` [S, tasks], each with the ends of its
-    95 % interval, from a bootstrap over runs stratified by task (Agarwal et al.,
-    NeurIPS 2021).
-    """
-    # It takes seconds to import, and fails to with another pandas than the tested.
-    from rliable import library, metrics
-
-    def statistics(x):
-        return np.array([metrics.aggregate_iqm(x), metrics.aggregate_mean(x)])
-
-    ends = np.full((2, 2), None)
-    if len(scores) > 1:
-        # The library draws from the global generator, whatever it is given.
-        state = np.random.get_state()
-        np.random.seed(0)
-        try:
-            ends = library.get_interval_estimates(
-                {'': scores}, statistics, reps=RESAMPLES
-            )[1]['']
-        finally:
-            np.random.set_state(state)
-    return [(float(value), *ends[:, i]) for i, value in enumerate(statistics(scores))]
+def _read_object(curve):
+    """Task, method, seed, steps, and values, None where one is no finite number."""
+    steps, values = curve['xs'], curve['ys']
+    if len(steps) != len(values):
+        raise ValueError(f'{len(steps)} xs and {len(values)} ys')
+    if not all(_is_number(x) and x >= 0 for x in steps):
+        raise ValueError('xs must be environment steps')
+    names = (str(curve[x]) for x in ('task', 'method', 'seed'))
+    return *names, steps, [y if _is_number(y) else None for y in values]

@@ -1,9 +1,10 @@
 """Figures of local runs beside published results, by matplotlib.
 
-Colours are those of methods, the same in every figure; own results are solid, published
-ones dashed, pale or hatched.
+Colours are those of methods, the same in every figure; local results are solid,
+published ones dashed, pale or hatched.
 """
 
+import dataclasses
 import io
 import itertools
 import math
@@ -27,6 +28,7 @@ from support.scores.tables import format_score  # noqa: E402
 # have run). Methods that are not here take the spare ones in alphabetical order.
 COLORS = {
     'dreamer': '#0072B2',
+    'small': '#0072B2',
     'planet': '#009E73',
     'no_value': '#E69F00',
     'dreamer_contrastive': '#CC79A7',
@@ -57,21 +59,27 @@ SPARE_COLORS = (
 # Of final scores that are drawn as lines; alternating within each suite.
 LINE_STYLES = (':', '-.', (0, (5, 1)), (0, (1, 3)))
 RELEASED = 'Dreamer, released curves'
-SAME_STEPS = 'Dreamer, same steps'
+SAME_STEPS = 'Dreamer, released'
+MARKS = "Marks at the right edge: the paper's final scores, after 5e6 steps."
 
 # Drawing.
 
 
 def method_colors(methods):
-    """A colour for each of `methods`, the same in every figure."""
-    spare = itertools.cycle(SPARE_COLORS)
-    return COLORS | {
-        method: next(spare) for method in sorted(set(methods)) if method not in COLORS
-    }
+    """A colour for each of `methods`, the same in every figure. A name whose last word
+    is a method, as in `small planet`, has the colour of that method.
+    """
+    spare, result = itertools.cycle(SPARE_COLORS), dict(COLORS)
+    for name in sorted(set(methods) - result.keys()):
+        last = name.split(' ')[-1]
+        result[name] = COLORS[last] if last in COLORS else next(spare)
+    return result
 
 
 def task_title(task):
-    """`dmc_walker_walk` as `Walker Walk`."""
+    """`dmc_walker_walk` as `Walker Walk`, and `gym_CartPole-v1` as `CartPole-v1`."""
+    if task.startswith('gym_'):
+        return task.removeprefix('gym_')
     return (
         task.removeprefix('dmc_')
         .removeprefix('atari_')
@@ -82,9 +90,11 @@ def task_title(task):
 
 
 def make_grid(count, height, width=2.6, columns=5, **kwargs):
-    """A figure with `count` panels, five in a row as in the paper, and their axes."""
-    columns = min(columns, count)
+    """A figure with `count` panels, and their axes: rows of `columns` or, where that
+    leaves a short last one, of fewer.
+    """
     lines = math.ceil(count / columns)
+    columns = math.ceil(count / lines)
     # The legend needs room, also above a single panel.
     figure = Figure(
         (max(width * columns + 0.5, 6.5), height * lines + 1.2), layout='constrained'
@@ -99,58 +109,78 @@ def draw_curves(
     tasks, curves, published, colors, key='test/return', xmax=None, paper=None
 ):
     """Learning curves: a panel for each of `tasks`, local ones solid with the spread
-    over seeds as a band, the released ones dashed, final scores as lines. With `paper`,
-    a `figures.Figure`, its lines only, and what was read off it as points.
+    over seeds as a band, or with the evaluations of a single run as pale points; the
+    released ones dashed; final scores of the paper as marks at the right edge. With
+    `paper`, a `figures.Figure`, its lines only, and what was read off it as points.
     """
     figure, panels = make_grid(len(tasks), 2.0, columns=4 if paper else 5)
-    handles = {}
+    handles, marked = {}, False
     for ax, task in zip(panels, tasks):
-        if published:
-            _draw_published(ax, task, published, colors, handles, paper, xmax)
-        for method in sorted(m for t, m in curves if t == task):
-            label = f'{method}, own'
-            handles[label] = _draw_curve(ax, curves[task, method], colors[method])
-        ax.set_title(task_title(task), fontsize=10)
         # Tasks of a suite share their axis: their lengths are to be compared.
         ends = [
             curve.steps[-1]
             for (name, _), curve in curves.items()
             if name.split('_')[0] == task.split('_')[0]
         ]
-        ax.set_xlim(0, (xmax or max(ends, default=5e6) or 1) * 1.02)
+        end = xmax or max(ends, default=5e6) or 1
+        ax.set_xlim(0, end * 1.02)
+        if published:
+            _draw_published(ax, task, published, colors, handles, paper, end)
+        for method in sorted(m for t, m in curves if t == task):
+            handles[ours(method)] = _draw_curve(
+                ax, curves[task, method], colors[method]
+            )
+        ax.set_title(task_title(task), fontsize=10)
         # The paper's panels each have a range of their own.
         if task.startswith('dmc_') and key.endswith('return') and not paper:
             ax.set_ylim(-20, 1040)
+        if published and not paper:
+            marked |= _draw_marks(ax, task, published, curves, colors)
         ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         ax.xaxis.set_major_formatter(EngFormatter(sep=''))
         _plain(ax)
-    _label_axes(figure, 'environment steps', key, RELEASED in handles)
+    label = 'environment steps' + f'\n{MARKS}' * marked
+    _label_axes(figure, label, key_label(key), RELEASED in handles)
     _legend(figure, handles)
     return figure
 
 
+def ours(method):
+    """A local method's name in a legend; that of a file has the file's name already."""
+    return method if method.endswith(')') else f'{method}, ours'
+
+
+def key_label(key):
+    """A metric's name in words."""
+    return {'test/return': 'episode return', 'train/return': 'training return'}.get(
+        key, key
+    )
+
+
 def _draw_curve(ax, curve, color):
-    """A method's mean and spread; return the line."""
-    marker = '.' if len(curve.steps) <= 25 else None
+    """A method's mean and spread, or a single run's evaluations; return the line."""
+    marker = '.' if len(curve.steps) <= 25 and curve.raw is None else None
     (line,) = ax.plot(
         curve.steps, curve.mean, color=color, marker=marker, lw=1.8, zorder=3
     )
+    if curve.raw is not None:
+        ax.plot(curve.steps, curve.raw, '.', color=color, alpha=0.35, ms=5, mew=0)
     low, high = curve.mean - curve.std, curve.mean + curve.std
     ax.fill_between(curve.steps, low, high, color=color, alpha=0.25, lw=0)
     return line
 
 
-def _draw_published(ax, task, published, colors, handles, paper, xmax):
+def _draw_published(ax, task, published, colors, handles, paper, end):
     if task in published.curves and (not paper or 'dreamer' in paper.methods):
         curve = published.curves[task]
         # What lies far behind the end of this axis would stretch the other one.
-        inside = (curve[0] <= (xmax or math.inf)).sum()
+        inside = (curve[0] <= end).sum()
         steps, mean, std, _ = curve[:, : inside + 1]
         color = colors['dreamer']
         (handles[RELEASED],) = ax.plot(steps, mean, color=color, ls='--', lw=1.2)
-        ax.fill_between(steps, mean - std, mean + std, color=color, alpha=0.1, lw=0)
+        ax.fill_between(steps, mean - std, mean + std, color=color, alpha=0.15, lw=0)
     for column, value in published.finals.get(task, {}).items():
-        if column in paper.lines if paper else column != 'dreamer_5e6':
+        if paper and column in paper.lines:
             handles[baseline_label(column)] = ax.axhline(
                 value,
                 color=colors[column.split('_')[0]],
@@ -158,10 +188,38 @@ def _draw_published(ax, task, published, colors, handles, paper, xmax):
                 ls=LINE_STYLES[list(BASELINES).index(column) % 4],
             )
     for point in published.of_figure(paper.number, task) if paper else []:
-        if point.x <= (xmax or math.inf):
+        if point.x <= end:
             handles[f'{point.method}, {point.label}'] = _draw_points(
                 ax, [point], colors[point.method]
             )
+
+
+def _draw_marks(ax, task, published, curves, colors):
+    """The paper's final scores at the right edge, of Dreamer and of the local methods;
+    return whether there are any. They leave the range of the axis as it is.
+    """
+    methods = {'dreamer'} | {m.split(' ')[-1] for t, m in curves if t == task}
+    finals = {
+        column.split('_')[0]: value
+        for column, value in published.finals.get(task, {}).items()
+        if column.endswith('_5e6') and column.split('_')[0] in methods
+    }
+    low, high = ax.get_ylim()
+    for method, value in finals.items():
+        ax.plot(
+            [1],
+            [min(max(value, low), high)],
+            marker='<',
+            ms=6,
+            color=colors[method],
+            mec='white',
+            mew=0.5,
+            transform=ax.get_yaxis_transform(),
+            clip_on=False,
+            zorder=5,
+        )
+    ax.set_ylim(low, high)
+    return bool(finals)
 
 
 def _draw_points(ax, points, color, **style):
@@ -177,7 +235,7 @@ def _draw_points(ax, points, color, **style):
 
 def draw_settings(paper, tasks, rows, published, colors):
     """Final scores over the value of the flag that `paper`, a `figures.Figure`, varies:
-    a panel for each of `tasks`, own ones solid with the spread over seeds, what was
+    a panel for each of `tasks`, local ones solid with the spread over seeds, what was
     read off the paper dashed.
     """
     figure, panels = make_grid(len(tasks), 2.6, columns=4)
@@ -197,14 +255,14 @@ def draw_settings(paper, tasks, rows, published, colors):
             )
             x, y = zip(*((point.x, point.score) for point in points))
             ax.plot(x, y, color=colors[base], ls='--', lw=1, alpha=0.6)
-        own = sorted(
+        found = sorted(
             (float(figures.split(row.method)[2]), row.score, row.std or 0)
             for row in rows
             if row.task == task and figures.split(row.method)[0] == base
         )
-        if own:
-            x, y, spread = zip(*own)
-            handles[f'{base}, own'] = ax.errorbar(
+        if found:
+            x, y, spread = zip(*found)
+            handles[ours(base)] = ax.errorbar(
                 x, y, spread, color=colors[base], marker='.', lw=1.8, zorder=5
             )
         ax.set_title(task_title(task), fontsize=10)
@@ -219,24 +277,24 @@ def draw_settings(paper, tasks, rows, published, colors):
 
 def draw_bars(paper, tasks, rows, published, colors):
     """Final scores in one panel: for each of `tasks` and their mean a bar of each
-    method, own ones solid, published ones pale and hatched.
+    method, local ones solid, published ones pale and hatched.
     """
     series = list(_series_of_bars(paper, tasks, rows, published))
     figure = Figure((0.72 * (len(tasks) + 1) + 2, 5), layout='constrained')
     ax = figure.subplots()
     handles, width = {}, 0.86 / max(len(series), 1)
-    for i, (label, method, scores, own) in enumerate(series):
-        style = {} if own else dict(alpha=0.4, hatch='////', ec='white')
+    for i, (label, method, scores, local) in enumerate(series):
+        style = {} if local else dict(alpha=0.4, hatch='////', ec='white')
         places = [k + (i - (len(series) - 1) / 2) * width for k in range(len(scores))]
         for x, (score, _) in zip(places, scores):
-            if score is None and not own:
+            if score is None and not local:
                 ax.annotate('n/a', (x, 5), ha='center', rotation=90, fontsize=6)
         handles[label] = ax.bar(
             places,
             [score or 0 for score, _ in scores],
             width,
             color=colors[method],
-            yerr=[std or 0 for _, std in scores] if own else None,
+            yerr=[std or 0 for _, std in scores] if local else None,
             error_kw=dict(lw=1, ecolor='#222222'),
             **style,
         )
@@ -251,17 +309,17 @@ def draw_bars(paper, tasks, rows, published, colors):
 
 def _series_of_bars(paper, tasks, rows, published):
     """Yield label, method, [(score, spread)] of each task and of the mean, and whether
-    the scores are own ones; a score is None where there is none.
+    the scores are local; a score is None where there is none.
     """
     means = published.means() if published else {}
     for method in paper.methods:
-        own = {row.task: (row.score, row.std) for row in rows if row.method == method}
-        if own:
-            scores = [own.get(task, (None, None)) for task in tasks]
+        found = {x.task: (x.score, x.std) for x in rows if x.method == method}
+        if found:
+            scores = [found.get(task, (None, None)) for task in tasks]
             # The mean of some tasks must not lie beside that of all.
-            whole = own.keys() >= set(paper.tasks)
-            mean = sum(score for score, _ in own.values()) / len(own) if whole else None
-            yield f'{method}, own', method, [*scores, (mean, None)], True
+            whole = found.keys() >= set(paper.tasks)
+            mean = sum(x for x, _ in found.values()) / len(found) if whole else None
+            yield ours(method), method, [*scores, (mean, None)], True
     for column in paper.lines if published else []:
         scores = [(published.finals.get(t, {}).get(column), None) for t in tasks]
         method = column.split('_')[0]
@@ -290,7 +348,7 @@ def _plain(ax):
 
 def _legend(figure, handles):
     if handles:
-        handles = dict(sorted(handles.items(), key=lambda x: not x[0].endswith('own')))
+        handles = dict(sorted(handles.items(), key=lambda x: not x[0].endswith('ours')))
         columns = max(1, int(figure.get_figwidth() // 2))
         # Below the panels it would lie on the label of the axis.
         figure.legend(
@@ -304,68 +362,96 @@ def _legend(figure, handles):
 
 
 def draw_finals(tasks, rows, published, colors):
-    """Final scores: a panel for each of `tasks`, a bar for each method. Published ones
-    are pale and hatched, and measured at the steps that their labels say.
+    """Scores: a panel for each of `tasks`, a bar for each method. Published ones are
+    pale and hatched, and measured at the steps that they say.
     """
     bars = {task: _bars(task, rows, published) for task in tasks}
-    order = (
-        [f'{method}, own' for method in sorted({row.method for row in rows})]
-        + [SAME_STEPS]
-        + [baseline_label(column) for column in BASELINES]
+    bars = {task: found for task, found in bars.items() if found}
+    most = max(map(len, bars.values()), default=1)
+    figure, panels = make_grid(
+        max(len(bars), 1), 0.5 + 0.2 * most, width=3.4, columns=4
     )
-    labels = [x for x in order if any(x in shown for shown in bars.values())]
-    figure, panels = make_grid(len(tasks), 0.5 + 0.19 * len(labels), sharey=True)
-    for ax, task in zip(panels, tasks):
-        for label, (method, mean, std, own) in bars[task].items():
-            y = labels.index(label)
-            style = {} if own else dict(alpha=0.4, hatch='////', ec='white')
-            ax.barh(
-                y,
-                mean,
-                color=colors[method],
-                lw=0,
-                xerr=std,
-                error_kw=dict(lw=1, ecolor='#222222'),
-                **style,
-            )
-            ax.annotate(
-                format_score(mean),
-                (max(mean + (std or 0), 0), y),
-                (3, 0),
-                textcoords='offset points',
-                va='center',
-                fontsize=7,
-            )
-        ax.set_title(task_title(task), fontsize=10)
-        ax.set_yticks(range(len(labels)), labels)
-        ax.set_ylim(len(labels) - 0.4, -0.6)
-        _plain(ax)
-        low, high = (0, 1000) if task.startswith('dmc_') else ax.get_xlim()
-        ax.set_xlim(low, high + 0.28 * (high - low))  # Room for the numbers.
-        ax.xaxis.set_major_locator(MaxNLocator(3))
-        ax.grid(False)
-    _label_axes(figure, 'score', '', SAME_STEPS in labels)
-    _legend(
-        figure,
-        {
-            'own runs': Patch(fc='#666666'),
-            'published': Patch(fc='#666666', alpha=0.4, hatch='////', ec='white'),
-            'spread over seeds': Line2D([], [], color='#222222', lw=1),
-        },
-    )
+    for ax, (task, found) in zip(panels, bars.items()):
+        _draw_bars(ax, task, found, colors)
+        ax.set_ylim(most - 0.4, -0.6)
+    every = [bar for found in bars.values() for bar in found]
+    released = any(bar.label.startswith(SAME_STEPS) for bar in every)
+    _label_axes(figure, 'episode return', '', released)
+    published = Patch(fc='#666666', alpha=0.4, hatch='////', ec='white')
+    handles = {
+        'ours': (any(x.local for x in every), Patch(fc='#666666')),
+        'published': (not all(x.local for x in every), published),
+        'spread over seeds': (
+            any(x.std is not None for x in every),
+            Line2D([], [], color='#222222', lw=1),
+        ),
+    }
+    _legend(figure, {name: x for name, (there, x) in handles.items() if there})
     return figure
 
 
+def _draw_bars(ax, task, bars, colors):
+    for y, bar in enumerate(bars):
+        style = {} if bar.local else dict(alpha=0.4, hatch='////', ec='white')
+        ax.barh(
+            y,
+            bar.mean,
+            color=colors[bar.method],
+            lw=0,
+            xerr=bar.std,
+            error_kw=dict(lw=1, ecolor='#222222'),
+            **style,
+        )
+        ax.annotate(
+            format_score(bar.mean),
+            (max(bar.mean + (bar.std or 0), 0), y),
+            (3, 0),
+            textcoords='offset points',
+            va='center',
+            fontsize=7,
+        )
+    ax.set_title(task_title(task), fontsize=10)
+    ax.set_yticks(range(len(bars)), [bar.label for bar in bars])
+    _plain(ax)
+    low, high = (0, 1000) if task.startswith('dmc_') else ax.get_xlim()
+    ax.set_xlim(low, high + 0.28 * (high - low))  # Room for the numbers.
+    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.grid(False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """A bar of a panel: `local` ones are of runs here, the others published."""
+
+    label: str
+    method: str
+    mean: float
+    std: float | None
+    local: bool
+
+
 def _bars(task, rows, published):
-    """{label: (method, mean, std, own)} of one panel."""
-    bars = {}
+    """The bars of one panel, from the top."""
+    bars, released = [], {}
     for row in (row for row in rows if row.task == task):
-        bars[f'{row.method}, own'] = row.method, row.score, row.std, True
-        if row.published is not None and row.method == 'dreamer':
-            bars[SAME_STEPS] = ('dreamer', row.published, row.published_std, False)
-    for column, value in (published.finals.get(task, {}) if published else {}).items():
-        bars[baseline_label(column)] = column.split('_')[0], value, None, False
-    return bars
+        label = f'{ours(row.method)} ({_steps(row.ends.max())})'
+        bars.append(Bar(label, row.method, row.score, row.std, True))
+        if row.published is not None and row.published_std is not None:
+            label = f'{SAME_STEPS} ({_steps(row.at)})'
+            released[row.at] = Bar(
+                label, 'dreamer', row.published, row.published_std, False
+            )
+    bars += [released[at] for at in sorted(released)]
+    finals = published.finals.get(task, {}) if published else {}
+    return bars + [
+        Bar(baseline_label(column), column.split('_')[0], finals[column], None, False)
+        for column in BASELINES
+        if column in finals
+    ]
+
+
+def _steps(count):
+    return EngFormatter(sep='')(count)
 
 
 def render(figure):

@@ -3,9 +3,7 @@
 import csv
 import io
 
-import numpy as np
-
-from support.scores import comparison, figures
+from support.scores import comparison, figures, protocol
 from support.scores.comparison import BASELINES, baseline_label
 
 
@@ -23,14 +21,15 @@ def _markdown(header, rows):
     return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines) + '\n'
 
 
-def _spread(mean, std):
+def mean_and_spread(mean, std):
+    """`mean ± std`, without the spread where there is none."""
     text = format_score(mean)
     return text if std is None else f'{text} ± {format_score(std)}'
 
 
-def scores_markdown(rows, tasks, published, aggregates, key, widths):
-    """The tables as Markdown: own scores, published final ones, aggregates."""
-    parts = ['# Scores\n', *_own_markdown(rows, published, key, widths)]
+def scores_markdown(rows, tasks, published, aggregates, key):
+    """The tables as Markdown: scores of runs, published final ones, aggregates."""
+    parts = ['# Scores\n', *_runs_markdown(rows, published, key)]
     if published:
         parts += _finals_markdown(tasks, published)
     if aggregates:
@@ -55,24 +54,31 @@ def scores_markdown(rows, tasks, published, aggregates, key, widths):
     return '\n'.join(parts)
 
 
-def _own_markdown(rows, published, key, widths):
-    bins = ', '.join(sorted({f'{width:,.0f}' for width in widths.values()}))
+def _runs_markdown(rows, published, key):
     parts = [
-        f'Own: `{key}`, averaged in the bin around the given environment steps (bins '
-        f'of {bins or "-"}) and then over seeds, ± population standard deviation. '
-        'Published: the released Dreamer curves at the same steps (PlaNet: the '
-        "paper's final score). Difference: (own - published) / published spread; "
-        f'verdict: inside {comparison.INSIDE} spreads, above or below.\n',
+        f'Score: `{key}`, the mean of the last {protocol.EVALUATIONS} evaluations of a '
+        'run, up to the environment steps given, then over seeds, ± population '
+        'standard deviation. Published: the released Dreamer curves (PlaNet: the '
+        "paper's final score) at the last step where they were published and all seeds "
+        f'have been. Ours there: {protocol.EVALUATIONS} evaluations around that step. '
+        'Difference: (ours - published) / published spread. Verdict, with '
+        f'{protocol.VERDICT_SEEDS} seeds or more: inside {protocol.INSIDE} spreads, '
+        'above or below.\n',
         _markdown(
-            'task method seeds steps own published difference verdict'.split(),
+            [
+                *('task', 'method', 'seeds', 'steps', 'score'),
+                *('published at', 'ours there', 'published', 'difference', 'verdict'),
+            ],
             [
                 [
                     row.task,
                     row.method,
                     len(row.scores),
-                    f'{row.steps:,}',
-                    _spread(row.score, row.std),
-                    _spread(row.published, row.published_std),
+                    range_of(row.ends),
+                    mean_and_spread(row.score, row.std),
+                    '-' if row.at is None else f'{row.at:,}',
+                    mean_and_spread(*row.ours),
+                    mean_and_spread(row.published, row.published_std),
                     '-' if row.difference is None else f'{row.difference:+.1f}',
                     row.verdict or '-',
                 ]
@@ -80,7 +86,7 @@ def _own_markdown(rows, published, key, widths):
             ],
         ),
     ]
-    count = comparison.count_verdicts(rows)
+    count = protocol.count_verdicts(rows)
     if count:
         parts += [f'{count}.\n']
     if published:
@@ -88,13 +94,19 @@ def _own_markdown(rows, published, key, widths):
     return parts
 
 
-def figure_markdown(paper, tasks, rows, curves, published, key, widths):
-    """The tables of a figure of the paper, a `figures.Figure`: own scores, and what was
-    read off it beside own scores there.
+def range_of(steps):
+    """Environment steps of several runs: one number where all are equal."""
+    low, high = int(min(steps)), int(max(steps))
+    return f'{low:,}' if low == high else f'{low:,} to {high:,}'
+
+
+def figure_markdown(paper, tasks, rows, groups, published, key):
+    """The tables of a figure of the paper, a `figures.Figure`: scores of runs, and what
+    was read off it beside the runs of `groups` {(task, method): runs} there.
     """
     parts = [f'# Figure {paper.number}: {paper.title}\n']
     parts += [f'{paper.unknown}\n'] * bool(paper.unknown)
-    parts += _own_markdown(rows, published, key, widths)
+    parts += _runs_markdown(rows, published, key)
     points = [
         x for task in (*tasks, 'mean') for x in published.of_figure(paper.number, task)
     ]
@@ -102,7 +114,8 @@ def figure_markdown(paper, tasks, rows, curves, published, key, widths):
         parts += [
             '## The figure of the paper\n',
             'Paper: ± error of reading, none where the value is printed or the error '
-            'unknown; `hidden` is behind another line. Own: at the same place.\n',
+            'unknown; `hidden` is behind another line. Ours: '
+            f'{protocol.EVALUATIONS} evaluations around the same steps.\n',
             _markdown(
                 [
                     'task',
@@ -110,7 +123,7 @@ def figure_markdown(paper, tasks, rows, curves, published, key, widths):
                     'steps'
                     if paper.kind != 'settings'
                     else figures.split(paper.methods[0])[1],
-                    'own',
+                    'ours',
                     'paper',
                     'source',
                 ],
@@ -119,8 +132,8 @@ def figure_markdown(paper, tasks, rows, curves, published, key, widths):
                         point.task,
                         point.method,
                         f'{point.x:,}',
-                        format_score(_own_at(paper, point, rows, curves)),
-                        _spread(point.score, point.error),
+                        format_score(_ours_at(paper, point, rows, groups)),
+                        mean_and_spread(point.score, point.error),
                         point.source,
                     ]
                     for point in points
@@ -130,8 +143,8 @@ def figure_markdown(paper, tasks, rows, curves, published, key, widths):
     return '\n'.join(parts)
 
 
-def _own_at(paper, point, rows, curves):
-    """The own score where a value was read off; None if no run has got there."""
+def _ours_at(paper, point, rows, groups):
+    """The runs' score where a value was read off; None if one has not got there."""
     if paper.kind == 'settings':
         name = (point.method, f'{point.x}')
         scores = [
@@ -140,10 +153,9 @@ def _own_at(paper, point, rows, curves):
             if row.task == point.task and figures.split(row.method)[::2] == name
         ]
         return scores[0] if scores else None
-    curve = curves.get((point.task, point.method))
-    if curve is None or not curve.steps[0] <= point.x <= curve.steps[-1]:
-        return None
-    return float(np.interp(point.x, curve.steps, curve.mean))
+    runs = groups.get((point.task, point.method))
+    there = protocol.scores_at(runs, point.x) if runs else None
+    return None if there is None else float(there.mean())
 
 
 def _finals_markdown(tasks, published):
@@ -164,7 +176,7 @@ def _finals_markdown(tasks, published):
         )
     return [
         '## Published final scores\n',
-        'After the steps in brackets; comparable with own scores after as many.\n',
+        'After the steps in brackets; comparable with scores after as many.\n',
         _markdown(['task', *map(baseline_label, columns)], lines),
     ]
 
@@ -175,32 +187,30 @@ def _interval(value, low, high):
 
 
 def scores_csv(rows):
-    """The table of own scores as CSV; an empty cell is a number that there is not."""
+    """The table of scores as CSV; an empty cell is a number that there is not. `steps`
+    is where the first of the seeds ends.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow(
         [
-            'task',
-            'method',
-            'seeds',
-            'steps',
-            'score',
-            'score_std',
-            'published',
-            'published_std',
-            'difference',
-            'verdict',
+            *('task', 'method', 'seeds', 'steps', 'score', 'score_std'),
+            *('published_at', 'ours', 'ours_std', 'published', 'published_std'),
+            *('difference', 'verdict'),
         ]
     )
     for row in rows:
-        numbers = (row.score, row.std, row.published, row.published_std, row.difference)
+        score = (row.score, row.std)
+        published = (*row.ours, row.published, row.published_std, row.difference)
         writer.writerow(
             [
                 row.task,
                 row.method,
                 len(row.scores),
-                row.steps,
-                *('' if x is None else f'{x:.4f}' for x in numbers),
+                int(row.ends.min()),
+                *('' if x is None else f'{x:.4f}' for x in score),
+                '' if row.at is None else row.at,
+                *('' if x is None else f'{x:.4f}' for x in published),
                 row.verdict or '',
             ]
         )
