@@ -1,99 +1,262 @@
-"""The returns that README and docs/ claim are those of the files in results/."""
+"""What README and docs/ claim of the runs in results/ is what their files say."""
 
+import json
+import os
 import pathlib
+import re
+import subprocess
 
-import numpy as np
 import pytest
+from conftest import ROOT
 
-import plotting
-from support.scores import comparison
+import configs
+from support.scores import comparison, protocol, tables
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Each with what plotting.py is given for its table.
-PAGES = [
-    ('README.md', ['results/long']),
-    (
-        'docs/comparisons.md',
-        ['results/methods', 'results/long/dmc_cartpole_swingup/dreamer']
-        + ['--steps', '40000', '--xmax', '50000', '--bin', '10000'],
-    ),
-    ('docs/learning.md', ['results/trials']),
-]
+RESULTS = ROOT / 'results'
+FOLDERS = 'control', 'discrete', 'methods', 'ablation'
 
 
-def claims(text, args, out):
-    """Whether `text` has the table of own scores that plotting.py makes with `args`,
-    a folder first; without that there is nothing to claim.
-    """
-    if not pathlib.Path(args[0]).is_dir():
-        return 'results/' not in text
-    assert plotting.main(['--logdir', *args, '--out', str(out)]) == 0
-    (table,) = [
-        part
-        for part in (out / 'scores.md').read_text().split('\n\n')
-        if part.startswith('| task | method |')
-    ]
-    return table in text
+@pytest.fixture(scope='module')
+def published():
+    return comparison.Published()
 
 
-@pytest.mark.parametrize('page, args', PAGES)
-def test_pages_claim_what_results_show(tmp_path, monkeypatch, page, args):
-    monkeypatch.chdir(ROOT)
-    assert claims(pathlib.Path(page).read_text(), args, tmp_path)
+@pytest.fixture(scope='module')
+def groups():
+    """Runs by (folder, task, label)."""
+    found = {}
+    for folder in FOLDERS:
+        runs, notes = comparison.find_runs([RESULTS / folder], 'test/return')
+        assert not notes
+        for (task, label), members in protocol.group(runs).items():
+            found[folder, task, label] = members
+    return found
 
 
-def test_all_results_are_claimed():
-    folders = {f'results/{x.name}' for x in (ROOT / 'results').iterdir() if x.is_dir()}
-    assert folders == {args[0] for _, args in PAGES}
+def page(name):
+    return (ROOT / name).read_text()
 
 
-def test_a_claim_that_no_file_shows_is_found(tmp_path):
-    results = [str(tmp_path / 'results')]
-    assert not claims('as in results/', results, tmp_path)
-    run = tmp_path / 'results' / 'dmc_cartpole_balance' / 'dreamer' / '0'
-    run.mkdir(parents=True)
-    (run / 'metrics.jsonl').write_text('{"step": 1000, "test/return": 321.0}\n')
-    assert not claims('321.0', results, tmp_path / 'out')
-    table = (tmp_path / 'out' / 'scores.md').read_text()
-    assert claims(table, results, tmp_path / 'out')
-    assert not claims(table.replace('321.0', '322.0'), results, tmp_path / 'out')
+def table(header, rows):
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines) + '\n'
 
 
-def five_evaluations(task, last, step, published):
-    """The `comparison.Row` of what runs of `small` got in the five evaluations up to
-    `last` steps, beside the released curve at `step`.
-    """
-    scores = []
-    for path in (ROOT / 'results' / 'long' / task / 'dreamer').glob('*/metrics.jsonl'):
-        steps, returns, _ = comparison.read_points(path, 'test/return')
-        if steps.max() >= last:
-            inside = (last - 25_000 < steps) & (steps <= last)
-            assert inside.sum() == 5
-            scores.append(returns[inside].mean())
-    released = published.at(task, 'dreamer', step)
-    return comparison.Row(task, 'dreamer', step, np.array(scores), *released)
+def rows_of(text, heading):
+    """Cells of the table below a heading, without its head."""
+    part = re.split(r'^##+ ', text.split(f' {heading}\n')[1], flags=re.M)[0]
+    lines = [x.strip('| ').split(' | ') for x in part.splitlines() if x[:1] == '|']
+    return lines[2:]
 
 
-def mean_and_spread(mean, std):
-    return f'{mean:.0f}' if std is None else f'{mean:.0f} ± {std:.0f}'
+def short(task):
+    return task.removeprefix('dmc_').removeprefix('gym_').removeprefix('atari_')
 
 
-def test_readme_compares_small_with_the_released_curves_as_the_files_do():
-    published = comparison.Published()
-    lines = []
-    for folder in sorted((ROOT / 'results' / 'long').glob('dmc_*')):
-        early = five_evaluations(folder.name, 115_000, 105_000, published)
-        late = five_evaluations(folder.name, 205_000, 205_000, published)
-        cells = [f'`{folder.name.removeprefix("dmc_")}`', str(len(early.scores))]
-        for row in (early, late):
-            if len(row.scores):
-                cells.append(mean_and_spread(row.score, row.std))
-                cells.append(mean_and_spread(row.published, row.published_std))
-            else:
-                cells += ['-', '-']
-        lines.append(f'| {" | ".join(cells)} |')
-    assert len(lines) >= 6
-    text = (ROOT / 'README.md').read_text()
-    assert (
-        '\n| --- | --- | --- | --- | --- | --- |\n' + '\n'.join(lines) + '\n\n' in text
+def whole(value, std=None):
+    return f'{value:,.0f}' if std is None else f'{value:,.0f} ± {std:,.0f}'
+
+
+# results/
+
+
+def test_results_are_in_folders_by_question():
+    found = {x.name for x in RESULTS.iterdir() if x.is_dir()}
+    assert found == {*FOLDERS, 'published'}
+    for folder in FOLDERS:
+        assert {x.name for x in (RESULTS / folder).iterdir() if x.is_file()} == {
+            'commands.sh'
+        }
+
+
+def commands(folder, tmp_path):
+    """Words of dreamer.py that a `commands.sh` starts, by a Python that prints them."""
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/sh\nfor x; do printf "%s\\037" "$x"; done\necho\n')
+    python.chmod(0o755)
+    path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
+    done = subprocess.run(
+        [str(RESULTS / folder / 'commands.sh')],
+        env={**os.environ, 'PATH': path},
+        capture_output=True,
+        text=True,
+        check=True,
     )
+    for line in done.stdout.splitlines():
+        script, *words = line.split('\037')[:-1]
+        assert script == 'dreamer.py'
+        yield words
+
+
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_commands_make_the_runs_again(folder, tmp_path):
+    """By the settings of today, but for flags that cannot matter."""
+    made = set()
+    for words in commands(folder, tmp_path):
+        logdir = words[words.index('--logdir') + 1]
+        run = RESULTS / pathlib.PurePath(logdir).relative_to('logs')
+        made.add(run)
+        parsed = configs.parse(words)
+        config = configs.settle(words, parsed, parsed.task.startswith('gym_'))
+        recorded = json.loads((run / 'config.json').read_text())['config']
+        assert recorded['logdir'] == logdir
+        idle = {*configs.IDLE[config.method], *configs.CHANGEABLE} - {'precision'}
+        for name, value in recorded.items():
+            if name not in idle and value is not None:
+                assert getattr(config, name) == value, name
+        steps = json.loads((run / 'metrics.jsonl').read_text().splitlines()[-1])['step']
+        assert 0 <= config.steps - steps < 1_000 or steps - config.steps < 10
+    assert made == {x.parent for x in (RESULTS / folder).rglob('metrics.jsonl')}
+
+
+def test_the_tables_of_runs_are_whole(groups):
+    found = {}
+    for folder in FOLDERS:
+        for name, _, seeds, steps, minutes, _ in rows_of(
+            page('results/README.md'), f'`{folder}/`'
+        ):
+            task, label = name.strip('`').split('/')
+            found[folder, task, label] = seeds.split(', '), steps.split(', ')
+            assert len(minutes.split(', ')) == len(seeds.split(', '))
+    for name, runs in groups.items():
+        seeds, steps = found.pop(name)
+        assert seeds == [run.seed for run in runs]
+        for run, step in zip(runs, steps if len(steps) > 1 else steps * len(runs)):
+            lines = (run.folder / 'metrics.jsonl').read_text().splitlines()
+            assert abs(json.loads(lines[-1])['step'] - int(step.replace(',', ''))) < 500
+    assert not found
+
+
+def core_minutes():
+    """Minutes of one core by (folder, task, label), as results/README.md has them."""
+    result = {}
+    for folder in FOLDERS:
+        for name, _, _, _, minutes, _ in rows_of(
+            page('results/README.md'), f'`{folder}/`'
+        ):
+            task, label = name.strip('`').split('/')
+            result[folder, task, label] = sum(map(float, minutes.split(', ')))
+    return result
+
+
+# README.
+
+
+MARKS = {'inside': '✓', 'above': '✓', 'below': '✗', None: '-'}
+
+
+def results_table(groups, published):
+    minutes, lines = core_minutes(), []
+    shown = [
+        name
+        for name in groups
+        if name[0] in ('control', 'discrete')
+        or name == ('ablation', 'dmc_pendulum_swingup', 'small-no-entropy')
+    ]
+    for name in sorted(shown, key=lambda x: (x[0] == 'discrete', x[1])):
+        _, task, label = name
+        row = protocol.make_row(task, label, groups[name], published)
+        value = (row.score, row.std) if row.at is None else row.ours
+        steps = tables.range_of(row.ends) if row.at is None else f'{row.at:,}'
+        final = published.finals.get(task, {}).get('dreamer_5e6')
+        title = f'`{short(task)}`' + ' (1)' * (label == 'small-no-entropy')
+        lines.append(
+            [
+                title,
+                steps,
+                len(row.scores),
+                whole(*value),
+                '-' if row.at is None else whole(row.published, row.published_std),
+                '-' if row.difference is None else f'{row.difference:+.1f}',
+                '-' if final is None else whole(final),
+                f'{minutes[name] / 60:.1f}',
+                MARKS[row.verdict],
+            ]
+        )
+    return table(
+        [
+            *('task', 'steps', 'seeds', 'ours', 'released', 'difference'),
+            *('paper, 5e6', 'core-hours', 'verdict'),
+        ],
+        lines,
+    )
+
+
+def test_readme_has_the_results(groups, published):
+    assert results_table(groups, published) in page('README.md')
+
+
+# docs/.
+
+
+def test_learning_has_the_last_evaluations(groups):
+    text = page('docs/learning.md')
+    for (folder, task, _), runs in groups.items():
+        if folder not in ('control', 'discrete'):
+            continue
+        lines = rows_of(text, short(task))
+        assert len(lines) == len(runs)
+        for run, cells in zip(runs, lines):
+            which = protocol.evaluations_around(run.steps)
+            values = run.values[which]
+            assert cells[:4] == [
+                run.seed,
+                f'{int(run.steps[-1]):,}',
+                ', '.join(f'{x:,.0f}' for x in values),
+                whole(values.mean()),
+            ]
+
+
+def ablation_table(groups):
+    """The bonus and the first preset, at the last steps that all runs of a task have
+    been evaluated around.
+    """
+    labels, lines = ('small', 'small-no-entropy', 'small-v0'), []
+    tasks = sorted({task for folder, task, _ in groups if folder == 'ablation'})
+    for task in tasks:
+        runs = {
+            label: groups.get(('control', task, label))
+            or groups.get(('ablation', task, label))
+            for label in labels
+        }
+        step = 45_000 if task == 'dmc_cartpole_swingup' else 105_000
+        cells = []
+        for found in runs.values():
+            there = protocol.scores_at(found, step) if found else None
+            cells.append(
+                '-' if there is None else whole(there.mean(), protocol.spread(there))
+            )
+        lines.append([f'`{short(task)}`', f'{step:,}', *cells])
+    return table(['task', 'steps', *(f'`{label}`' for label in labels)], lines)
+
+
+def test_learning_has_the_ablation(groups):
+    assert ablation_table(groups) in page('docs/learning.md')
+
+
+def methods_table(groups):
+    lines = []
+    for task, labels in {
+        'dmc_cartpole_swingup': ('small', 'small planet'),
+        'dmc_walker_stand': ('small-v0', 'small-v0 planet'),
+    }.items():
+        step = 40_000 if task == 'dmc_cartpole_swingup' else 30_000
+        for label in labels:
+            runs = (
+                groups.get(('methods', task, label)) or groups['control', task, label]
+            )
+            there = protocol.scores_at(runs, step)
+            lines.append(
+                [
+                    f'`{short(task)}`',
+                    f'`{label}`',
+                    len(runs),
+                    f'{step:,}',
+                    whole(there.mean(), protocol.spread(there)),
+                ]
+            )
+    return table(['task', 'method', 'seeds', 'steps', 'score'], lines)
+
+
+def test_comparisons_has_the_methods(groups):
+    assert methods_table(groups) in page('docs/comparisons.md')
