@@ -30,7 +30,7 @@ if __name__ == '__main__':
     temporary.provide('plotting')
 
 import configs
-from support.scores import comparison, drawing, figures, protocol, tables
+from support.scores import comparison, figures, protocol, tables
 from support.scores.comparison import ScoreError
 
 
@@ -239,6 +239,8 @@ def make_files(args, published):
     """
     if not args.key.endswith('return'):
         published = None
+    from support.scores import drawing  # Here: matplotlib takes a second to import.
+
     found = gather(args, published)
     tasks, rows, curves = found.tasks, found.rows, found.curves
     try:
@@ -270,6 +272,8 @@ def make_figure(args, published):
     """A figure of the paper and its tables as {name: bytes}, and the `Results`, as
     `make_files`; without runs it shows what is published.
     """
+    from support.scores import drawing
+
     paper = args.figure
     found = gather(args, published)
     colors = drawing.method_colors(paper.methods)
