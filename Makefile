@@ -8,7 +8,7 @@ ARGS ?=
 
 PYTHON = .venv/bin/python
 
-.PHONY: setup train paper test lint bench soak
+.PHONY: setup train paper test lint bench bench-gpu soak
 
 setup:
 	@./setup.sh
@@ -35,3 +35,7 @@ soak: setup
 
 bench: setup
 	$(PYTHON) benchmarks/run.py $(ARGS)
+
+# At most ten minutes on a machine with a GPU.
+bench-gpu: setup
+	$(PYTHON) benchmarks/gpu.py $(ARGS)

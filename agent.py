@@ -16,7 +16,7 @@ import tensorflow as tf
 
 import models
 import tools
-from support.learning import layers, planet, replicas
+from support.learning import layers, planet, replicas, xla
 from support.learning.optimizer import Optimizer
 
 
@@ -220,8 +220,9 @@ class ActorCritic(tf.Module):
 
         rows = tf.shape(start['stoch'])[0]
         initial = (start, tf.zeros((rows, self.actor.outputs)))
-        with layers.read_once(rssm, self.actor):
-            states, outputs = layers.scan(step, (latent_noise, action_noise), initial)
+        states, outputs = layers.scan(
+            step, (latent_noise, action_noise), initial, [rssm, self.actor]
+        )
         return rssm.feature(states), self.actor.dist_of(outputs)
 
     def losses(self, world, start, start_weight, latent_noise, action_noise, updates=0):
@@ -322,6 +323,7 @@ class Dreamer(tf.Module):
       gradient_step: updates made.
       env_step: environment steps taken, which the run counts.
       train_start: `env_step` where training began; -1 while the prefill goes on.
+      compiled: whether updates are to be made by what XLA compiles.
     """
 
     MODE_SAMPLES = 100
@@ -349,11 +351,11 @@ class Dreamer(tf.Module):
         with strategy.scope() if strategy else contextlib.nullcontext():
             self._build(config, action_size)
         # No Python control flow depends on tensors: plain tracing is a third faster.
-        self.compiled = tf.function(
-            layers.keep_loops()(self._train) if config.jit else self._train,
-            autograph=False,
-            jit_compile=config.jit,
+        self._graph = tf.function(self._train, autograph=False)
+        self._by_xla = tf.function(
+            layers.keep_loops()(self._train), autograph=False, jit_compile=True
         )
+        self.compiled = config.jit == 'true'
 
     def _build(self, config, action_size):
         self.world = WorldModel(config, action_size)
@@ -419,25 +421,25 @@ class Dreamer(tf.Module):
         return models.normalize_image(image, noise)
 
     def on_device(self, data):
-        """A replay batch of arrays as tensors where `train` takes them from: on the
-        GPU, or on the host where several devices split them.
-        """
-        gpu = tf.config.list_physical_devices('GPU') and not self._strategy
-        with tf.device('GPU:0' if gpu else 'CPU:0'):
-            return {key: tf.identity(array) for key, array in data.items()}
+        """A replay batch of arrays as `train` takes it; see `replicas.place`."""
+        return replicas.place(self._strategy, data)
 
     def train(self, data):
-        """One update of world model, actor and value network from a replay batch
-        [B, L, ...], or this machine's part of it; returns scalar metrics.
+        """One update of world model, actor and value network from a replay batch of
+        `on_device`, [B, L, ...], or this machine's part of it; returns scalar metrics.
         """
-        metrics = self.compiled(data)
+        metrics = self.form(data)
         self.gradient_step += 1
         return metrics
 
+    @property
+    def form(self):
+        """The `tf.function` of an update from a replay batch."""
+        return self._by_xla if self.compiled else self._graph
+
     def _train(self, data):
-        rows, length = data['reward'].shape
-        rows *= replicas.count_machines(self._strategy)
-        return self.update(data, self.noise(rows, length))
+        noise = self.noise(*replicas.batch_shape(self._strategy, data))
+        return self.update(data, noise)
 
     def update(self, data, noise):
         """`train` with given noise, and not counted."""
@@ -657,25 +659,27 @@ class Policy:
             tf.nest.map_structure(lambda old, value: old.assign(value), state, new)
             return action
 
+        def trace(compiled):
+            # Traced once, and without a state to pass in and out.
+            inner = tf.function(act, autograph=False, jit_compile=compiled)
+            on_cpu = agent.behavior and not tf.config.list_physical_devices('GPU')
+            parts = [*agent.world.parts, agent.behavior.actor] if on_cpu else []
+            rng = agent.rng if training else agent.eval_rng
+            with layers.in_float32(parts):
+                return tf.function(
+                    lambda image, *others: inner(
+                        agent.world.encoder(agent.normalize(image, rng)), *others
+                    ),
+                    autograph=False,
+                ).get_concrete_function(
+                    tf.TensorSpec((envs, 64, 64, 3), tf.uint8),
+                    tf.TensorSpec((envs,), tf.bool),
+                    tf.TensorSpec((), tf.int64),
+                )
+
         # An actor is many tiny operations, whose dispatch costs more than they do:
         # compiled. The large ones of encoder and planner are faster as they are.
-        act = tf.function(act, autograph=False, jit_compile=bool(agent.behavior))
-
-        # Traced once, and without a state to pass in and out.
-        on_cpu = agent.behavior and not tf.config.list_physical_devices('GPU')
-        parts = [*agent.world.parts, agent.behavior.actor] if on_cpu else []
-        with layers.in_float32(parts):
-            rng = agent.rng if training else agent.eval_rng
-            self._act = tf.function(
-                lambda image, *others: act(
-                    agent.world.encoder(agent.normalize(image, rng)), *others
-                ),
-                autograph=False,
-            ).get_concrete_function(
-                tf.TensorSpec((envs, 64, 64, 3), tf.uint8),
-                tf.TensorSpec((envs,), tf.bool),
-                tf.TensorSpec((), tf.int64),
-            )
+        self._act = xla.Fallback(trace, bool(agent.behavior), 'the policy')
 
     def __call__(self, image, is_first):
         """[E, 64, 64, 3] uint8 and [E] bool, true where an episode starts, to actions

@@ -21,8 +21,8 @@ from support.system import atomic, faults, limits
 
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs eval_envs parallel precision '
-    'jit verbose worker_timeout replay_memory replay_capacity allow_config_change '
-    'lab_renderer lab_level_cache lab_dataset'.split()
+    'jit deterministic verbose worker_timeout replay_memory replay_capacity '
+    'allow_config_change lab_renderer lab_level_cache lab_dataset'.split()
 )
 
 # Flags without effect on a method.
@@ -127,7 +127,17 @@ class Config:
         'older ones and 32 elsewhere; losses are always float32',
         ('auto', '16', '32', 'bfloat16'),
     )
-    jit: bool = _flag(False, 'compile the training step with XLA')
+    jit: str = _flag(
+        'auto',
+        'compile the training step with XLA; auto: on one GPU, if that turns out to '
+        'be faster',
+        ('auto', 'true', 'false'),
+    )
+    deterministic: bool = _flag(
+        False,
+        'the same numbers in every run on a GPU, too, which is slower; without a GPU '
+        'they always are',
+    )
     allow_config_change: bool = _flag(
         False, 'resume a logdir that was started with other settings'
     )
@@ -782,9 +792,24 @@ def _read(path):
         ) from None
 
 
+def read_choice(path):
+    """What `--jit auto` has come to in the run of a `config.json`, as `write_choice`
+    stored it; None where it has not.
+    """
+    path = pathlib.Path(path)
+    return _read(path).get('jit_choice') if path.exists() else None
+
+
+def write_choice(choice, path):
+    """Store what `--jit auto` has come to, a dict that JSON can hold, beside what is in
+    a `config.json`.
+    """
+    _write_json(_read(pathlib.Path(path)) | dict(jit_choice=choice), path)
+
+
 def write(config, path, typed=None):
     """Store the configuration, what was typed for it (`as_typed`), and the library
-    versions, whole or not at all.
+    versions, whole or not at all. What `--jit auto` has come to stays.
     """
 
     def version(name):
@@ -802,7 +827,8 @@ def write(config, path, typed=None):
         'dm_control',
         'mujoco',
     )
-    text = json.dumps(
+    choice = read_choice(path)
+    _write_json(
         {
             'config': dataclasses.asdict(config),
             'typed': typed,
@@ -810,9 +836,14 @@ def write(config, path, typed=None):
                 'python': sys.version.split()[0],
                 **{name: version(name) for name in names},
             },
+            **({'jit_choice': choice} if choice else {}),
         },
-        indent=2,
+        path,
     )
+
+
+def _write_json(stored, path):
+    text = json.dumps(stored, indent=2)
     faults.reach('config')
     atomic.write(path, f'{text}\n'.encode())
 
@@ -918,11 +949,19 @@ def _parser():
         group.add_argument(
             f'--{field.name}',
             type=_reader(field),
-            **(dict(nargs='?', const=True) if field.type is bool else {}),
+            **_bare(field),
             metavar=('|'.join(choices) if choices else field.type.__name__.upper()),
             help=f'{text} (default: {field.default})',
         )
     return parser
+
+
+def _bare(field):
+    """Arguments by which a flag without a word behind it is true, where it may be."""
+    if field.type is bool:
+        return dict(nargs='?', const=True)
+    choices = field.metadata['choices'] or ()
+    return dict(nargs='?', const='true') if 'true' in choices else {}
 
 
 def _parse_known(parser, argv):

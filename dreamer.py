@@ -45,7 +45,7 @@ import tools
 import wrappers
 from agent import Dreamer, Policy
 from support.acting import workers
-from support.run import checkpoints, logger, progress
+from support.run import checkpoints, logger, progress, updates
 from support.scaling import machines
 from support.storage import finished, replay
 from support.system import faults
@@ -135,6 +135,16 @@ class Run:
             for group in self.collector.groups
         ]
         self.eval_policy = Policy(self.agent, len(eval_envs), training=False)
+        self.updates = updates.Updates(
+            self.agent,
+            updates.may_compile(
+                config,
+                len(tf.config.list_physical_devices('GPU')),
+                strategy.num_replicas_in_sync if strategy else 1,
+            ),
+            configs.read_choice(self.logdir / 'config.json'),
+            self.keep_choice,
+        )
         self.random = self.prefill_rng()
         self.due = dict(
             log=tools.Every(config.log_every),
@@ -170,7 +180,8 @@ class Run:
         that was saved while it collected does nothing twice when it goes on.
         """
         config = self.config
-        self.progress.header(self.agent, self.action_size, self.step)
+        choice = self.updates.choice
+        self.progress.header(self.agent, self.action_size, self.step, choice)
         finished.withdraw(self.logdir)
         self.logger.text(self.step, 'config', configs.as_table(config))
         self.prefill()
@@ -260,8 +271,9 @@ class Run:
         due = max(0, config.pretrain + phases * config.train_steps - self.gradient_step)
         phase = 'training' if phases else 'pretraining'
         self.progress.start(phase, due, 'updates')
+        self.updates.begin(due)
         for batch in self.batches(due):
-            self.metrics.append(self.agent.train(batch))
+            self.metrics.append(self.updates(batch))
             faults.reach('update')
             self.progress.advance()
             if self.progress.advice_is_due:
@@ -365,6 +377,13 @@ class Run:
         return np.random.default_rng(
             tools.spawn_seed(self.config.seed, 'prefill', *key)
         )
+
+    def keep_choice(self, choice):
+        """Store and tell what `--jit auto` has come to, before updates depend on it."""
+        configs.write_choice(choice, self.logdir / 'config.json')
+        values = {f'jit_{name}': x for name, x in choice.items() if name != 'start'}
+        self.logger.scalars(self.step, values)
+        self.progress.choice(choice)
 
     def random_policy(self, image, is_first):
         """Uniform actions."""

@@ -311,21 +311,25 @@ class RSSM(keras.layers.Layer):
         embed, action, is_first, noises = map(_swap, (embed, action, is_first, noise))
         keep = 1 - tf.cast(is_first, self._cell.state_dtype)[..., None]
         # What images and actions have to say, for all steps at once.
-        from_stoch, actions = self._input.apart(tf.cast(action, keep.dtype) * keep)
-        from_deter, images = self._post_hidden.apart(embed)
+        from_stoch, actions, *kernels = self._input.apart(
+            tf.cast(action, keep.dtype) * keep
+        )
+        from_deter, images, kernel = self._post_hidden.apart(embed)
+        kernels.append(kernel)
 
-        def step(state, inputs):
+        def step(state, inputs, *kernels):
             action, image, keep, noise = inputs
-            hidden = from_stoch(tf.cast(state['stoch'], keep.dtype) * keep, action)
+            stoch = tf.cast(state['stoch'], keep.dtype) * keep
+            hidden = from_stoch(stoch, action, kernels[0])
             deter, _ = self._cell(hidden, state['deter'] * keep)
-            stats = self._post_stats(from_deter(deter, image))
+            stats = self._post_stats(from_deter(deter, image, kernels[1]))
             # Kept as the layers compute it: nothing is cast from step to step.
             return dict(self._state(stats, deter, noise), deter=deter)
 
         initial = self.initial(tf.shape(embed)[1])
         initial['deter'] = tf.cast(initial['deter'], keep.dtype)
-        with layers.read_once(self):
-            post = layers.scan(step, (actions, images, keep, noises), initial)
+        inputs = actions, images, keep, noises
+        post = layers.scan(step, inputs, initial, [self], kernels)
         post = {key: _swap(tf.cast(x, tf.float32)) for key, x in post.items()}
         # The prior shares the recurrent state and feeds nothing: all steps at once.
         return post, self._prior(post['deter'], noise)
@@ -334,12 +338,12 @@ class RSSM(keras.layers.Layer):
         """Priors of an open loop from `state` [B, ...] under `action` [B, L, A] and
         `noise` [B, L, S]: states [B, L, ...].
         """
-        with layers.read_once(self):
-            prior = layers.scan(
-                lambda state, step: self.imagine_step(state, *step),
-                [_swap(action), _swap(noise)],
-                state,
-            )
+        prior = layers.scan(
+            lambda state, step: self.imagine_step(state, *step),
+            [_swap(action), _swap(noise)],
+            state,
+            [self],
+        )
         return {key: _swap(value) for key, value in prior.items()}
 
     def _recur(self, hidden, deter):

@@ -6,7 +6,9 @@
 steps. The files are in the system's cache: there is no disk to wait for. The last line
 is one JSON object:
 
-    batches_per_s        drawn from memory by one thread and handed to TensorFlow
+    batches_per_s        drawn from memory and placed where training takes them from, as
+                         by a run: two on their way, in threads of their own
+    core_batches_per_s   the same by processor time: what one core gives
     disk_batches_per_s   likewise, with a tenth of the episodes in memory
     disk_share           of the processor time: memory's a batch / disk's
     grown_mb             growth of resident memory in the last half of the draws from
@@ -16,6 +18,7 @@ is one JSON object:
     written_ms           median time until it is on the disk
 """
 
+import functools
 import json
 import pathlib
 import statistics
@@ -29,8 +32,8 @@ from support.run import startup  # noqa: F401 (first: it imports TensorFlow with
 
 # isort: split
 import numpy as np
-import tensorflow as tf
 
+from support.learning import replicas
 from support.storage import replay
 
 EPISODES, ROWS, BATCH, LENGTH, BATCHES = 100, 501, 50, 50, 100
@@ -67,12 +70,10 @@ def fill(folder):
 
 
 def draw(reader):
-    """Draw batches and make tensors of them; return seconds of wall time and of
-    processor time.
-    """
+    """Draw batches as a run does; return seconds of wall time and of processor time."""
     wall, processor = time.perf_counter(), time.process_time()
-    for _ in range(BATCHES):
-        tf.nest.map_structure(tf.constant, reader.sample(BATCH))
+    for _ in reader.stream(BATCH, BATCHES, functools.partial(replicas.place, None)):
+        pass
     return time.perf_counter() - wall, time.process_time() - processor
 
 
@@ -91,6 +92,7 @@ def measure(folder):
             figures['grown_mb'] = resident() - middle
     return dict(
         figures,
+        core_batches_per_s=BATCHES / costs[''],
         disk_share=costs[''] / costs['disk_'],
         add_ms=1000 * statistics.median(added),
         written_ms=1000 * statistics.median(written),

@@ -85,9 +85,9 @@ def count(config, action_size):
       action_size: A.
     """
     with mock.patch.object(tf.config, 'list_physical_devices', _one_gpu):
-        agent = Dreamer(dataclasses.replace(config, jit=False), action_size)
+        agent = Dreamer(dataclasses.replace(config, jit='false'), action_size)
         rows = config.batch_size, config.batch_length
-        function = agent.compiled.get_concrete_function(
+        function = agent.form.get_concrete_function(
             dict(
                 image=tf.TensorSpec((*rows, 64, 64, 3), tf.uint8),
                 action=tf.TensorSpec((*rows, action_size)),

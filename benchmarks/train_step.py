@@ -135,7 +135,7 @@ def measure(config, action_size, repeats):
     start = time.perf_counter()
     agent = Dreamer(config, action_size)
     batch = random_batch(config, action_size)
-    agent.compiled.get_concrete_function(
+    agent.form.get_concrete_function(
         {key: tf.TensorSpec(x.shape, x.dtype) for key, x in batch.items()}
     )
     build = time.perf_counter() - start

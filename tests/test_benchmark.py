@@ -182,7 +182,39 @@ def test_an_update_on_a_gpu_waits_for_the_host_once(flags, copies):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('precision', ['32', '16'])
+@pytest.mark.parametrize('precision', ['32', '16', 'bfloat16'])
 def test_an_update_of_the_papers_lengths_is_at_most_6500_launches(precision):
     """Operations do not grow with the networks' sizes, which are small here."""
     assert count_small('--precision', precision).kernels.total() <= 6500
+
+
+@pytest.mark.slow
+def test_a_gpu_is_measured_in_one_table_and_one_file(tmp_path):
+    """Without one, and at sizes that take seconds."""
+    out = tmp_path / 'found.json'
+    small = '--task dummy_continuous --configs debug --log_every 50 --train_every 50'
+    done = subprocess.run(
+        [sys.executable, ROOT / 'benchmarks' / 'gpu.py', '--out', out]
+        + '--precisions 32 --updates 2 --seconds 60 --minutes 30'.split()
+        + [*small.split(), '--steps', '600'],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd='/',
+    )
+    found = json.loads(out.read_text())
+    assert set(found) == {'machine', 'updates', 'loop'}
+    assert set(found['updates']) == {'32 graph', '32 xla'}
+    for part in found['updates'].values():
+        assert set(part['figures']) == {
+            'compile_s',
+            'update_ms',
+            'peak_mb',
+            'policy_ms',
+        }
+        assert all(value > 0 for value in part['figures'].values())
+    assert found['loop']['steps_per_s'] > 0 and found['loop']['precision'] == '32'
+    assert found['machine']['tensorflow'] == tf.__version__
+    rows = [line for line in done.stdout.splitlines() if line.startswith('| 32 |')]
+    assert [row.split(' | ')[1] for row in rows] == ['graph', 'xla']
+    assert 'paper, on a V100: 93' in done.stdout

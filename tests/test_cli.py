@@ -204,7 +204,7 @@ def test_relative_paths_in_a_folder_that_is_gone_are_refused(tmp_path, monkeypat
         (['--prefill_episodes', '0'], ['--prefill_episodes', 'at least 1']),
         (['--adam_epsilon', '0'], ['--adam_epsilon', 'above 0']),
         (['--image_noise', 'some'], ['--image_noise', 'true or false']),
-        (['--jit', 'maybe'], ['--jit', 'true or false']),
+        (['--jit', 'maybe'], ['--jit', 'auto, true, false']),
         (
             ['--expl_min', '0.5', '--expl_amount', '0.1'],
             ['--expl_min', '--expl_amount'],
@@ -971,8 +971,11 @@ def test_more_environments_than_cores_can_carry_are_warned_of(capsys, flag):
 
 
 def test_flags_without_value_are_switches():
-    assert configs.parse(['--jit']).jit is True
-    assert configs.parse(['--jit', 'false']).jit is False
+    assert configs.parse(['--pcont']).pcont is True
+    assert configs.parse(['--pcont', 'false']).pcont is False
+    assert configs.parse(['--jit']).jit == 'true'
+    assert configs.parse(['--jit', '--seed', '1']).jit == 'true'
+    assert configs.parse([]).jit == 'auto'
 
 
 def test_paper_preset_has_three_layers_of_300_everywhere():

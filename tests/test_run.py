@@ -211,7 +211,7 @@ def test_nothing_is_traced_twice_in_a_whole_run(tmp_path, monkeypatch):
     assert run.gradient_step > 10
     # One policy acts in training and one in evaluation.
     assert traced == dict(act=2, _update=1)
-    assert run.agent.compiled.experimental_get_tracing_count() == 1
+    assert run.agent.form.experimental_get_tracing_count() == 1
     assert run.agent.openloop.experimental_get_tracing_count() == 1
 
 

@@ -270,8 +270,8 @@ class JoinedDense(Dense):
           early: y, the last inputs, [..., Y].
 
         Returns:
-          the function of x and its share (..., the part in brackets), and the shares
-          [..., units] of all y, computed at once.
+          the function of x, its share (the part in brackets) and W_x; the shares
+          [..., units] of all y, computed at once; and W_x.
         """
         dtype = self.compute_dtype
         kernel = tf.cast(self.kernel, _summed_in(dtype))
@@ -280,10 +280,10 @@ class JoinedDense(Dense):
         shares = tf.matmul(*_as(dtype, rows, kernels[1]))
         shares = _add_bias(shares, tf.cast(self.bias, dtype))
 
-        def rest(x, share):
-            return self.activation(tf.matmul(*_as(dtype, x, kernels[0])) + share)
+        def rest(x, share, kernel):
+            return self.activation(tf.matmul(*_as(dtype, x, kernel)) + share)
 
-        return rest, tf.reshape(shares, (*early.shape[:-1], self.units))
+        return rest, tf.reshape(shares, (*early.shape[:-1], self.units)), kernels[0]
 
 
 class GRUCell(keras.layers.GRUCell):
@@ -336,7 +336,7 @@ def keep_loops():
         _loops_kept = before
 
 
-def scan(step, inputs, initial):
+def scan(step, inputs, initial, parts, shared=()):
     """All states of a recurrence, s_t = step(s_{t-1}, x_t).
 
     With a GPU the steps are unrolled. In a TensorFlow loop they would run in lockstep
@@ -344,37 +344,67 @@ def scan(step, inputs, initial):
     time until the GPU has done all that it was told. On a CPU a loop is as fast, and is
     traced much sooner.
 
+    Meanwhile the weights of `parts` are tensors that have been read before, and cast to
+    float16 where their layers compute in it: a loop would do so again in every step.
+
     Args:
-      step: function of a state and the inputs of one step to the next state.
+      step: function of a state, the inputs of one step and `shared` to the next state.
       inputs: structure of tensors [T, ...], T known.
       initial: the state s_0, a structure of tensors [...].
+      parts: layers that `step` calls.
+      shared: further tensors that are the same in all steps, used in products by the
+        first of `parts`.
 
     Returns:
       s_1 to s_T, a structure of tensors [T, ...].
     """
+    weights, values, used = [], [], []
+    for layer in (layer for part in parts for layer in part._flatten_layers()):
+        kept = getattr(layer, 'state_dtype', _summed_in(layer.compute_dtype))
+        products = getattr(layer, '_products', layer.compute_dtype)
+        biases = getattr(layer, 'state_dtype', layer.compute_dtype)
+        for weight in layer._trainable_variables:
+            weights.append(weight)
+            values.append(tf.cast(weight, kept))
+            used.append(products if 'kernel' in weight.name else biases)
+    values += shared
+    used += [parts[0].compute_dtype] * len(shared)
+
+    def run(state, inputs, values):
+        scope = keras.StatelessScope()
+        # Handed over one by one: the constructor would cast them back.
+        for pair in zip(weights, values, strict=False):
+            scope.add_update(pair)
+        with scope:
+            return step(state, inputs, *values[len(weights) :])
+
     if _loops_kept or not _on_gpu():
-        return tf.scan(step, inputs, initial)
+        return tf.scan(lambda state, row: run(state, row, values), inputs, initial)
     columns = [tf.unstack(x) for x in tf.nest.flatten(inputs)]
+    steps = len(columns[0])
+    copies = [_deal(*each, steps) for each in zip(values, used, strict=True)]
     states = [initial]
-    for row in zip(*columns, strict=True):
-        states.append(step(states[-1], tf.nest.pack_sequence_as(inputs, row)))
+    for *row, own in zip(*columns, zip(*copies, strict=True), strict=True):
+        row = tf.nest.pack_sequence_as(inputs, row)
+        states.append(run(states[-1], row, list(own)))
     return tf.nest.map_structure(lambda *steps: tf.stack(steps), *states[1:])
 
 
-@contextlib.contextmanager
-def read_once(*parts):
-    """Inside, the weights of parts are tensors that have been read, and cast to
-    float16 where their layers compute in it, before: a loop would do so again in every
-    step.
+def _deal(value, dtype, steps):
+    """A tensor for each step, in `dtype`. Gradients are summed in the tensor's own, all
+    at once: a cast for each would be a sixth of all that a GPU has to start.
     """
-    scope = keras.StatelessScope()
-    for layer in (layer for part in parts for layer in part._flatten_layers()):
-        dtype = getattr(layer, 'state_dtype', _summed_in(layer.compute_dtype))
-        for weight in layer._trainable_variables:
-            # Handed over one by one: the constructor would cast them back.
-            scope.add_update((weight, tf.cast(weight, dtype)))
-    with scope:
-        yield
+    if value.dtype == dtype:
+        return [value] * steps
+
+    @tf.custom_gradient
+    def deal(value):
+        def gradient(*upstream):
+            return tf.reduce_sum(tf.cast(tf.stack(upstream), value.dtype), 0)
+
+        return [tf.cast(value, dtype)] * steps, gradient
+
+    return deal(value)
 
 
 PART = 500

@@ -47,10 +47,15 @@ def make_strategy(config, devices=None, cluster=None):
             f'--batch_size {config.batch_size} cannot be split among {count} {where}; '
             f'possible: multiples of {count}, or {fewer}'
         )
-    if config.jit:
+    if config.jit == 'true':
         raise ValueError(
             f'--jit compiles for one device and there are {count} '
             f'{where}; leave it out, or take {fewer}'
+        )
+    if config.deterministic:
+        raise ValueError(
+            f'--deterministic holds for one device and there are {count} {where}, '
+            f'whose sums have no fixed order; leave it out, or take {fewer}'
         )
     if not cluster:
         return tf.distribute.MirroredStrategy(devices)
@@ -96,11 +101,39 @@ def _resolve(hosts):
             time.sleep(5)
 
 
-def count_machines(strategy):
-    """How many machines share a run."""
+def place(strategy, data):
+    """A batch of arrays as tensors on the device that trains on them, of several each
+    replica's rows on its own. To be done ahead, in another thread: it takes time, and
+    GPUs have no kernel that would split images.
+
+    Args:
+      strategy: of `make_strategy`, or None.
+      data: batch of replay, [B, L, ...]; of several machines, this one's rows of it.
+    """
+
+    def upload(device, rows):
+        with tf.device(device):
+            return {key: tf.identity(x[rows]) for key, x in data.items()}
+
     if strategy is None:
-        return 1
-    return strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
+        gpu = tf.config.list_physical_devices('GPU')
+        return upload('GPU:0' if gpu else 'CPU:0', slice(None))
+    devices = strategy.extended.worker_devices
+
+    def part(context):
+        index = context.replica_id_in_sync_group % len(devices)
+        rows = len(data['reward']) // len(devices)
+        return upload(devices[index], slice(index * rows, (index + 1) * rows))
+
+    return strategy.experimental_distribute_values_from_function(part)
+
+
+def batch_shape(strategy, data):
+    """B and L of what `place` has placed, on all replicas together."""
+    if strategy is None:
+        return data['reward'].shape
+    rows, length = strategy.experimental_local_results(data['reward'])[0].shape
+    return rows * strategy.num_replicas_in_sync, length
 
 
 def run(strategy, update, data, noise):
@@ -109,7 +142,7 @@ def run(strategy, update, data, noise):
     Args:
       strategy: of `make_strategy`, or None.
       update: returns scalar metrics by name.
-      data: batch of replay, [B, L, ...]; of several machines, this one's rows of it.
+      data: of `place`; without a strategy any batch of replay.
       noise: of `Dreamer.noise`, for the whole batch of all machines.
 
     Returns:
@@ -119,26 +152,19 @@ def run(strategy, update, data, noise):
         return update(data, noise)
 
     def part(context):
-        def rows(x, pieces, axis=0):
-            return tf.split(x, pieces, axis)[context.replica_id_in_sync_group % pieces]
+        count, index = context.num_replicas_in_sync, context.replica_id_in_sync_group
+        return {
+            key: tf.split(x, count, NOISE_AXES[key])[index] for key, x in noise.items()
+        }
 
-        count = context.num_replicas_in_sync
-        return (
-            {
-                key: rows(x, count // count_machines(strategy))
-                for key, x in data.items()
-            },
-            {key: rows(x, count, NOISE_AXES[key]) for key, x in noise.items()},
-        )
-
-    def step(parts):
-        metrics = update(*parts)
+    def step(data, noise):
+        metrics = update(data, noise)
         return dict(zip(metrics, mean(list(metrics.values())), strict=True))
 
     parts = strategy.experimental_distribute_values_from_function(part)
     return {
         name: strategy.experimental_local_results(value)[0]
-        for name, value in strategy.run(step, (parts,)).items()
+        for name, value in strategy.run(step, (data, parts)).items()
     }
 
 

@@ -22,6 +22,7 @@ TAG_GROUPS = dict(
     value='value',
     fps='time',
     updates='time',
+    jit='time',
     gradient='time',
     episodes='replay',
 )

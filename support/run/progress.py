@@ -19,7 +19,7 @@ import tensorflow as tf
 
 import configs
 from support.envs import rendering
-from support.run import startup
+from support.run import startup, updates
 from support.scores import comparison
 from support.storage import episodes, finished, replay
 from support.system import limits
@@ -265,14 +265,21 @@ class Progress:
         frames = self._paces['prefill'].rate or self._paces['collecting'].rate
         for text in (
             advise_time(self._config, seconds, gpu_names()),
-            advise_rendering(self._config, frames / self._config.action_repeat),
+            advise_rendering(
+                self._config, frames / self._config.action_repeat, gpu_names()
+            ),
         ):
             if text:
                 self.line(f'advice: {text}')
 
-    def header(self, agent, action_size, step):
+    def choice(self, choice):
+        """The row of `Updates.choice`, in the header or where it is made."""
+        if choice:
+            self.line(f'{"training":<11} {updates.describe(choice)}')
+
+    def header(self, agent, action_size, step, choice=None):
         """Print what runs, on what, how long, and where its results are. A run that is
-        resumed goes on with its best evaluation.
+        resumed goes on with its best evaluation, and with its `choice`.
         """
         config = self._config
         self._best = best_evaluation(config)
@@ -301,6 +308,7 @@ class Progress:
         for name, text in rows:
             if text:
                 self.line(f'{name:<11} {text}')
+        self.choice(choice)
         flags = None if gpus else startup.cpu_flags()
         for text in (
             advise_tuned(config),
@@ -443,8 +451,10 @@ def advise_time(config, seconds, gpus):
     )
 
 
-def advise_rendering(config, frames):
-    """What is faster where `frames` a second are slow; None where they are not."""
+def advise_rendering(config, frames, gpus=()):
+    """What is faster where `frames` a second are slow; None where they are not. `gpus`
+    are names of those that TensorFlow sees.
+    """
     device = renderer()
     if not device or frames > SLOW_RENDERING:
         return None
@@ -456,5 +466,11 @@ def advise_rendering(config, frames):
             '(in a new --logdir)'
         )
     if any(name in device.lower() for name in SOFTWARE):
-        faster.append('a GPU with its EGL driver is faster still')
+        hint = 'a GPU with its EGL driver is faster still'
+        if gpus:
+            hint = (
+                "the GPU could draw, and NVIDIA's EGL is missing: in a container set "
+                'NVIDIA_DRIVER_CAPABILITIES=all, or compute,utility,graphics'
+            )
+        faster.append(hint)
     return f'{advice}; {"; ".join(faster)}' if faster else None

@@ -14,10 +14,15 @@ import itertools
 import os
 import pathlib
 import re
+import subprocess
 import sys
 import tempfile
 
+import configs
 from support.system import limits
+
+# Environment variable that lets a GPU be used for which TensorFlow has no code.
+ANY_GPU = 'DREAMER_ANY_GPU'
 
 SETTINGS = dict(
     TF_CPP_MIN_LOG_LEVEL='3',
@@ -105,24 +110,126 @@ with screen, keras_by_default():
     import keras  # noqa: F401
     import tensorflow as tf
 
+from support.learning import xla  # noqa: E402
+
 
 def set_up_devices(config):
     """Let GPU memory grow, so that renderers and neighbours find some too; resolve the
     automatic precision. Returns the configuration and the renderers' GPUs, None where
     they need not be told.
 
-    Without a GPU everything is deterministic, which costs nothing there.
+    Without a GPU everything is deterministic, which costs nothing there; with one if it
+    is asked for. A GPU that TensorFlow cannot use is named.
+
+    Raises:
+      ConfigError: TensorFlow has no code for a GPU.
     """
     gpus = tf.config.list_physical_devices('GPU')
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    if misses_gpus(len(gpus), visible) and has_nvidia_driver():
+        warn_of_missing_gpus(why_no_gpu(log_of_devices()))
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    if not os.environ.get(ANY_GPU):
+        built = tf.sysconfig.get_build_info().get('cuda_compute_capabilities', ())
+        refuse_unknown_gpus(details, built)
     if config.precision == 'auto':
-        details = map(tf.config.experimental.get_device_details, gpus)
         precision = suitable_precision(details, cpu_flags())
         config = dataclasses.replace(config, precision=precision)
-    if not gpus:
+    if config.deterministic or not gpus:
         tf.config.experimental.enable_op_determinism()
-    return config, render_devices(len(gpus), os.environ.get('CUDA_VISIBLE_DEVICES'))
+    return config, render_devices(len(gpus), visible)
+
+
+def misses_gpus(count, visible):
+    """Whether someone with an NVIDIA driver expects more than the `count` GPUs that
+    TensorFlow sees, given the value of CUDA_VISIBLE_DEVICES, None if it is not set.
+    """
+    return not count and (visible is None or visible.strip() not in ('', '-1'))
+
+
+def has_nvidia_driver():
+    """Whether this machine, or the one that lends it to a container, has one."""
+    if pathlib.Path('/proc/driver/nvidia/version').exists():
+        return True
+    try:
+        query = subprocess.run(
+            ['nvidia-smi', '-L'], capture_output=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return query.returncode == 0
+
+
+def log_of_devices():
+    """What TensorFlow writes, at its highest level, while it looks for GPUs."""
+    words = 'import tensorflow as tf; tf.config.list_physical_devices("GPU")'
+    levels = dict(
+        TF_CPP_MIN_LOG_LEVEL='0',
+        TF_CPP_VMODULE='dso_loader=1,gpu_device=1,cuda_platform=1',
+    )
+    try:
+        return subprocess.run(
+            [sys.executable, '-c', words],
+            env=os.environ | levels,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        ).stderr
+    except subprocess.TimeoutExpired:
+        return ''
+
+
+def why_no_gpu(log):
+    """Why TensorFlow sees no GPU, by its log, in a few words."""
+    missing = re.findall(r"Could not load dynamic library '([^']+)'", log)
+    if missing:
+        return f'it cannot load {", ".join(dict.fromkeys(missing))}'
+    failed = re.search(r'failed call to cuInit: (.+)', log)
+    if failed:
+        return f'the driver says {failed[1].strip()}'
+    if 'Could not find cuda drivers' in log:
+        return 'it finds no CUDA library'
+    return 'it does not say why; --verbose shows its messages'
+
+
+def warn_of_missing_gpus(cause):
+    """One line of the cause, and of what to do."""
+    print(
+        'dreamer: warning: this machine has an NVIDIA driver, and TensorFlow can use '
+        f'no GPU: {cause}; `.venv/bin/pip install -r requirements-gpu.txt` has its '
+        'libraries, which need driver 525 or newer; CUDA_VISIBLE_DEVICES=-1 trains on '
+        'the CPU without this line',
+        file=sys.stderr,
+    )
+
+
+def refuse_unknown_gpus(details, built):
+    """Raise ConfigError if TensorFlow has no code for a GPU: updates would fail, or XLA
+    would end the process.
+
+    Args:
+      details: of each GPU, as TensorFlow's `get_device_details`.
+      built: for what TensorFlow was built, as its `get_build_info` has it, such as
+        'sm_80' or 'compute_90', which serves all of 9.x.
+    """
+    numbers = [int(re.sub(r'\D', '', name)) for name in built]
+    if not numbers:
+        return
+    newest = divmod(max(numbers), 10)
+    for gpu in details:
+        capability = gpu.get('compute_capability', (0, 0))
+        if capability[0] > newest[0]:
+            raise configs.ConfigError(
+                f'TensorFlow {tf.__version__} has no code for the GPU '
+                f'{gpu.get("device_name", "of this machine")} (compute capability '
+                f'{".".join(map(str, capability))}; it ends at '
+                f'{".".join(map(str, newest))}); possible: CUDA_VISIBLE_DEVICES=-1 for '
+                f'the CPU, a newer TensorFlow, or {ANY_GPU}=1 to try it at your own '
+                'risk'
+            )
 
 
 def render_devices(count, visible):
@@ -217,7 +324,7 @@ def explain(error):
     messages are long, and do not say what to try.
     """
     if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
-        cause = _cause(error) if isinstance(error, tf.errors.OpError) else str(error)
+        cause = xla.cause(error) if isinstance(error, tf.errors.OpError) else str(error)
         return (
             f'out of memory ({cause or "no more is to be had"}); try a smaller '
             '--batch_size or --batch_length with --allow_config_change true, '
@@ -227,22 +334,7 @@ def explain(error):
     if not isinstance(error, tf.errors.OpError):
         return str(error) or type(error).__name__
     return (
-        f'TensorFlow failed ({_cause(error)}); try the same command again, without '
+        f'TensorFlow failed ({xla.cause(error)}); try the same command again, without '
         '--jit if it is on, with CUDA_VISIBLE_DEVICES=-1 for a run without a GPU, or '
         'install requirements-gpu.txt anew if it is a library of the GPU'
     )
-
-
-def _cause(error):
-    """The line of a TensorFlow error that says what happened: before it may stand where
-    in the graph, and behind it advice for others.
-    """
-    lines = str(error.message).splitlines()
-    roots = [line for line in lines if re.match(r'\s+\(0\) ', line)]
-    skipped = ('Graph execution error', 'Detected at', 'Stack trace', ' ', '\t')
-    plain = [line for line in lines if line.strip() and not line.startswith(skipped)]
-    line = (roots or plain or lines or [''])[0]
-    # Places in the graph, and what XLA compiles with all its attributes.
-    noise = r'( compatible with node )?\{\{.*?\}\} ?| __inference_\S*\[.*?\]'
-    line = re.sub(rf'^\s+\(0\) |{noise}| ?\[Op:.*', '', line)
-    return f'{type(error).__name__}: {" ".join(line.split())}'

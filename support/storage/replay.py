@@ -9,7 +9,6 @@ import collections
 import concurrent.futures
 import datetime
 import errno
-import functools
 import pathlib
 import sys
 
@@ -40,11 +39,13 @@ class Replay:
 
     Attributes:
       PENDING: episodes that may wait to be written; they are held in memory.
+      AHEAD: batches on their way in a `stream`: one is drawn while another is prepared.
       skipped: number of files that could not be used.
       newest: name of the newest file, '' without any; names sort as files were added.
     """
 
     PENDING = 4
+    AHEAD = 2
 
     def __init__(
         self, directory, *, length, seed=0, balance=False, memory=None, capacity=None
@@ -215,25 +216,36 @@ class Replay:
         return data
 
     def stream(self, batch, count, prepare=lambda data: data):
-        """Yield `count` batches, drawing the next while the caller uses the last, and
-        handing it to `prepare` in the same thread.
+        """Yield `count` batches, with the next `AHEAD` on their way while the caller
+        uses one: a thread draws, and another hands what was drawn to `prepare`.
 
         The batches are those of `count` calls of `sample`. Call nothing else here until
         the stream has ended. A caller may leave early: what was drawn ahead is then
         drawn again.
         """
         state = self.get_state()
+        upcoming = collections.deque()
         try:
-            with concurrent.futures.ThreadPoolExecutor(1) as pool:
-                draw = functools.partial(
-                    pool.submit, lambda: prepare(self.sample(batch))
-                )
-                upcoming = [draw()] if count else []
+            with (
+                concurrent.futures.ThreadPoolExecutor(1) as drawing,
+                concurrent.futures.ThreadPoolExecutor(1) as preparing,
+            ):
+
+                def start():
+                    drawn = drawing.submit(
+                        lambda: (self.sample(batch), self.get_state())
+                    )
+                    ready = preparing.submit(
+                        lambda: (prepare(drawn.result()[0]), drawn.result()[1])
+                    )
+                    upcoming.append(ready)
+
+                for _ in range(min(count, self.AHEAD)):
+                    start()
                 for remaining in reversed(range(count)):
-                    data = upcoming.pop().result()
-                    state = self.get_state()
-                    if remaining:
-                        upcoming.append(draw())
+                    data, state = upcoming.popleft().result()
+                    if remaining >= self.AHEAD:
+                        start()
                     yield data
         finally:
             self.set_state(state)

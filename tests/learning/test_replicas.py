@@ -79,6 +79,7 @@ class TestTwoReplicas:
     [
         (['--batch_size', '9'], ['--batch_size 9', '2 GPUs', 'multiples of 2']),
         (['--batch_size', '8', '--jit', 'true'], ['--jit', '2']),
+        (['--deterministic'], ['--deterministic', '2 GPUs', 'one device']),
     ],
 )
 def test_what_cannot_be_split_is_one_line(flags, words):

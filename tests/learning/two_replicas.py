@@ -122,7 +122,8 @@ def compare(*flags, updates=2, change=None, scale=None, graph=False):
         update = tf.function(agent.update, autograph=False) if graph else agent.update
         for i in range(updates):
             batch = change(data) if change and i == updates - 1 else data
-            values = update(batch, agent.noise(BATCH, LENGTH))
+            batch = {key: x.numpy() for key, x in batch.items()}
+            values = update(agent.on_device(batch), agent.noise(BATCH, LENGTH))
             if i == updates - 2:
                 middle = numbers(agent, -1)
         metrics.append({key: float(value) for key, value in values.items()})

@@ -126,6 +126,83 @@ def test_bfloat16_where_the_processor_lacks_it_is_advised_against():
     assert 'fpu' in startup.cpu_flags()
 
 
+BUILT = ['sm_60', 'sm_70', 'sm_80', 'sm_89', 'compute_90']
+
+
+@pytest.mark.parametrize(
+    'capability', [(6, 0), (7, 0), (7, 5), (8, 0), (8, 9), (9, 0), None]
+)
+def test_gpus_that_tensorflow_has_code_for(capability):
+    found = dict(compute_capability=capability) if capability else {}
+    startup.refuse_unknown_gpus([found], BUILT)
+
+
+@pytest.mark.parametrize(
+    'name, capability', [('RTX 5090', (12, 0)), ('NVIDIA B200', (10, 0))]
+)
+def test_gpus_that_tensorflow_has_no_code_for_are_refused_in_one_line(name, capability):
+    gpus = [
+        dict(device_name='A100', compute_capability=(8, 0)),
+        dict(device_name=name, compute_capability=capability),
+    ]
+    with pytest.raises(configs.ConfigError) as error:
+        startup.refuse_unknown_gpus(gpus, BUILT)
+    line = str(error.value)
+    number = '.'.join(map(str, capability))
+    for words in name, f'capability {number};', 'ends at 9.0', '=-1', startup.ANY_GPU:
+        assert words in line
+    assert '\n' not in line and 'A100' not in line
+    # A newer TensorFlow may have it; one that was built for none does not tell.
+    startup.refuse_unknown_gpus(gpus, [*BUILT, 'sm_120a'])
+    startup.refuse_unknown_gpus(gpus, [])
+
+
+@pytest.mark.parametrize(
+    'count, visible, expected',
+    [
+        (0, None, True),
+        (0, '0,1', True),
+        (0, 'GPU-1b2c', True),
+        (0, '', False),
+        (0, ' -1 ', False),
+        (1, None, False),
+    ],
+)
+def test_who_misses_gpus(count, visible, expected):
+    assert startup.misses_gpus(count, visible) is expected
+
+
+# As TensorFlow 2.21 writes it.
+LOADS = [
+    "I0000 00:00:1 7 dso_loader.cc:144] Could not load dynamic library '{0}'; dlerror: "
+    '{0}: cannot open shared object file: No such file or directory',
+    'E0000 00:00:1 7 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error: '
+    'Failed call to cuInit: UNKNOWN ERROR (303)',
+]
+
+
+@pytest.mark.parametrize(
+    'lines, cause',
+    [
+        ([LOADS[0].format(x) for x in ('a.so', 'b.so', 'a.so')], 'load a.so, b.so'),
+        (LOADS[1:], 'the driver says INTERNAL: CUDA error: Failed call'),
+        (['cudart_stub.cc:31] Could not find cuda drivers on'], 'no CUDA library'),
+        (['else'], '--verbose'),
+    ],
+)
+def test_why_tensorflow_sees_no_gpu(capsys, lines, cause):
+    startup.warn_of_missing_gpus(startup.why_no_gpu('\n'.join(lines)))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert cause in line and 'requirements-gpu.txt' in line
+
+
+@pytest.mark.slow
+def test_tensorflow_says_what_it_cannot_load():
+    if tf.config.list_physical_devices('GPU'):
+        pytest.skip('about machines without a GPU')
+    assert 'libcuda.so.1' in startup.why_no_gpu(startup.log_of_devices())
+
+
 @pytest.mark.parametrize(
     'count, visible, devices',
     [

@@ -48,7 +48,8 @@ def compare(config, strategy, rank):
     for agent, batch in zip(agents, (data, part), strict=True):
         for _ in range(2):
             values = agent.update(
-                batch, agent.noise(two_replicas.BATCH, two_replicas.LENGTH)
+                agent.on_device({key: np.array(x) for key, x in batch.items()}),
+                agent.noise(two_replicas.BATCH, two_replicas.LENGTH),
             )
         metrics.append({key: float(value) for key, value in values.items()})
     one, two = map(numbers, agents)
@@ -81,9 +82,8 @@ def train(team, agent, folder):
         agent, episodes, 5, lambda: team.rank == 1 and len(batches) == 2
     ):
         batches.append(batch)
-    return dict(
-        batches=len(batches), rows=len(batches[0]['reward']), stopped=team.stopped
-    )
+    (reward,) = team.strategy.experimental_local_results(batches[0]['reward'])
+    return dict(batches=len(batches), rows=len(reward), stopped=team.stopped)
 
 
 def main():

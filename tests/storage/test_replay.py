@@ -660,6 +660,32 @@ def test_stream_yields_what_repeated_calls_of_sample_return(tmp_path):
     assert list(replay.stream(4, 0)) == []
 
 
+def test_stream_has_two_batches_on_their_way(tmp_path):
+    """While the first is used, and another is being prepared, one more is drawn."""
+    replay = fill(tmp_path, [9, 4, 8])
+    drawn, gate = [], threading.Semaphore(1)
+    sample = replay.sample
+
+    def count(batch):
+        drawn.append(threading.get_ident())
+        return sample(batch)
+
+    def prepare(data):
+        gate.acquire(timeout=30)
+        return threading.get_ident()
+
+    replay.sample = count
+    stream = replay.stream(4, 6, prepare)
+    preparing = next(stream)
+    for _ in range(300):
+        if len(drawn) == 3:
+            break
+        time.sleep(0.1)
+    assert len(drawn) == 3 and preparing not in drawn
+    gate.release(6)
+    assert len(list(stream)) == 5 and len(drawn) == 6
+
+
 def test_stream_left_early_has_drawn_only_what_was_used(tmp_path):
     replay = fill(tmp_path, [9, 4, 8])
     other = Replay(tmp_path, length=6)

@@ -1,0 +1,61 @@
+"""What XLA compiles, and what is done where it cannot."""
+
+import re
+import sys
+
+import tensorflow as tf
+
+_warned = set()
+
+
+class Fallback:
+    """A function that XLA compiles, and that is as it was before where XLA cannot.
+
+    Args:
+      make: takes whether XLA shall compile, returns the function.
+      compiled: whether it shall.
+      what: for the warning, which comes once for all of this name.
+    """
+
+    def __init__(self, make, compiled, what):
+        self._make, self._what = make, what
+        self._function, self._untried = make(compiled), compiled
+
+    def __call__(self, *args):
+        """The function; XLA compiles it at the first call."""
+        try:
+            result = self._function(*args)
+        except tf.errors.OpError as error:
+            if not self._untried:
+                raise
+            warn(self._what, error)
+            self._untried, self._function = False, self._make(False)
+            return self._function(*args)
+        self._untried = False
+        return result
+
+
+def warn(what, error):
+    """Say, once, that XLA cannot compile `what`."""
+    if what not in _warned:
+        _warned.add(what)
+        print(
+            f'dreamer: warning: XLA cannot compile {what} ({cause(error)}); the run '
+            'goes on without',
+            file=sys.stderr,
+        )
+
+
+def cause(error):
+    """The line of a TensorFlow error that says what happened: before it may stand where
+    in the graph, and behind it advice for others.
+    """
+    lines = str(error.message).splitlines()
+    roots = [line for line in lines if re.match(r'\s+\(0\) ', line)]
+    skipped = ('Graph execution error', 'Detected at', 'Stack trace', ' ', '\t')
+    plain = [line for line in lines if line.strip() and not line.startswith(skipped)]
+    line = (roots or plain or lines or [''])[0]
+    # Places in the graph, and what XLA compiles with all its attributes.
+    noise = r'( compatible with node )?\{\{.*?\}\} ?| __inference_\S*\[.*?\]'
+    line = re.sub(rf'^\s+\(0\) |{noise}| ?\[Op:.*', '', line)
+    return f'{type(error).__name__}: {" ".join(line.split())}'

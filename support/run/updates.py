@@ -1,0 +1,118 @@
+"""Which form a run's updates have: TensorFlow's graph, or what XLA compiles of it."""
+
+import statistics
+import time
+
+import tensorflow as tf
+
+from support.learning import xla
+
+# Of each form the first update compiles it, and as many more are timed.
+TIMED = 5
+NEEDED = 2 * (1 + TIMED)
+
+
+def may_compile(config, gpus, replicas=1):
+    """Whether `--jit auto` may find that XLA is faster.
+
+    Args:
+      config: `configs.Config`.
+      gpus: how many TensorFlow sees. On CPUs XLA is slower at most sizes.
+      replicas: among which updates are split; XLA compiles for one.
+
+    Returns:
+      False, too, with `--deterministic`: another run could choose otherwise.
+    """
+    automatic = config.jit == 'auto' and not config.deterministic
+    return automatic and gpus == 1 and replicas == 1
+
+
+class Updates:
+    """Makes updates, and finds out meanwhile which form of them is faster.
+
+    The first phase that has enough of them tries both forms in turn. All are ordinary
+    updates. Those that come after have the faster form. A run that goes on from before
+    the trial repeats it update by update, without a clock: its numbers are the same.
+
+    Args:
+      agent: `agent.Dreamer`.
+      may_compile: of the function of this name; without it updates are as the agent's.
+      choice: what came of the trial, if it has been made: a dict of `compiled`; of
+        `start`, the number of its first update; of `graph_ms` and `xla_ms`, medians of
+        an update. Only `compiled` is there if XLA could not compile.
+      keep: takes the choice as soon as it is made.
+    """
+
+    def __init__(self, agent, may_compile, choice=None, keep=lambda choice: None):
+        self._agent, self._keep = agent, keep
+        self._active = may_compile
+        self.choice = choice if may_compile else None
+        self._start = (self.choice or {}).get('start')
+        self._seconds = {False: [], True: []}
+
+    def begin(self, count):
+        """A phase of `count` updates begins."""
+        if self._active and not self.choice:
+            enough = count >= NEEDED
+            self._start = self._agent.gradient_step if enough else None
+            self._seconds = {False: [], True: []}
+
+    def __call__(self, data):
+        """`Dreamer.train`."""
+        agent = self._agent
+        if not self._active:
+            return agent.train(data)
+        turn = NEEDED
+        if self._start is not None:
+            turn = agent.gradient_step - self._start
+        tried = 0 <= turn < NEEDED
+        faster = bool(self.choice and self.choice['compiled'])
+        agent.compiled = bool(turn % 2) if tried else faster
+        if self.choice or not tried:
+            return agent.train(data)
+        return self._try(data, turn)
+
+    def _try(self, data, turn):
+        """An update of the trial, by the clock."""
+        agent, began = self._agent, time.perf_counter()
+        try:
+            metrics = agent.train(data)
+        except tf.errors.OpError as error:
+            # It has changed nothing yet.
+            if turn != 1:
+                raise
+            xla.warn('the training step', error)
+            agent.compiled = False
+            self._choose(dict(compiled=False))
+            return agent.train(data)
+        float(next(iter(metrics.values())))  # Until the GPU has done it.
+        if turn > 1:
+            self._seconds[agent.compiled].append(time.perf_counter() - began)
+        if turn == NEEDED - 1:
+            graph, compiled = (
+                statistics.median(self._seconds[form]) for form in (False, True)
+            )
+            self._choose(
+                dict(
+                    compiled=compiled < graph,
+                    start=self._start,
+                    graph_ms=1000 * graph,
+                    xla_ms=1000 * compiled,
+                )
+            )
+        return metrics
+
+    def _choose(self, choice):
+        self.choice, self._start = choice, choice.get('start')
+        self._keep(choice)
+
+
+def describe(choice):
+    """A choice in words."""
+    form = 'compiled by XLA' if choice['compiled'] else 'not compiled'
+    if 'graph_ms' not in choice:
+        return f'{form}: XLA cannot; chosen by --jit auto'
+    return (
+        f'{form}, chosen by --jit auto ({choice["graph_ms"]:.3g} ms an update in '
+        f"TensorFlow's graph, {choice['xla_ms']:.3g} ms by XLA)"
+    )
