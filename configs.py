@@ -46,20 +46,6 @@ HELP_GROUPS = dict(
     plan_candidates='planning',
 )
 
-# Passed on to the environments (wrappers.make).
-ENVIRONMENT_FLAGS = (
-    'action_repeat',
-    'time_limit',
-    'render_quality',
-    'same_game',
-    'lab_actions',
-    'lab_renderer',
-    'lab_holdout',
-    'lab_level_cache',
-    'lab_dataset',
-    'gym_import',
-)
-
 
 class ConfigError(ValueError):
     """A configuration that cannot run; the message is one line for the user."""

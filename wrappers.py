@@ -57,7 +57,9 @@ _MAKERS = dict(
     dummy=(_make_dummy, 'size'),
 )
 SUITES = tuple(_MAKERS)
-_SETTINGS = {name for _, names in _MAKERS.values() for name in names.split()}
+# What `make` takes besides a task: for all suites, or for one of them.
+SETTINGS = {'action_repeat', 'time_limit', 'size', 'training'}
+SETTINGS |= {name for _, names in _MAKERS.values() for name in names.split()}
 
 
 def make(
@@ -98,7 +100,7 @@ def make(
     for number, what in (action_repeat, 'action repeat'), (time_limit, 'time limit'):
         if number < 1:
             raise ValueError(f'The {what} must be at least 1, not {number}')
-    if unknown := settings.keys() - _SETTINGS:
+    if unknown := settings.keys() - SETTINGS:
         raise TypeError(f'No suite has the settings {sorted(unknown)}')
     settings.update(action_repeat=action_repeat, size=size, training=training)
     maker, names = _MAKERS[suite]

@@ -41,7 +41,7 @@ def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
         '--precision 32'
     )
     config = configs.parse(['--logdir', str(tmp_path), *flags.split()])
-    kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
+    kwargs = dict(action_repeat=2, time_limit=30)
     group = [Counting(config.task, kwargs) for _ in range(envs)]
     # One of them ends three times as often, and must not count more for that.
     evaluation = [

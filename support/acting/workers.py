@@ -30,7 +30,6 @@ from multiprocessing.connection import Connection, Pipe
 
 import numpy as np
 
-import configs
 import wrappers
 from support.envs import Unfit, one_line, rendering
 from support.system import signals, streams
@@ -463,7 +462,9 @@ def make_envs(config, training, evaluation, devices):
 
     Raises ValueError or RuntimeError where the task cannot be made.
     """
-    kwargs = {name: getattr(config, name) for name in configs.ENVIRONMENT_FLAGS}
+    kwargs = {
+        name: value for name, value in vars(config).items() if name in wrappers.SETTINGS
+    }
     return make_workers(
         config.task,
         training + evaluation,
