@@ -13,14 +13,15 @@ import pathlib
 import sys
 import tempfile
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
 import configs  # noqa: E402
 from benchmarks import data, run  # noqa: E402
+from support.scores import drawing  # noqa: E402
 from support.storage import replay  # noqa: E402
 
 SIZES = dict(
@@ -76,29 +77,33 @@ def memory(counts=(10, 40, 70, 100), limit=1e8):
 
 
 def draw(figures, path):
-    """The figures as a picture."""
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 5, figsize=(16, 3.2), layout='constrained')
-    for ax, (name, label) in zip(axes, NAMES.items(), strict=False):
+    """The figures as a picture: seconds above, memory below, a column for each size."""
+    picture = Figure((12, 4.6), layout='constrained')
+    axes = picture.subplots(2, 5)
+    for (top, below), (name, label) in zip(axes.T, NAMES.items(), strict=False):
         sizes, seconds, peaks = zip(*figures[name], strict=True)
-        ax.plot(sizes, seconds, 'o-', color='tab:blue')
-        ax.set(xlabel=label, ylim=(0, None), xlim=(0, None))
-        ax.axvline(getattr(configs.Config, name), color='0.8', zorder=0)
-        right = ax.twinx()
-        right.plot(sizes, np.array(peaks) / 1000, 's--', color='tab:orange')
-        right.set(ylim=(0, None))
-    axes[0].set_ylabel('update [s]', color='tab:blue')
-    right.set_ylabel('peak memory [GB]', color='tab:orange')
+        for ax, values in (top, seconds), (below, np.array(peaks) / 1000):
+            ax.axvline(getattr(configs.Config, name), color='0.8', zorder=0)
+            ax.plot(sizes, values, '.-', color=drawing.COLORS['dreamer'], lw=1.8)
+            ax.set(xlim=(0, None), ylim=(0, 1.08 * max(values)))
+        below.set_xlabel(label, fontsize=9)
+    axes[0, 0].set_ylabel('time of an update [s]', fontsize=9)
+    axes[1, 0].set_ylabel('peak memory [GB]', fontsize=9)
     disk, every, bounded = zip(*figures['replay'], strict=True)
-    axes[4].plot(disk, every, 's--', color='tab:orange', label='all in memory')
-    axes[4].plot(disk, bounded, 's:', color='tab:red', label='--replay_memory 1e8')
-    axes[4].set(
-        xlabel='replay on disk [MB]', ylabel='memory [MB]', ylim=(0, 1.4 * max(every))
-    )
-    axes[4].legend(loc='upper left')
-    figure.savefig(path, dpi=100)
+    axes[0, 4].set_axis_off()
+    ax = axes[1, 4]
+    for values, method, label in (
+        (every, 'dreamer', 'all in memory'),
+        (bounded, 'no_value', '--replay_memory 1e8'),
+    ):
+        ax.plot(disk, values, '.-', color=drawing.COLORS[method], lw=1.8, label=label)
+    ax.set(xlim=(0, None), ylim=(0, 1.08 * max(every)))
+    ax.set_xlabel('replay on disk [MB]', fontsize=9)
+    ax.set_ylabel('memory [MB]', fontsize=9)
+    ax.legend(fontsize=8, frameon=False)
+    for ax in axes.flat:
+        drawing.plain(ax)
+    picture.savefig(path, dpi=100)
 
 
 def main():

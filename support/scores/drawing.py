@@ -138,7 +138,7 @@ def draw_curves(
             marked |= _draw_marks(ax, task, published, curves, colors)
         ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         ax.xaxis.set_major_formatter(EngFormatter(sep=''))
-        _plain(ax)
+        plain(ax)
     label = 'environment steps' + f'\n{MARKS}' * marked
     _label_axes(figure, label, key_label(key), RELEASED in handles)
     _legend(figure, handles)
@@ -269,7 +269,7 @@ def draw_settings(paper, tasks, rows, published, colors):
         if task.startswith('dmc_'):
             ax.set_ylim(-20, 1040)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
-        _plain(ax)
+        plain(ax)
     _label_axes(figure, names[0][1], 'final score')
     _legend(figure, handles)
     return figure
@@ -301,7 +301,7 @@ def draw_bars(paper, tasks, rows, published, colors):
     titles = [task_title(task) for task in tasks] + ['Mean']
     ax.set_xticks(range(len(titles)), titles, rotation=35, ha='right')
     ax.set_xlim(-0.6, len(titles) - 0.4)
-    _plain(ax)
+    plain(ax)
     ax.set_ylabel('final score', fontsize=10)
     _legend(figure, handles)
     return figure
@@ -340,7 +340,8 @@ def _label_axes(figure, x, y, warn=False):
     figure.supylabel(y, fontsize=10)
 
 
-def _plain(ax):
+def plain(ax):
+    """Give a panel the style that all figures have."""
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(alpha=0.25, lw=0.5)
     ax.tick_params(labelsize=8)
@@ -412,7 +413,7 @@ def _draw_bars(ax, task, bars, colors):
         )
     ax.set_title(task_title(task), fontsize=10)
     ax.set_yticks(range(len(bars)), [bar.label for bar in bars])
-    _plain(ax)
+    plain(ax)
     low, high = (0, 1000) if task.startswith('dmc_') else ax.get_xlim()
     ax.set_xlim(low, high + 0.28 * (high - low))  # Room for the numbers.
     ax.xaxis.set_major_locator(MaxNLocator(3))
