@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -232,6 +233,32 @@ def ablation_table(groups):
 
 def test_learning_has_the_ablation(groups):
     assert ablation_table(groups) in page('docs/learning.md')
+
+
+def metric(run, name):
+    """Steps and values of a metric in a folder of results/."""
+    steps, values, _ = comparison.read_points(RESULTS / run / 'metrics.jsonl', name)
+    return steps, values
+
+
+def test_learning_describes_actors_as_the_files_do():
+    for seed in '012':
+        run = f'control/dmc_cartpole_swingup/small/{seed}'
+        assert metric(run, 'action_ent')[1].min() >= -1.505
+        assert metric(run, 'actor_grad_norm')[1].min() >= 0.27
+    run = 'ablation/dmc_cartpole_swingup/small-no-entropy/0'
+    returns = metric(run, 'test/return')[1]
+    assert ((returns > 72.5) & (returns < 86)).sum() == 9 and len(returns) == 11
+    steps, norms = metric(run, 'actor_grad_norm')
+    assert norms[(steps >= 6_000) & (steps <= 14_000)].max() < 0.003
+    run = 'ablation/dmc_pendulum_swingup/small-no-entropy/0'
+    returns = metric(run, 'test/return')[1]
+    assert (returns == 0).sum() == 20 and len(returns) == 23
+    steps, norms = metric(run, 'actor_grad_norm')
+    assert norms[(steps >= 10_000) & (steps <= 20_000)].max() < 0.001
+    for seed in '23':
+        run = f'discrete/gym_CartPole-v1/cartpole-pixels/{seed}'
+        assert metric(run, 'action_ent')[1].min() / np.log(2) >= 0.43
 
 
 def methods_table(groups):
