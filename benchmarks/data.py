@@ -101,6 +101,7 @@ def measure(folder):
 
 def main():
     """The command line."""
+    startup.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(pathlib.Path(folder))))
 

@@ -179,6 +179,15 @@ def test_advice_comes_while_the_first_updates_go_on(tmp_path, monkeypatch):
     assert output.getvalue().count('advice: without a GPU') == (not gpus)
 
 
+def test_a_gpu_that_does_not_draw_has_its_advice(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, 'renderer', lambda: 'egl, llvmpipe (LLVM 15.0.7)')
+    config = config_for(tmp_path)
+    told = [progress.advise_rendering(config, 20, gpus) for gpus in ([], ['A100'])]
+    found = ['NVIDIA_DRIVER_CAPABILITIES=all' in advice for advice in told]
+    assert found == [False, True]
+    assert progress.advise_rendering(config, 1000, ['A100']) is None
+
+
 @pytest.mark.parametrize('precision', ['32', '16', 'bfloat16'])
 @pytest.mark.parametrize('automatic', [True, False])
 def test_header_tells_who_chose_the_precision(
