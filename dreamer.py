@@ -8,10 +8,8 @@ Shapes: A action, E environments.
 """
 
 import contextlib
-import dataclasses
 import functools
 import pathlib
-import shlex
 import sys
 import time
 import traceback
@@ -45,16 +43,16 @@ import tools
 import wrappers
 from agent import Dreamer, Policy
 from support.acting import workers
-from support.run import checkpoints, logger, progress, updates
+from support.run import checkpoints, logger, progress, saving, updates
 from support.scaling import machines
 from support.storage import finished, replay
 from support.system import faults
 
 # What may end a run that is as it should be; a message says enough.
-EXPECTED = (
+ONE_LINE_ERRORS = (
     workers.WorkerError,
-    machines.Lost,
-    machines.Apart,
+    machines.MachineLost,
+    machines.WeightsDiffer,
     FloatingPointError,
     MemoryError,
     OSError,
@@ -62,33 +60,7 @@ EXPECTED = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """A training phase: how many were due before it, and the environment steps taken
-    and the episodes kept when it was due.
-    """
-
-    number: int = 0
-    step: int = 0
-    episodes: int = 0
-
-    def at(self, step, episodes, config):
-        """The phase that is due after `step` environment steps and `episodes`."""
-        phase = self
-        while (
-            step >= phase.step + config.train_every
-            and episodes >= phase.episodes + config.train_episodes
-        ):
-            phase = Phase(
-                phase.number + 1,
-                # By steps alone, a phase begins at a multiple of `train_every`.
-                step if config.train_episodes else phase.step + config.train_every,
-                episodes,
-            )
-        return phase
-
-
-class Run:
+class Run(saving.Resumable):
     """One run: the agent, its environments, its replay and its logs.
 
     Args:
@@ -146,12 +118,10 @@ class Run:
             self.keep_choice,
         )
         self.random = self.prefill_rng()
-        self.due = dict(
-            log=tools.Every(config.log_every),
-            eval=tools.Every(config.eval_every),
-            save=tools.Every(config.save_every, 0),
-        )
-        self.phase = Phase()
+        self.should_log = tools.Every(config.log_every)
+        self.should_eval = tools.Every(config.eval_every)
+        self.should_save = tools.Every(config.save_every, 0)
+        self.phase = tools.Phase()
         self.episodes = 0
         self.metrics = []
         self.dropped = 0
@@ -188,12 +158,12 @@ class Run:
         while not self.stop:
             self.train()
             ended = self.step >= config.steps
-            milestone = self.step if ended else self.phase.step
+            step = self.step if ended else self.phase.step
             # The last step too, at which no training phase need end.
             last = ended and self.step > self.logged
-            if not self.stop and (self.due['log'](milestone) or last):
+            if not self.stop and (self.should_log(step) or last):
                 self.log()
-            if not self.stop and self.due['eval'](milestone):
+            if not self.stop and self.should_eval(step):
                 self.evaluate()
             if ended:
                 break
@@ -223,7 +193,7 @@ class Run:
             )
         if not self.stop and not started:
             self.agent.train_start = self.step
-            self.phase = Phase(0, self.step, self.episodes)
+            self.phase = tools.Phase(0, self.step, self.episodes)
 
     def collect(self, policy, steps, episodes=0, end=np.inf, name='collecting'):
         """Act until so many environment steps have been taken and so many episodes
@@ -257,8 +227,8 @@ class Run:
                 self.episodes += 1
                 self.log_episodes('train', [episode], self.replay.episodes)
             between = not self.collector.unfinished
-            if between or self.step - self.due['save'].last >= late:
-                if self.due['save'](self.step):
+            if between or self.step - self.should_save.last >= late:
+                if self.should_save(self.step):
                     self.save()
 
     def train(self):
@@ -305,7 +275,7 @@ class Run:
             None if self.config.pcont else self.config.time_limit * len(self.eval_envs),
         )
         # Whatever breaks this off: it is done again on resume.
-        done, self.due['eval'].last = self.due['eval'].last, None
+        done, self.should_eval.last = self.should_eval.last, None
         first = {}
         while len(first) < len(self.eval_envs) and not self.stop:
             steps, ended = collector.step(self.eval_policy)
@@ -317,7 +287,7 @@ class Run:
         self.dropped += collector.dropped
         if self.stop:
             return
-        self.due['eval'].last = done
+        self.should_eval.last = done
         episodes = [first[env] for env in sorted(first)]
         self.log_episodes('test', episodes, self.replay.episodes)
         self.logger.video(self.step, 'eval', episodes[0]['image'])
@@ -372,12 +342,6 @@ class Run:
         else:
             self.progress.evaluated(self.step, score, length)
 
-    def prefill_rng(self, *key):
-        """The generator of random actions, anew for each `key`."""
-        return np.random.default_rng(
-            tools.spawn_seed(self.config.seed, 'prefill', *key)
-        )
-
     def keep_choice(self, choice):
         """Store and tell what `--jit auto` has come to, before updates depend on it."""
         configs.write_choice(choice, self.logdir / 'config.json')
@@ -391,108 +355,6 @@ class Run:
             choices = self.random.integers(self.action_size, size=len(image))
             return np.eye(self.action_size, dtype=np.float32)[choices]
         return self.random.uniform(-1, 1, (len(image), self.action_size))
-
-    def save(self):
-        """Write a checkpoint: networks, optimisers, loss scales, counters and noise,
-        and as a state all else that the run goes on from. Episodes that have not ended
-        are dropped on resume, and count as such.
-        """
-        self.agent.check_weights()
-        # What is counted must be there when the run goes on.
-        self.replay.flush()
-        unfinished = self.collector.unfinished
-        self.checkpoints.save(
-            dict(
-                metrics_size=self.logger.sync(),
-                newest_episode=self.replay.newest,
-                replay=self.replay.get_state(),
-                random=self.random.bit_generator.state,
-                started=self.collector.to_start,
-                due={name: every.last for name, every in self.due.items()},
-                phase=dataclasses.asdict(self.phase),
-                episodes=self.episodes,
-                metrics=[
-                    {key: float(value) for key, value in metrics.items()}
-                    for metrics in self.metrics
-                ],
-                logged=self.logged,
-                dropped=self.dropped + self.collector.dropped + len(unfinished),
-                unfinished=[[*key, steps] for key, steps in unfinished.items()],
-            )
-        )
-
-    def restore(self):
-        """Go on from the newest checkpoint, if there is one, with the metrics as they
-        were. Episodes that are newer, after a crash, stay in the replay: their steps
-        count, and their metrics are written again.
-        """
-        state = self.checkpoints.restore()
-        self.logged = state.get('logged', -1)
-        self.logger = logger.Logger(self.logdir, state.get('metrics_size', 0))
-        if state:
-            print(f'resumed at step {self.step}', flush=True)
-            self.replay.set_state(state['replay'])
-            self.random.bit_generator.state = state['random']
-            self.collector.started[: len(state['started'])] = state['started']
-            for name, last in state['due'].items():
-                self.due[name].last = last
-            self.phase = Phase(**state['phase'])
-            self.episodes = state['episodes']
-            self.metrics = state['metrics']
-            self.dropped = state['dropped']
-        counted = {
-            (env, index): steps for env, index, steps in state.get('unfinished', ())
-        }
-        for found in self.replay.newer(state.get('newest_episode', '')):
-            self.adopt(*found, counted)
-
-    def adopt(self, count, entry, episode, counted):
-        """Count an episode that is newer than the checkpoint, the `count`th of all;
-        `counted` are steps that it has of those that were unfinished then, and that it
-        took for dropped.
-        """
-        steps = (entry.rows - 1) * self.config.action_repeat
-        env, index, steps = entry.origin or (0, count - 1, steps)
-        started = self.collector.started
-        started += [0] * (env + 1 - len(started))
-        started[env] = max(started[env], index + 1)
-        self.dropped -= (env, index) in counted
-        self.agent.env_step += steps - counted.get((env, index), 0)
-        self.episodes += 1
-        if self.agent.train_start >= 0:
-            self.phase = self.phase.at(self.step, self.episodes, self.config)
-        self.log_episodes('train', [episode], count)
-        # Its random actions were drawn from what the checkpoint holds.
-        self.random = self.prefill_rng(self.step)
-
-    def rescue(self, error):
-        """Keep what can be kept when `error` ends the run: a dump beside the
-        checkpoints if numbers were not finite, and a checkpoint unless the disk or the
-        weights are at fault: between updates, and in a broken one, they are whole.
-        Returns where it is, as the end of a message.
-        """
-        try:
-            if isinstance(error, FloatingPointError):
-                now = time.strftime('%Y%m%dT%H%M%S')
-                prefix = self.logdir / 'dumps' / f'{now}-{self.step}'
-                prefix.parent.mkdir(exist_ok=True)
-                self.checkpoints.write(prefix)
-                return f'; a dump of the networks is in {prefix}.*'
-            if isinstance(error, (machines.Apart, OSError)):
-                return ''
-            self.save()
-            return '\ndreamer: saved; the same command goes on from here'
-        except Exception as second:  # Whatever it is, the first one is to be told.
-            return f'; it could not be saved: {startup.explain(second)}'
-
-    def farewell(self):
-        """The last line: at which step the run was saved, and what to do next."""
-        evaluate = f'python evaluate.py --logdir {shlex.quote(self.config.logdir)}'
-        if self.stop:
-            what, then = 'stopped', 'the same command goes on'
-        else:
-            what, then = 'finished', 'the same command with more --steps goes on'
-        return f'{what}: saved at step {self.step:,}; {then}; next: {evaluate}'
 
     def request_stop(self):
         """Finish the current step, save, exit."""
@@ -547,9 +409,9 @@ def main(argv=None):
         run.logger.close()
         run.progress.line(run.farewell())
     except Exception as error:
-        if not isinstance(error, EXPECTED):
+        if not isinstance(error, ONE_LINE_ERRORS):
             traceback.print_exc()  # A fault of the program's own.
-        saved = run.rescue(error) if run else ''
+        saved = run.save_after(error) if run else ''
         print(f'dreamer: stopped: {startup.explain(error)}{saved}', file=sys.stderr)
         return 1
     finally:

@@ -5,6 +5,7 @@ the first axis of what is imagined, [H, N, ...], and along the second of what co
 from replay, [B, L, ...].
 """
 
+import dataclasses
 import math
 
 import numpy as np
@@ -328,3 +329,29 @@ def spawn_seed(seed, name, *key):
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(DRAWS.index(name), *key))
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A training phase: how many were due before it, and the environment steps taken
+    and the episodes kept when it was due.
+    """
+
+    number: int = 0
+    step: int = 0
+    episodes: int = 0
+
+    def at(self, step, episodes, config):
+        """The phase that is due after `step` environment steps and `episodes`."""
+        phase = self
+        while (
+            step >= phase.step + config.train_every
+            and episodes >= phase.episodes + config.train_episodes
+        ):
+            phase = Phase(
+                phase.number + 1,
+                # By steps alone, a phase begins at a multiple of `train_every`.
+                step if config.train_episodes else phase.step + config.train_every,
+                episodes,
+            )
+        return phase

@@ -12,6 +12,7 @@ import tensorflow as tf
 import agent
 import configs
 import dreamer
+import tools
 from support.acting import workers
 from support.run import checkpoints
 from support.storage import episodes, finished, replay
@@ -71,7 +72,7 @@ def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
 
 def phases(config, lengths):
     """Steps at which phases are due, of episodes with so many steps."""
-    phase, step, seen = dreamer.Phase(), 0, []
+    phase, step, seen = tools.Phase(), 0, []
     for count, length in enumerate(lengths):
         for taken in range(1, length + 1):
             new = phase.at(step + taken, count + (taken == length), config)

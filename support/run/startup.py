@@ -34,10 +34,6 @@ SETTINGS = dict(
 
 # Of a processor that computes bfloat16 natively; others emulate it.
 NATIVE_BFLOAT16 = {'avx512_bf16', 'amx_bf16'}
-# Whether `auto` chooses it there. An update in it takes two thirds of the time, but the
-# continuous learning test scored lower with each of four seeds (0.93, 0.77, 0.83, 0.94;
-# in float32 0.96, 0.91, 0.85, 0.96).
-AUTO_IS_BFLOAT16_ON_CPUS = False
 
 
 def asked_for_chatter(words):
@@ -135,7 +131,7 @@ def set_up_devices(config):
         built = tf.sysconfig.get_build_info().get('cuda_compute_capabilities', ())
         refuse_unknown_gpus(details, built)
     if config.precision == 'auto':
-        precision = suitable_precision(details, cpu_flags())
+        precision = suitable_precision(details)
         config = dataclasses.replace(config, precision=precision)
     if config.deterministic or not gpus:
         tf.config.experimental.enable_op_determinism()
@@ -246,23 +242,22 @@ def render_devices(count, visible):
     return list(range(count)) if count > 1 else None
 
 
-def suitable_precision(details, flags):
+def suitable_precision(details):
     """The automatic precision.
 
     Args:
       details: of each GPU, as TensorFlow's `get_device_details`.
-      flags: what the processor can do, of `cpu_flags`.
 
     Returns:
       'bfloat16', which needs no loss scale, where all GPUs compute it natively, from
       compute capability 8.0 on; '16' with older or unknown ones. Without any it is
-      '32', or 'bfloat16' where the processor computes it natively and
-      `AUTO_IS_BFLOAT16_ON_CPUS`.
+      '32': in bfloat16 an update takes two thirds of the time on some processors, but
+      the continuous learning test scored lower with each of four seeds (0.93, 0.77,
+      0.83, 0.94; in float32 0.96, 0.91, 0.85, 0.96).
     """
     capabilities = [each.get('compute_capability', (0, 0)) for each in details]
     if not capabilities:
-        native = AUTO_IS_BFLOAT16_ON_CPUS and NATIVE_BFLOAT16 & set(flags or ())
-        return 'bfloat16' if native else '32'
+        return '32'
     return 'bfloat16' if min(capabilities) >= (8, 0) else '16'
 
 

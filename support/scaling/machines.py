@@ -26,7 +26,7 @@ import configs
 import tools
 from agent import Dreamer
 from support.learning import replicas
-from support.run import checkpoints, startup
+from support.run import checkpoints, saving, startup
 from support.storage import replay
 from support.system import faults, signals
 
@@ -37,11 +37,11 @@ EXAMPLE = (
 SHARE = '--logdir must be one folder that all machines share'
 
 
-class Lost(RuntimeError):
+class MachineLost(RuntimeError):
     """Another machine has gone; the message is one line for the user."""
 
 
-class Apart(RuntimeError):
+class WeightsDiffer(saving.NotToBeSaved):
     """The machines do not learn the same; the message is one line for the user."""
 
 
@@ -122,8 +122,8 @@ class Team:
       batch_size: this machine's part of a batch.
       stopped: whether any machine was asked to stop.
 
-    All methods raise Lost where another machine has gone, and those that compare
-    weights raise Apart if they differ.
+    All methods raise MachineLost where another machine has gone, and those that compare
+    weights raise WeightsDiffer if they differ.
     """
 
     def __init__(self, config, strategy, cluster):
@@ -164,7 +164,7 @@ class Team:
 
     @contextlib.contextmanager
     def connected(self):
-        """TensorFlow's errors from what is done together as `Lost`."""
+        """TensorFlow's errors from what is done together as `MachineLost`."""
         try:
             yield
         except tf.errors.OpError as error:
@@ -175,7 +175,7 @@ class Team:
                 for rank, host in enumerate(self._hosts)
                 if rank != self.rank
             ]
-            raise Lost(
+            raise MachineLost(
                 f'machine {" or ".join(others)} has ended or cannot be reached'
             ) from None
 
@@ -205,16 +205,18 @@ class Team:
         number = int(self.gather(saved.restored)[0][0])
         if self.rank and number:
             if number not in saved.numbers():
-                raise Apart(f"machine 0's checkpoint {number} is not here; {SHARE}")
+                raise WeightsDiffer(
+                    f"machine 0's checkpoint {number} is not here; {SHARE}"
+                )
             saved.load(number)
         self.check_weights(agent)
 
     def check_weights(self, agent):
-        """Raise Apart unless all have the same weights, to the last bit."""
+        """Raise WeightsDiffer unless all have the same weights, to the last bit."""
         sums = self.gather(agent.fingerprint())[:, 0]
         for rank, fingerprint in enumerate(sums):
             if fingerprint != sums[0]:
-                raise Apart(
+                raise WeightsDiffer(
                     f"machine {rank}'s weights are not those of machine 0 any "
                     'more; the same commands go on from the last checkpoint'
                 )
@@ -252,7 +254,7 @@ class Team:
 
     def leave(self):
         """Wait until all have heard of the end; some may be gone already."""
-        with contextlib.suppress(Lost):
+        with contextlib.suppress(MachineLost):
             self.gather(0)
 
 
@@ -315,7 +317,13 @@ def serve(argv, config, team):
         follow(argv, config, team)
     except configs.ConfigError as error:
         configs.fail(error)
-    except (Lost, Apart, MemoryError, OSError, tf.errors.OpError) as error:
+    except (
+        MachineLost,
+        WeightsDiffer,
+        MemoryError,
+        OSError,
+        tf.errors.OpError,
+    ) as error:
         print(f'dreamer: stopped: {startup.explain(error)}', file=sys.stderr)
         return 1
     print(f'machine {team.rank}: machine 0 has ended the run')
@@ -331,7 +339,7 @@ def follow(argv, config, team):
       team: `Team`.
 
     Raises:
-      Lost, Apart, ConfigError, OSError: with one line.
+      MachineLost, WeightsDiffer, ConfigError, OSError: with one line.
     """
     action_size, discrete = team.meet()
     config = configs.settle(argv, config, discrete)
@@ -378,4 +386,4 @@ def wait_for(stored, newest, logdir, seconds=60):
         if checksum(stored.newest) == newest:
             return
         time.sleep(1)
-    raise Apart(f"machine 0's newest episode is not in {logdir}; {SHARE}")
+    raise WeightsDiffer(f"machine 0's newest episode is not in {logdir}; {SHARE}")

@@ -86,24 +86,7 @@ def test_precision_that_suits_the_gpus(capabilities, precision):
         dict(device_name='GPU', **(dict(compute_capability=each) if each else {}))
         for each in capabilities
     ]
-    native = ['avx512_bf16', 'amx_bf16']
-    assert startup.suitable_precision(details, native) == precision
-
-
-@pytest.mark.parametrize(
-    'flags, precision',
-    [
-        (['avx512f', 'avx512_bf16'], 'bfloat16'),
-        (['amx_bf16'], 'bfloat16'),
-        # There it is emulated, or nobody knows.
-        (['avx512f'], '32'),
-        (None, '32'),
-    ],
-)
-def test_precision_that_suits_the_processor(monkeypatch, flags, precision):
-    assert startup.suitable_precision([], flags) == '32'
-    monkeypatch.setattr(startup, 'AUTO_IS_BFLOAT16_ON_CPUS', True)
-    assert startup.suitable_precision([], flags) == precision
+    assert startup.suitable_precision(details) == precision
 
 
 def test_bfloat16_where_the_processor_lacks_it_is_advised_against():

@@ -99,7 +99,7 @@ def main():
         weight.assign(np.nextafter(np.array(weight), np.float32(np.inf)))
     try:
         team.check_weights(agent)
-    except machines.Apart as error:
+    except machines.WeightsDiffer as error:
         result['apart'] = str(error)
     print(json.dumps(result))
     team.leave()
