@@ -99,7 +99,7 @@ class WorldModel(tf.Module):
         if config.representation == 'reconstruction':
             losses['image_loss'] = self.image_loss(image, feature)
         elif config.representation == 'contrastive':
-            pairs = replicas.whole_batch([feature, *self.state_model(embed)])
+            pairs = replicas.gather_batch([feature, *self.state_model(embed)])
             losses['contrastive_loss'] = -tf.reduce_mean(
                 tools.contrastive(*pairs, config.contrastive_window)
             )
@@ -373,10 +373,10 @@ class Dreamer(tf.Module):
             )
         # To look at only: an optimiser of its own, so that its gradient has no part in
         # the norm by which the world model's is clipped.
-        self.watches = bool(
+        self.trains_separate_decoder = bool(
             self.world.decoder and config.representation != 'reconstruction'
         )
-        if self.watches:
+        if self.trains_separate_decoder:
             trained['decoder'] = self.world.decoder.trainable_weights
         rates = dict(
             model=config.model_lr,
@@ -453,7 +453,7 @@ class Dreamer(tf.Module):
             )
             loss = optimizer.scaled(loss)
         metrics['model_grad_norm'] = optimizer.apply(tape, loss)
-        if self.watches:
+        if self.trains_separate_decoder:
             metrics.update(self._update_decoder(data, post, noise.get('image')))
         if self.behavior:
             metrics.update(self._update_behavior(data, post, noise))

@@ -72,7 +72,7 @@ class Run(saving.Resumable):
 
     def __init__(self, config, envs, eval_envs, strategy=None, automatic=False):
         config = configs.fit_to_actions(
-            config, isinstance(envs[0].action_space, wrappers.OneHot)
+            config, isinstance(envs[0].action_space, wrappers.OneHotSpace)
         )
         self.config = config
         self.logdir = pathlib.Path(config.logdir)
@@ -380,7 +380,7 @@ def set_up(argv):
         strategy, team = machines.connect(config)
         if not (team and team.rank):
             envs = workers.make_envs(config, config.envs, config.eval_envs, devices)
-            discrete = isinstance(envs[0].action_space, wrappers.OneHot)
+            discrete = isinstance(envs[0].action_space, wrappers.OneHotSpace)
             config = configs.settle(argv, config, discrete)
             configs.refuse_changes(config, config.logdir)
     except (ValueError, RuntimeError, OSError) as error:

@@ -110,7 +110,7 @@ def build(logdir, **changes):
     (env,) = workers.make_envs(config, 0, 1, devices)
     try:
         config = configs.fit_to_actions(
-            config, isinstance(env.action_space, wrappers.OneHot)
+            config, isinstance(env.action_space, wrappers.OneHotSpace)
         )
         return Dreamer(config, *env.action_space.shape), env, config
     except BaseException:

@@ -112,7 +112,7 @@ class Decoder(keras.layers.Layer):
         return tools.UnitNormal(self(feature), 3)
 
 
-class Dense(keras.layers.Layer):
+class MLP(keras.layers.Layer):
     """Hidden dense layers and a linear one: the shape of all heads.
 
     Args:
@@ -144,7 +144,7 @@ class Dense(keras.layers.Layer):
         return tf.ensure_shape(tf.reshape(tf.cast(x, tf.float32), shape), static)
 
 
-class ScalarHead(Dense):
+class ScalarHead(MLP):
     """Predict a number: reward and value (unit Gaussian) or discount (Bernoulli)."""
 
     def __init__(self, inputs, hidden, units, act='elu', kind='normal', name=None):
@@ -157,7 +157,7 @@ class ScalarHead(Dense):
         return tfd.Bernoulli(x) if self._kind == 'binary' else tools.UnitNormal(x)
 
 
-class GaussianHead(Dense):
+class GaussianHead(MLP):
     """Predict a vector of `size` numbers as a diagonal Gaussian: the state from an
     image's embedding, for the contrastive objective (paper, section 4).
     """
@@ -176,7 +176,7 @@ class GaussianHead(Dense):
         return mean, tf.nn.softplus(std + self.RAW_INIT_STD) + self.MIN_STD
 
 
-class Actor(Dense):
+class Actor(MLP):
     """The policy: tanh-Gaussian, or one-hot categorical for discrete actions (paper,
     section 3 and appendix A).
 
@@ -209,13 +209,13 @@ class Actor(Dense):
         self._raw_init_std = init_std + math.log(-math.expm1(-init_std))
 
     def dist(self, feature):
-        """[..., F] to a `tools.TanhNormal` or `tools.OneHot` over actions [..., A]."""
+        """[..., F] to a `TanhNormal` or `OneHotDist` over actions [..., A]."""
         return self.dist_of(self(feature))
 
     def dist_of(self, outputs):
         """`dist`, given what the network made of features, [..., its outputs]."""
         if self._kind == 'onehot':
-            return tools.OneHot(outputs)
+            return tools.OneHotDist(outputs)
         mean, std = tf.split(outputs, 2, -1)
         # Beyond 5 the tanh of the action is flat: nothing could pull the mean back.
         mean = self.MEAN_SCALE * tf.tanh(mean / self.MEAN_SCALE)
@@ -311,10 +311,10 @@ class RSSM(keras.layers.Layer):
         embed, action, is_first, noises = map(_swap, (embed, action, is_first, noise))
         keep = 1 - tf.cast(is_first, self._cell.state_dtype)[..., None]
         # What images and actions have to say, for all steps at once.
-        from_stoch, actions, *kernels = self._input.apart(
+        from_stoch, actions, *kernels = self._input.split(
             tf.cast(action, keep.dtype) * keep
         )
-        from_deter, images, kernel = self._post_hidden.apart(embed)
+        from_deter, images, kernel = self._post_hidden.split(embed)
         kernels.append(kernel)
 
         def step(state, inputs, *kernels):

@@ -221,7 +221,7 @@ class TanhNormal:
         return tf.reduce_sum(samples * best[..., None], 0)
 
 
-class OneHot:
+class OneHotDist:
     """A categorical over one-hot actions [..., A] with straight-through gradients
     (paper, appendix A).
 

@@ -10,7 +10,7 @@
     dummy_discrete      one with discrete actions and early termination
 
 Observations are `{'image': uint8 [64, 64, 3]}`, continuous actions are float32
-in [-1, 1], discrete ones are one-hot float32 vectors (the space is a `OneHot`).
+in [-1, 1], discrete ones are one-hot float32 vectors (the space is a `OneHotSpace`).
 `terminated` and `truncated` keep Gymnasium's meaning: a state worth nothing from
 there on, and an episode that was merely cut short.
 
@@ -152,7 +152,7 @@ class ActionRepeat(gymnasium.Wrapper):
         return obs, total, terminated, truncated, info
 
 
-class OneHot(Box):
+class OneHotSpace(Box):
     """A choice among `n` actions as a one-hot vector, float32 [n]."""
 
     def __init__(self, n, seed=None):
@@ -169,7 +169,7 @@ class OneHot(Box):
 
 
 class OneHotAction(gymnasium.ActionWrapper):
-    """Take the actions of a Discrete space as one-hot vectors, see `OneHot`.
+    """Take the actions of a Discrete space as one-hot vectors, see `OneHotSpace`.
 
     Raises:
       ValueError: if an action is not one-hot.
@@ -177,7 +177,7 @@ class OneHotAction(gymnasium.ActionWrapper):
 
     def __init__(self, env):
         super().__init__(env)
-        self.action_space = OneHot(env.action_space.n)
+        self.action_space = OneHotSpace(env.action_space.n)
 
     def action(self, action):
         if not self.action_space.contains(np.asarray(action)):

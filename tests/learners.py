@@ -71,7 +71,7 @@ def policys_return(config, policy):
 
 def expert_action(env):
     action = env.unwrapped.expert_action()
-    if isinstance(env.action_space, wrappers.OneHot):
+    if isinstance(env.action_space, wrappers.OneHotSpace):
         action = np.eye(*env.action_space.shape, dtype=np.float32)[action]
     return action
 

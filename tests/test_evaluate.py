@@ -302,7 +302,8 @@ def test_the_first_episode_that_is_long_enough_is_dreamt(tmp_path, capsys):
     configs.write(config, tmp_path / 'config.json')
     agent = Dreamer(
         configs.fit_to_actions(
-            config, isinstance(wrappers.make(config.task).action_space, wrappers.OneHot)
+            config,
+            isinstance(wrappers.make(config.task).action_space, wrappers.OneHotSpace),
         ),
         3,
     )

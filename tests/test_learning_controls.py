@@ -27,9 +27,9 @@ def turn_actor_gradient_around(run, monkeypatch):
 
 
 def block_straight_through(run, monkeypatch):
-    sample = tools.OneHot.sample
+    sample = tools.OneHotDist.sample
     monkeypatch.setattr(
-        tools.OneHot,
+        tools.OneHotDist,
         'sample',
         lambda self, noise: tf.stop_gradient(sample(self, noise)),
     )

@@ -77,7 +77,7 @@ def printed_messages():
     """All warnings and errors for users, as templates, with the files they are in."""
     for path in [*ROOT.glob('*.py'), *ROOT.glob('support/*/*.py')]:
         refusing = path.parent.name == 'envs' or path.stem in REFUSING
-        errors = ERRORS | ({'ValueError', 'Unfit'} if refusing else set())
+        errors = ERRORS | ({'ValueError', 'UnsupportedEnv'} if refusing else set())
         for node in ast.walk(ast.parse(path.read_text())):
             words = []
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):

@@ -171,7 +171,7 @@ PROBS = np.array([0.5, 0.3, 0.2], np.float32)
 
 
 def test_one_hot_log_prob_and_mode_by_hand():
-    dist = tools.OneHot(tf.math.log([PROBS * 7, PROBS[::-1]]))
+    dist = tools.OneHotDist(tf.math.log([PROBS * 7, PROBS[::-1]]))
     np.testing.assert_allclose(
         dist.log_prob(tf.constant([[0.0, 1, 0], [0, 0, 1]])),
         np.log([0.3, 0.5]),
@@ -181,7 +181,7 @@ def test_one_hot_log_prob_and_mode_by_hand():
 
 
 def test_one_hot_samples_are_one_hot_and_as_frequent_as_their_probability():
-    dist = tools.OneHot(tf.math.log(PROBS))
+    dist = tools.OneHotDist(tf.math.log(PROBS))
     samples = dist.sample(random(100_000, 3)).numpy()
     np.testing.assert_allclose(np.sort(samples, -1), [[0, 0, 1]] * 100_000, atol=1e-6)
     np.testing.assert_allclose(samples.mean(0), PROBS, atol=0.01)
@@ -194,14 +194,14 @@ def test_one_hot_samples_are_one_hot_and_as_frequent_as_their_probability():
 @pytest.mark.parametrize('noise', [-40.0, -5.0, 0.0, 5.0, 40.0])
 def test_one_hot_sample_takes_any_noise(noise):
     """The Gumbel noise of equal numbers is equal and finite: the mode decides."""
-    sample = tools.OneHot(tf.math.log(PROBS)).sample(tf.fill((3,), noise))
+    sample = tools.OneHotDist(tf.math.log(PROBS)).sample(tf.fill((3,), noise))
     np.testing.assert_allclose(sample, [1, 0, 0], atol=1e-6)
 
 
 def test_one_hot_gradient_is_that_of_the_probabilities():
     logits, weight = tf.Variable(np.log(PROBS)), np.array([1.0, -2.0, 5.0], np.float32)
     with tf.GradientTape() as tape:
-        value = tf.reduce_sum(tools.OneHot(logits).sample(random(3)) * weight)
+        value = tf.reduce_sum(tools.OneHotDist(logits).sample(random(3)) * weight)
     # d softmax_i / d logit_j = p_i (1[i = j] - p_j)
     expected = PROBS * (weight - (PROBS * weight).sum())
     np.testing.assert_allclose(tape.gradient(value, logits), expected, rtol=1e-4)
@@ -356,7 +356,7 @@ def test_every():
 def test_entropy_by_hand():
     logits = tf.math.log([[0.5, 0.25, 0.25], [1.0, 1e-30, 1e-30]])
     np.testing.assert_allclose(
-        tools.OneHot(logits).entropy(), [1.5 * np.log(2), 0], atol=1e-6
+        tools.OneHotDist(logits).entropy(), [1.5 * np.log(2), 0], atol=1e-6
     )
     # That of a draw is its negative log-density; on average over draws, the entropy.
     policy = tools.TanhNormal(tf.zeros((20_000, 1)), tf.ones((20_000, 1)))

@@ -572,8 +572,8 @@ class TestOneHot:
             env.step(np.array(action, np.float32))
 
     def test_space(self):
-        space = pickle.loads(pickle.dumps(wrappers.OneHot(3, seed=0)))
-        assert isinstance(space, wrappers.OneHot) and isinstance(space, Box)
+        space = pickle.loads(pickle.dumps(wrappers.OneHotSpace(3, seed=0)))
+        assert isinstance(space, wrappers.OneHotSpace) and isinstance(space, Box)
         assert space.shape == (3,) and space.dtype == np.float32
         samples = np.array([space.sample() for _ in range(3000)])
         assert samples.dtype == np.float32

@@ -31,7 +31,7 @@ from multiprocessing.connection import Connection, Pipe
 import numpy as np
 
 import wrappers
-from support.envs import Unfit, one_line, rendering
+from support.envs import UnsupportedEnv, one_line, rendering
 from support.system import signals, streams
 
 # With these errors an environment refuses to be made. Their messages, of one line,
@@ -298,7 +298,7 @@ class _Renderer:
         self._trouble = ''
 
     def __call__(self):
-        """Return environment variables, see `rendering.supply`.
+        """Return environment variables, see `rendering.choose_on_import`.
 
         Raises:
           RuntimeError: if nothing renders here, and the task does not go without.
@@ -382,7 +382,7 @@ class LocalWorker(Stepped):
     def _start(self):
         self._env = None
         if self._task.startswith(('dmc_', 'gym_')):
-            rendering.supply(self._renderer)
+            rendering.choose_on_import(self._renderer)
         try:
             self._env = wrappers.make(self._task, **self._kwargs)
         except RuntimeError as error:
@@ -515,7 +515,7 @@ def _serve(connection, image):
 
     try:
         with _without_model_warnings() as then:
-            rendering.supply(ask, then)
+            rendering.choose_on_import(ask, then)
             env = wrappers.make(task, **kwargs)
     except (ValueError, RuntimeError) as error:
         kind = 'ValueError' if isinstance(error, ValueError) else 'RuntimeError'
@@ -547,7 +547,7 @@ def _answer(env, connection, image):
 
 def _explain(error):
     """Return what went wrong in an environment: a traceback, unless we know."""
-    if isinstance(error, Unfit):
+    if isinstance(error, UnsupportedEnv):
         return f' {error}'
     text = f'\n{traceback.format_exc()}'
     # Some show its last line alone.

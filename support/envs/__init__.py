@@ -33,7 +33,7 @@ def action_box(low, high):
     return Box(low.astype(np.float32), high.astype(np.float32))
 
 
-class Unfit(ValueError):
+class UnsupportedEnv(ValueError):
     """An environment gives what the agent cannot take; the message is one line."""
 
 

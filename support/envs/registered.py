@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
-from support.envs import Unfit, action_box, did_you_mean, one_line
+from support.envs import UnsupportedEnv, action_box, did_you_mean, one_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -32,8 +32,8 @@ class GymnasiumTask(gymnasium.Env):
         images nor actions that the agent can work with.
       RuntimeError: if the environment cannot be made, for instance because a package
         that it needs is missing.
-      Unfit: then or later, if it gives something other than Gymnasium's interface and
-        its own spaces say.
+      UnsupportedEnv: then or later, if it gives something other than Gymnasium's
+        interface and its own spaces say.
     """
 
     metadata = {'render_modes': ['rgb_array']}
@@ -94,14 +94,14 @@ class GymnasiumTask(gymnasium.Env):
         if not self._from_observation:
             image = _as_array(self._env.render())
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise Unfit(
+                raise UnsupportedEnv(
                     f"'{self._task}' renders {_describe(image)}, not images uint8 "
                     '(H, W, 3)'
                 )
             return image
         image = _as_array(self._observation)
         if image.dtype != np.uint8 or image.shape != self._shape:
-            raise Unfit(
+            raise UnsupportedEnv(
                 f"'{self._task}' gives the observation {_describe(image)}, where its "
                 f'space says uint8 {self._shape}'
             )
@@ -133,7 +133,7 @@ class GymnasiumTask(gymnasium.Env):
         for verb, call in ('reset', self.reset), ('render', self.render):
             try:
                 call()
-            except Unfit:
+            except UnsupportedEnv:
                 raise
             except Exception as error:  # Each environment has its own kinds.
                 raise RuntimeError(
@@ -148,7 +148,7 @@ class GymnasiumTask(gymnasium.Env):
         if several and len(result) == len(names):
             return result
         came = f'{len(result)} values' if several else _describe(_as_array(result))
-        raise Unfit(
+        raise UnsupportedEnv(
             f"'{self._task}' is not of Gymnasium's interface: {call} returned {came}, "
             f'not ({", ".join(names)})'
         )

@@ -76,7 +76,7 @@ class _Supplier:
         return spec
 
 
-def supply(ask, then=lambda mujoco: None):
+def choose_on_import(ask, then=lambda mujoco: None):
     """See to MuJoCo's renderer when something imports MuJoCo, whatever that is: it
     heeds its environment variables from then on, and which task needs it is not known
     by the name.

@@ -263,7 +263,7 @@ def _sub_pixel(inputs, kernel, bias):
 class JoinedDense(Dense):
     """A dense layer of two inputs side by side, of which one may be there before."""
 
-    def apart(self, early):
+    def split(self, early):
         """Split the layer: act([x, y] W + b) = act(x W_x + (y W_y + b)).
 
         Args:

@@ -76,7 +76,7 @@ class Optimizer(tf.Module):
         # Zero, also where a number is not finite, if the step is to be skipped.
         clipped = tf.math.multiply_no_nan(gradient, tf.where(finite, factor, 0.0))
         parts = tf.split(clipped, [math.prod(x.shape) for x in self._variables])
-        replicas.together(self._step, parts, finite)
+        replicas.once_for_all(self._step, parts, finite)
         return norm / scale
 
     def _step(self, gradients, finite):

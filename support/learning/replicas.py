@@ -185,13 +185,13 @@ def batch_mean(values):
     return mean([tf.reduce_mean(values)])[0]
 
 
-def whole_batch(values):
+def gather_batch(values):
     """All replicas' rows of tensors [B, ...], for each of them; differentiable."""
     context = _replica()
     return context.all_gather(values, 0) if context else values
 
 
-def together(step, gradients, finite):
+def once_for_all(step, gradients, finite):
     """`step(gradients, finite)` once for all replicas, which have come to equal
     values: only there can counters be assigned to that they share.
     """
@@ -208,7 +208,7 @@ def together(step, gradients, finite):
 
 def for_each_copy(update, variable, *others):
     """`update(variable, *others)` with each replica's copies of variables and values,
-    inside `together`.
+    inside `once_for_all`.
     """
     if not tf.distribute.in_cross_replica_context():
         update(variable, *others)

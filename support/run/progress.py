@@ -29,11 +29,11 @@ ONCE = ('prefill', 'pretraining')
 COLLECTING = ('prefill', 'collecting')
 
 # Updates of this many seconds tell how long a run will take.
-ENOUGH = 30
+ADVISE_AFTER = 30
 # Fewer rendered frames a second than this are worth a word.
 SLOW_RENDERING = 150
 # An actor below this share of the largest entropy hardly tries anything else.
-CERTAIN = 0.03
+CERTAIN_BELOW = 0.03
 SOFTWARE = ('llvmpipe', 'softpipe', 'swrast', 'software')
 
 
@@ -246,7 +246,7 @@ class Progress:
     @property
     def advice_is_due(self):
         """Whether the phase has gone on for long enough to tell what may help."""
-        return not self._advised and self._paces[self._name].seconds >= ENOUGH
+        return not self._advised and self._paces[self._name].seconds >= ADVISE_AFTER
 
     def advise(self, step, updates):
         """Print, once, what may help, if speeds have been measured. Prefill and
@@ -394,7 +394,7 @@ def advise_certain(config, values):
     those of the last quarter of episodes are no better than those of the first.
     """
     share = values.get('action_ent_share', 1)
-    if not share < CERTAIN:
+    if not share < CERTAIN_BELOW:
         return None
     _, scores = returns(config, 'train')
     quarter = len(scores) // 4

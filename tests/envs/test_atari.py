@@ -287,7 +287,7 @@ def test_games_whose_actions_are_without_noop(game):
     env = wrappers.make(f'atari_{game}', action_repeat=4, time_limit=400)
     ale, actions = raw(game)
     assert ale_py.Action.NOOP not in actions
-    assert env.action_space == wrappers.OneHot(len(actions))
+    assert env.action_space == wrappers.OneHotSpace(len(actions))
     for seed in range(2):
         env.reset(seed=seed)
         for _ in range(100):

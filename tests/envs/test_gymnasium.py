@@ -139,7 +139,7 @@ def third(tmp_path, monkeypatch):
 
 def test_rendered_images_and_discrete_actions():
     env = wrappers.make('gym_CartPole-v1', **KWARGS)
-    assert env.action_space == wrappers.OneHot(2)
+    assert env.action_space == wrappers.OneHotSpace(2)
     theirs = gymnasium.make('CartPole-v1', render_mode='rgb_array')
     obs, _ = env.reset(seed=3)
     theirs.reset(seed=3)
@@ -197,7 +197,7 @@ def test_own_time_limit_truncates():
 
 def test_emulator_by_its_id():
     env = wrappers.make('gym_ALE/Breakout-v5', **KWARGS)
-    assert env.action_space == wrappers.OneHot(4)
+    assert env.action_space == wrappers.OneHotSpace(4)
     assert env.reset(seed=0)[0]['image'].std() > 10
 
 
@@ -224,7 +224,7 @@ def test_in_a_worker_process(third, tmp_path, monkeypatch):
     """Which finds the module in the current folder, as its user does."""
     monkeypatch.chdir(tmp_path)
     worker = workers.Worker('gym_third/Color-v1', third)
-    assert isinstance(worker.action_space, wrappers.OneHot)
+    assert isinstance(worker.action_space, wrappers.OneHotSpace)
     _, [episode] = Collector([worker], 0).step(lambda *_: np.eye(3)[:1])
     assert episode['discount'].tolist() == [1, 0]
     worker.close()

@@ -97,7 +97,7 @@ def test_levels_in_two_parts(lab, name, folder):
 
 def test_nine_actions_are_held_within_the_simulator(lab):
     env = wrappers.make(TASK, **KWARGS)
-    assert env.action_space == wrappers.OneHot(9)
+    assert env.action_space == wrappers.OneHotSpace(9)
     env.reset(seed=0)
     rewards = [env.step(one_hot(index))[1] for index in range(9)]
     assert rewards == [4, 0, 0, 0, 0, 0, 4, 4, 0]
@@ -116,7 +116,7 @@ def test_nine_actions_are_held_within_the_simulator(lab):
 
 def test_other_actions(lab):
     env = wrappers.make(TASK, lab_actions='0,5,0,0,0,0,1;0,0,0,1,0,1,0')
-    assert env.action_space == wrappers.OneHot(2)
+    assert env.action_space == wrappers.OneHotSpace(2)
     env.reset(seed=0)
     env.step(one_hot(1, 2))
     assert lab.created[0].actions == [(0, 0, 0, 1, 0, 1, 0, 2)]
