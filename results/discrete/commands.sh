@@ -9,6 +9,7 @@ run() { # TASK LABEL SEED FLAG ...
         --seed "$seed" --precision 32 "$@"
 }
 
+run gym_CartPole-v1 cartpole-pixels 0 --configs small --steps 50000
 run gym_CartPole-v1 cartpole-pixels 2 --configs small --render_quality standard \
     --eval_every 10000 --steps 44000
 run gym_CartPole-v1 cartpole-pixels 3 --configs small --render_quality standard \
