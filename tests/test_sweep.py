@@ -382,7 +382,9 @@ def test_sweep_with_killed_runs_and_an_interrupt(tmp_path):
     process = start(tmp_path, *flags)
     until((first / 'checkpoints/checkpoint').exists, process)
     # What runs saves, what has not begun waits, and the same command goes on.
-    process.send_signal(signal.SIGINT)
+    # A batch system's word comes first, and its SIGTERM soon.
+    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1 and 'stopped' in out, out
     assert ' waiting' in out.splitlines()[-1] and 'Cancelled' not in out, out

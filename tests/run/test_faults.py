@@ -21,6 +21,7 @@ import pytest
 import tensorflow as tf
 
 from support.run import checkpoints
+from support.storage import finished
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS, LENGTH = 400, 20
@@ -148,6 +149,7 @@ class Ledger:
         assert updates[-1] == 2 + 2 * ((losses[-1]['step'] - began) // 40)
         assert losses[-1]['episodes_dropped'] == 0
         assert losses[-1]['episodes_skipped'] == 0
+        assert finished.step_of(self.logdir) == steps
         tests = evaluations(self.logdir)
         assert tests == sorted(set(tests)) and tests
 
