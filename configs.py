@@ -499,9 +499,10 @@ def parse(argv, warn=True):
     Prints the help and exits with 0 on `--help`. Raises ConfigError with one line on
     anything that is unknown, malformed or impossible.
     """
-    config = _resolve(*_typed(argv))
+    names, flags = _typed(argv)
+    config = _resolve(names, flags)
     if warn:
-        _warn(config, _typed(argv)[1])
+        _warn(config, flags)
     return config
 
 
