@@ -33,6 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import configs  # noqa: E402
+from support.system import atomic  # noqa: E402
 
 PAPER_STEPS_PER_S = 93  # 1e6 environment steps in 3 hours (paper, section 6).
 PRECISIONS = 'bfloat16', '16', '32'
@@ -252,7 +253,7 @@ def main(argv=None):
     print(f'{", ".join(machine.get("devices", [])) or "no GPU"}; {driver()}')
     print(*table(results), sep='\n')
     args.out = pathlib.Path(args.out)
-    args.out.write_text(json.dumps(results, indent=2) + '\n')
+    atomic.write(args.out, f'{json.dumps(results, indent=2)}\n'.encode())
     print(f'written: {args.out}')
 
 

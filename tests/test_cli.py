@@ -130,7 +130,7 @@ def test_environment_that_changes_the_folder_in_the_program_itself(tmp_path):
     (tmp_path / 'wandering.py').write_text(
         'import os, gymnasium, numpy\n'
         'from gymnasium.spaces import Box\n'
-        'from envs.dummies import DummyContinuous\n'
+        'from support.envs.dummies import DummyContinuous\n'
         'class Wandering(DummyContinuous):\n'
         '    observation_space = Box(0, 255, (64, 64, 3), numpy.uint8)\n'
         '    def __init__(self, render_mode=None):\n'

@@ -419,7 +419,9 @@ def test_plain_lines_without_a_terminal(finished):
     ]
     assert len(logged) == len([row for row in rows if 'model_loss' in row]) == 3
     for line in logged:
-        assert re.search(r'train return .*model_loss .* steps/s, .*left', line), line
+        assert re.search(r'train return .*model_loss .* updates/s', line), line
+        # Not before collecting and training have both been timed.
+        assert line.endswith(' left') == (line != logged[0]), line
     evaluated = [line for line in lines if 'evaluation return' in line]
     scores = [row['test/return'] for row in rows if 'test/return' in row]
     assert len(evaluated) == len(scores) >= 2
@@ -427,7 +429,8 @@ def test_plain_lines_without_a_terminal(finished):
         assert f'return {scores[i]:.1f}, ' in line
         assert f'best so far {max(scores[: i + 1]):.1f} ' in line
     # A slow machine has a line a minute too.
-    phases = [line for line in lines[7:] if not re.match(r'step |\w+: \d+/', line)]
+    assert lines[-1].startswith('finished: saved at step 300; ')
+    phases = [line for line in lines[7:-1] if not re.match(r'step |\w+: \d+/', line)]
     assert [line.split(' in ')[0] for line in phases] == [
         'prefill: 100 steps',
         'prefill: 100 steps done',

@@ -130,7 +130,8 @@ def test_affinity_below_the_quota(tmp_path, monkeypatch):
 def test_limits_of_the_process(tmp_path, kind):
     """In a process of its own, which the replay's part follows."""
     code = (
-        'import resource; from support.system import limits, replay; '
+        'import resource; from support.storage import replay; '
+        'from support.system import limits; '
         f'resource.setrlimit(resource.{kind}, (2**32, 2**33)); '
         f'print(limits.memory({str(tmp_path)!r}), replay.default_memory())'
     )
