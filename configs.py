@@ -562,11 +562,12 @@ def settle(argv, config, discrete):
         _resolve(names, flags, discrete), precision=config.precision, **paths
     )
     path = pathlib.Path(config.logdir) / 'config.json'
-    if not path.exists() or _read(path).get('typed') != as_typed(argv):
+    stored = _read(path) if path.exists() else {}
+    if stored.get('typed') != _kept_words(names, flags):
         return resolved
     kept = {
         name: value
-        for name, value in _read(path)['config'].items()
+        for name, value in stored['config'].items()
         if name in Config.__dataclass_fields__ and name not in CHANGEABLE
     }
     return dataclasses.replace(resolved, **kept)
@@ -576,7 +577,10 @@ def as_typed(argv):
     """The presets and flags of a command line as `config.json` keeps them: without
     flags that may change from one start of a run to the next.
     """
-    names, flags = _typed(argv)
+    return _kept_words(*_typed(argv))
+
+
+def _kept_words(names, flags):
     flags = {name: flags[name] for name in sorted(flags) if name not in CHANGEABLE}
     return dict(configs=names, flags=flags)
 
