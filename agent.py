@@ -21,17 +21,18 @@ from support.learning.optimizer import Optimizer
 
 
 class WorldModel(tf.Module):
-    """Learns latent dynamics from images, actions and rewards (paper, section 2).
+    """Learns latent dynamics from observations, actions and rewards (paper, section 2).
 
     Args:
       config: `configs.Config`.
       action_size: A.
+      state_size: V; 0 where no vector is observed.
     """
 
-    def __init__(self, config, action_size):
+    def __init__(self, config, action_size, state_size=0):
         super().__init__('model')
         self._config = config
-        self.encoder = models.Encoder(config.cnn_depth, config.cnn_act)
+        self.encoder = models.Encoder(config, state_size)
         self.rssm = models.RSSM(
             action_size,
             self.encoder.size,
@@ -50,11 +51,11 @@ class WorldModel(tf.Module):
         )
         self.parts = [self.encoder, self.rssm, self.reward]
         reconstructs = config.representation == 'reconstruction'
-        self.decoder = None
+        self.decoders = {}
         if reconstructs or config.log_images:
-            self.decoder = models.Decoder(size, config.cnn_depth, config.cnn_act)
+            self.decoders = models.make_decoders(config, size, state_size)
         if reconstructs:
-            self.parts.append(self.decoder)
+            self.parts += self.decoders.values()
         if config.representation == 'contrastive':
             self.state_model = models.GaussianHead(
                 self.encoder.size, 3, config.num_units, size, config.dense_act
@@ -68,36 +69,36 @@ class WorldModel(tf.Module):
 
     @property
     def weights(self):
-        """All Keras variables that `loss` trains. A decoder is among them only if the
+        """All Keras variables that `loss` trains. Decoders are among them only if the
         representation is learned by reconstruction.
         """
         return [weight for part in self.parts for weight in part.trainable_weights]
 
-    def loss(self, data, noise, image_noise=None):
+    def loss(self, batch, noise):
         """The negative evidence lower bound (paper, equation 10; section 4 for the
         other representations).
 
         Args:
-          data: batch of replay, [B, L, ...].
+          batch: of replay, [B, L, ...]; images may be normalized already.
           noise: [B, L, S] of the posterior.
-          image_noise: [B, L, 64, 64, 3] of `models.normalize_image`.
 
         Returns:
           scalar loss, posterior [B, L, ...], metrics.
         """
         config = self._config
-        image = models.normalize_image(data['image'], image_noise)
-        embed = self.encoder(image)
-        post, prior = self.rssm.observe(embed, data['action'], data['is_first'], noise)
+        embed = self.encoder(batch)
+        post, prior = self.rssm.observe(
+            embed, batch['action'], batch['is_first'], noise
+        )
         feature = self.rssm.feature(post)
-        reward = data['reward']
+        reward = batch['reward']
         if config.clip_rewards == 'tanh':
             reward = tf.tanh(reward)
         losses = dict(
             reward_loss=-tf.reduce_mean(self.reward.dist(feature).log_prob(reward))
         )
         if config.representation == 'reconstruction':
-            losses['image_loss'] = self.image_loss(image, feature)
+            losses.update(self.decoder_losses(feature, batch))
         elif config.representation == 'contrastive':
             pairs = replicas.gather_batch([feature, *self.state_model(embed)])
             losses['contrastive_loss'] = -tf.reduce_mean(
@@ -105,7 +106,7 @@ class WorldModel(tf.Module):
             )
         if config.pcont:
             losses['pcont_loss'] = -tf.reduce_mean(
-                self.pcont.dist(feature).log_prob(config.discount * data['discount'])
+                self.pcont.dist(feature).log_prob(config.discount * batch['discount'])
             )
         scales = dict(reward_loss=config.reward_scale, pcont_loss=config.pcont_scale)
         total = sum(scales.get(name, 1.0) * loss for name, loss in losses.items())
@@ -125,14 +126,14 @@ class WorldModel(tf.Module):
             ),
         )
 
-    def image_loss(self, image, feature):
-        """Mean negative log-likelihood of normalized images [B, L, 64, 64, 3]."""
-        return layers.mean_loss(
-            lambda feature, image: -self.decoder.dist(feature).log_prob(image),
-            self.decoder,
-            tf.reshape(feature, (-1, feature.shape[-1])),
-            tf.reshape(image, (-1, *image.shape[2:])),
-        )
+    def decoder_losses(self, feature, batch):
+        """Mean negative log-likelihood of what is observed, by `image_loss` and
+        `state_loss`, given features [B, L, F].
+        """
+        return {
+            f'{name}_loss': decoder.loss(feature, batch[name])
+            for name, decoder in self.decoders.items()
+        }
 
     def rewards(self, state, action, noise):
         """Predicted rewards [N, L] of an open loop; arguments as `RSSM.imagine`."""
@@ -145,28 +146,31 @@ class WorldModel(tf.Module):
             return self.pcont.dist(feature).mean()
         return tf.fill(tf.shape(feature)[:-1], self._config.discount)
 
-    def openloop(self, image, data, noise):
-        """Predict the images of `data` [B, L, ...] from the first ones and actions.
+    def openloop(self, batch, noise, context):
+        """Predict what `batch` [B, L, ...] observes from the first `context` steps of
+        it and all actions.
 
         Args:
-          image: [B, context, 64, 64, 3], the first ones, uint8 or normalized.
-          data: batch of replay.
+          batch: of replay; images may be normalized already.
           noise: [B, L, S].
+          context: steps.
 
         Returns:
-          [B, L, 64, 64, 3] float32 in [0, 1]: reconstructions, then predictions.
+          by name what `Decoder.predict` gives, [B, L, ...]: reconstructions of the
+          first steps, then predictions.
         """
-        context = image.shape[1]
+        seen = {key: values[:, :context] for key, values in batch.items()}
         post, _ = self.rssm.observe(
-            self.encoder(image),
-            data['action'][:, :context],
-            data['is_first'][:, :context],
-            noise[:, :context],
+            self.encoder(seen), seen['action'], seen['is_first'], noise[:, :context]
         )
         last = {key: value[:, -1] for key, value in post.items()}
-        prior = self.rssm.imagine(last, data['action'][:, context:], noise[:, context:])
+        prior = self.rssm.imagine(
+            last, batch['action'][:, context:], noise[:, context:]
+        )
         feature = tf.concat([self.rssm.feature(post), self.rssm.feature(prior)], 1)
-        return tf.clip_by_value(self.decoder(feature) + 0.5, 0, 1)
+        return {
+            name: decoder.predict(feature) for name, decoder in self.decoders.items()
+        }
 
 
 class ActorCritic(tf.Module):
@@ -312,12 +316,13 @@ class ActorCritic(tf.Module):
 
 
 class Dreamer(tf.Module):
-    """The agent: policy, training step, checkpoints.
+    """The agent as it learns: networks, optimisers, training step, counters.
 
     Args:
       config: `configs.Config` with its precision resolved.
       action_size: A.
       strategy: of `replicas.make_strategy`; None is one device.
+      state_size: V; 0 where no vector is observed.
 
     Attributes:
       gradient_step: updates made.
@@ -326,13 +331,12 @@ class Dreamer(tf.Module):
       compiled: whether updates are to be made by what XLA compiles.
     """
 
-    MODE_SAMPLES = 100
-    CONTEXT = 5  # images that an open-loop prediction begins with
+    CONTEXT = 5  # steps that an open-loop prediction begins with
 
-    def __init__(self, config, action_size, strategy=None):
+    def __init__(self, config, action_size, strategy=None, state_size=0):
         super().__init__('dreamer')
-        self._config = config
-        self._action_size = action_size
+        self.config = config
+        self.action_size = action_size
         keras.config.set_dtype_policy(
             {'16': 'mixed_float16', 'bfloat16': 'mixed_bfloat16', '32': 'float32'}[
                 config.precision
@@ -349,16 +353,16 @@ class Dreamer(tf.Module):
         self._strategy = strategy
         # Replicas have copies of what trains; of the noise there is one.
         with strategy.scope() if strategy else contextlib.nullcontext():
-            self._build(config, action_size)
+            self._build(config, action_size, state_size)
         # No Python control flow depends on tensors: plain tracing is a third faster.
-        self._graph = tf.function(self._train, autograph=False)
+        self._graph = tf.function(self.update, autograph=False)
         self._by_xla = tf.function(
-            layers.keep_loops()(self._train), autograph=False, jit_compile=True
+            layers.keep_loops()(self.update), autograph=False, jit_compile=True
         )
         self.compiled = config.jit == 'true'
 
-    def _build(self, config, action_size):
-        self.world = WorldModel(config, action_size)
+    def _build(self, config, action_size, state_size):
+        self.world = WorldModel(config, action_size, state_size)
         trained = dict(model=self.world.weights)
         self.behavior = None
         if config.method != 'planet':
@@ -371,13 +375,17 @@ class Dreamer(tf.Module):
                     for name, part in self.behavior.parts.items()
                 }
             )
-        # To look at only: an optimiser of its own, so that its gradient has no part in
+        # To look at only: with another optimiser, so that their gradient has no part in
         # the norm by which the world model's is clipped.
         self.trains_separate_decoder = bool(
-            self.world.decoder and config.representation != 'reconstruction'
+            self.world.decoders and config.representation != 'reconstruction'
         )
         if self.trains_separate_decoder:
-            trained['decoder'] = self.world.decoder.trainable_weights
+            trained['decoder'] = [
+                weight
+                for decoder in self.world.decoders.values()
+                for weight in decoder.trainable_weights
+            ]
         rates = dict(
             model=config.model_lr,
             actor=config.actor_lr,
@@ -396,14 +404,16 @@ class Dreamer(tf.Module):
             for name, variables in trained.items()
         }
 
-    def noise(self, batch, length):
-        """All noise of one update: standard normal, and that of images uniform."""
-        config = self._config
-        imagined = config.horizon, batch * length
+    def noise(self, rows, length):
+        """All noise of one update of `rows` sequences [B]: standard normal, and that of
+        images uniform.
+        """
+        config = self.config
+        imagined = config.horizon, rows * length
         shapes = dict(
-            post=(batch, length, config.stoch_size),
+            post=(rows, length, config.stoch_size),
             latent=(*imagined, config.stoch_size),
-            action=(*imagined, self._action_size),
+            action=(*imagined, self.action_size),
         )
         sizes = [math.prod(shape) for shape in shapes.values()]
         parts = tf.split(self.rng.normal((sum(sizes),)), sizes)
@@ -411,24 +421,24 @@ class Dreamer(tf.Module):
             name: tf.reshape(part, shape)
             for (name, shape), part in zip(shapes.items(), parts, strict=True)
         }
-        if config.image_noise:
-            noise['image'] = self.rng.uniform((batch, length, 64, 64, 3))
-        return noise
+        of_images = self.image_noise(self.rng, (rows, length))
+        return noise if of_images is None else dict(noise, image=of_images)
 
-    def normalize(self, image, rng):
-        """Images uint8 [...] as the networks take them, with noise if that is set."""
-        noise = rng.uniform(image.shape) if self._config.image_noise else None
-        return models.normalize_image(image, noise)
+    def image_noise(self, rng, shape):
+        """Uniform noise of `models.normalize`, [*shape, 64, 64, 3], if that is set."""
+        if self.config.image_noise and 'image' in self.config.observes:
+            return rng.uniform((*shape, 64, 64, 3))
+        return None
 
-    def on_device(self, data):
+    def on_device(self, batch):
         """A replay batch of arrays as `train` takes it; see `replicas.place`."""
-        return replicas.place(self._strategy, data)
+        return replicas.place(self._strategy, batch)
 
-    def train(self, data):
+    def train(self, batch):
         """One update of world model, actor and value network from a replay batch of
         `on_device`, [B, L, ...], or this machine's part of it; returns scalar metrics.
         """
-        metrics = self.form(data)
+        metrics = self.form(batch)
         self.gradient_step += 1
         return metrics
 
@@ -437,39 +447,33 @@ class Dreamer(tf.Module):
         """The `tf.function` of an update from a replay batch."""
         return self._by_xla if self.compiled else self._graph
 
-    def _train(self, data):
-        noise = self.noise(*replicas.batch_shape(self._strategy, data))
-        return self.update(data, noise)
+    def update(self, batch, noise=None):
+        """`train`, not counted; `noise` is that of `noise`, drawn here by default."""
+        if noise is None:
+            noise = self.noise(*replicas.batch_shape(self._strategy, batch))
+        return replicas.run(self._strategy, self._update_replica, batch, noise)
 
-    def update(self, data, noise):
-        """`train` with given noise, and not counted."""
-        return replicas.run(self._strategy, self._update, data, noise)
-
-    def _update(self, data, noise):
-        optimizer = self.optimizers['model']
+    def _update_replica(self, batch, noise):
+        batch = models.normalize(batch, noise.get('image'))
         with tf.GradientTape() as tape:
-            loss, post, metrics = self.world.loss(
-                data, noise['post'], noise.get('image')
-            )
-            loss = optimizer.scaled(loss)
-        metrics['model_grad_norm'] = optimizer.apply(tape, loss)
+            loss, post, metrics = self.world.loss(batch, noise['post'])
+        metrics['model_grad_norm'] = self.optimizers['model'].apply(tape, loss)
         if self.trains_separate_decoder:
-            metrics.update(self._update_decoder(data, post, noise.get('image')))
+            metrics.update(self._update_decoders(batch, post))
         if self.behavior:
-            metrics.update(self._update_behavior(data, post, noise))
+            metrics.update(self._update_behavior(batch, post, noise))
         return metrics
 
-    def _update_decoder(self, data, post, image_noise):
+    def _update_decoders(self, batch, post):
         """Learn to draw what the world model represents, without touching it."""
         feature = tf.stop_gradient(self.world.rssm.feature(post))
-        optimizer = self.optimizers['decoder']
-        image = models.normalize_image(data['image'], image_noise)
         with tf.GradientTape() as tape:
-            loss = self.world.image_loss(image, feature)
-            scaled = optimizer.scaled(loss)
-        return dict(image_loss=loss, decoder_grad_norm=optimizer.apply(tape, scaled))
+            losses = self.world.decoder_losses(feature, batch)
+            loss = sum(losses.values())
+        norm = self.optimizers['decoder'].apply(tape, loss)
+        return dict(losses, decoder_grad_norm=norm)
 
-    def _update_behavior(self, data, post, noise):
+    def _update_behavior(self, batch, post, noise):
         """Actor and value network, in the world model as it is now."""
         start = {
             key: tf.reshape(state, (-1, state.shape[-1])) for key, state in post.items()
@@ -485,125 +489,30 @@ class Dreamer(tf.Module):
             losses, metrics = self.behavior.losses(
                 self.world,
                 start,
-                tf.reshape(data['discount'], (-1,)),
+                tf.reshape(batch['discount'], (-1,)),
                 noise['latent'],
                 noise['action'],
                 self.optimizers['actor'].updates,
             )
-            scaled = {
-                name: self.optimizers[name].scaled(loss)
-                for name, loss in losses.items()
-            }
         for name, loss in losses.items():
             metrics[f'{name}_loss'] = loss
             metrics[f'{name}_grad_norm'] = self.optimizers[name].apply(
-                tapes[name], scaled[name]
+                tapes[name], loss
             )
         return metrics
 
-    def policy(self, image, is_first, state, training):
-        """Choose actions.
-
-        Args:
-          image: [E, 64, 64, 3] uint8.
-          is_first: [E] bool; there the state is forgotten.
-          state: of the call before, or `initial_state`.
-          training: Python bool; explore, or act by the mode.
-
-        Returns:
-          actions [E, A] in [-1, 1] or one-hot, and the state to pass on: what the agent
-          believes and the action that it really took.
-        """
-        rng = self.rng if training else self.eval_rng
-        embed = self.world.encoder(self.normalize(image, rng))
-        return self.act(embed, is_first, state, training, self.gradient_step)
-
-    def act(self, embed, is_first, state, training, gradient_step):
-        """`policy`, given what the encoder made of the images, [E, its size], and the
-        number of updates, by which exploration falls.
-        """
-        config = self._config
-        rng = self.rng if training else self.eval_rng
-        belief, action = state
-        latent = self.world.rssm.observe_step(
-            belief, action, embed, is_first, rng.normal(belief['stoch'].shape)
-        )
-        if config.method == 'planet':
-            action = self._plan(latent, rng)
-        else:
-            action = self._act(latent, rng, training and config.expl_action == 'sample')
-        amount = (
-            tools.linear_schedule(
-                config.expl_amount, config.expl_min, config.expl_decay, gradient_step
-            )
-            if training
-            else config.eval_noise
-        )
-        explore = (
-            tools.epsilon_greedy
-            if config.expl == 'epsilon_greedy'
-            else tools.add_gaussian
-        )
-        action = explore(action, amount, rng)
-        return action, ({key: latent[key] for key in belief}, action)
-
-    def _act(self, state, rng, sample):
-        """Actions [E, A] of the actor in `state` [E, ...], drawn or the most likely."""
-        policy = self.behavior.actor.dist(self.world.rssm.feature(state))
-        shape = (state['deter'].shape[0], self._action_size)
-        if sample:
-            return policy.sample(rng.normal(shape))
-        return policy.mode(rng.normal((self.MODE_SAMPLES, *shape)))
-
-    def _plan(self, state, rng):
-        """First actions [E, A] of the best plans from `state` [E, ...]."""
-        config, size = self._config, self._action_size
-        envs = state['deter'].shape[0]
-        rows, horizon = envs * config.plan_candidates, config.plan_horizon
-        start = {
-            key: tf.repeat(value, config.plan_candidates, 0)
-            for key, value in state.items()
-        }
-
-        def score(actions):
-            rewards = self.world.rewards(
-                start,
-                tf.reshape(actions, (rows, horizon, size)),
-                rng.normal((rows, horizon, config.stoch_size)),
-            )
-            return tf.reshape(tf.reduce_sum(rewards, 1), (envs, -1))
-
-        return planet.plan(
-            score,
-            (envs, horizon, size),
-            rng,
-            config.plan_candidates,
-            config.plan_iterations,
-            config.plan_elites,
-        )[:, 0]
-
-    def initial_state(self, envs):
-        """The policy's state before the first step in `envs` environments."""
-        state = self.world.rssm.initial(envs)
-        belief = {key: state[key] for key in ('deter', 'stoch')}
-        return belief, tf.zeros((envs, self._action_size))
-
     @tf.function(autograph=False)
-    def openloop(self, data):
-        """A video of `data` [B, L, ...]: truth, model and error, one above the other.
-
-        Returns:
-          [L, 3*64, B*64, 3] uint8. The first five frames are reconstructions.
+    def openloop(self, batch):
+        """Predict what `batch` [B, L, ...] observes from its first `CONTEXT` steps; see
+        `WorldModel.openloop`.
         """
-        shape = (*data['reward'].shape, self._config.stoch_size)
-        image = self.normalize(data['image'][:, : self.CONTEXT], self.eval_rng)
-        model = self.world.openloop(image, data, self.eval_rng.normal(shape))
-        truth = tf.cast(data['image'], tf.float32) / 255
-        video = tf.concat([truth, model, (model - truth + 1) / 2], 2)
-        video = tf.transpose(video, (1, 2, 0, 3, 4))
-        shape = video.shape
-        video = tf.reshape(video, (*shape[:2], shape[2] * shape[3], 3))
-        return tf.cast(tf.round(video * 255), tf.uint8)
+        rng, shape = self.eval_rng, batch['reward'].shape
+        noise = self.image_noise(rng, shape)
+        return self.world.openloop(
+            models.normalize(batch, noise),
+            rng.normal((*shape, self.config.stoch_size)),
+            self.CONTEXT,
+        )
 
     def check_finite(self, limit=50):
         """Raise FloatingPointError if a module's last `limit` gradients were all
@@ -642,48 +551,131 @@ class Dreamer(tf.Module):
 
 
 class Policy:
-    """The agent acting: keeps between calls what it believes and did.
+    """The agent as it acts: keeps between calls what it believes and did.
 
     Args:
       agent: `Dreamer`.
       envs: E, environments that step together.
       training: explore, or act by the mode.
+
+    Attributes:
+      belief: `deter` and `stoch` [E, ...] after the last call, variables.
+      action: [E, A], the last that was really taken, a variable.
     """
 
+    MODE_SAMPLES = 100
+
     def __init__(self, agent, envs, training):
-        self._agent = agent
-        state = tf.nest.map_structure(tf.Variable, agent.initial_state(envs))
-
-        def act(embed, is_first, step):
-            action, new = agent.act(embed, is_first, state, training, step)
-            tf.nest.map_structure(lambda old, value: old.assign(value), state, new)
-            return action
-
-        def trace(compiled):
-            # Traced once, and without a state to pass in and out.
-            inner = tf.function(act, autograph=False, jit_compile=compiled)
-            on_cpu = agent.behavior and not tf.config.list_physical_devices('GPU')
-            parts = [*agent.world.parts, agent.behavior.actor] if on_cpu else []
-            rng = agent.rng if training else agent.eval_rng
-            with layers.in_float32(parts):
-                return tf.function(
-                    lambda image, *others: inner(
-                        agent.world.encoder(agent.normalize(image, rng)), *others
-                    ),
-                    autograph=False,
-                ).get_concrete_function(
-                    tf.TensorSpec((envs, 64, 64, 3), tf.uint8),
-                    tf.TensorSpec((envs,), tf.bool),
-                    tf.TensorSpec((), tf.int64),
-                )
-
+        self._agent, self._training = agent, training
+        self._rng = agent.rng if training else agent.eval_rng
+        initial = agent.world.rssm.initial(envs)
+        self.belief = {key: tf.Variable(initial[key]) for key in ('deter', 'stoch')}
+        self.action = tf.Variable(tf.zeros((envs, agent.action_size)))
         # An actor is many tiny operations, whose dispatch costs more than they do:
         # compiled. The large ones of encoder and planner are faster as they are.
-        self._act = xla.Fallback(trace, bool(agent.behavior), 'the policy')
+        self._traced = xla.Fallback(self._trace, bool(agent.behavior), 'the policy')
 
-    def __call__(self, image, is_first):
-        """[E, 64, 64, 3] uint8 and [E] bool, true where an episode starts, to actions
-        [E, A] float32 in [-1, 1].
+    def __call__(self, observation, is_first):
+        """Choose actions.
+
+        Args:
+          observation: dict of image uint8 [E, 64, 64, 3], state float32 [E, D], or
+            both, as the agent observes; others are left alone.
+          is_first: [E] bool, true where an episode starts: there the belief is
+            forgotten.
+
+        Returns:
+          [E, A] float32, in [-1, 1] or one-hot.
         """
+        seen = {name: tf.constant(observation[name]) for name in self._names}
         step = tf.constant(self._agent.gradient_step, tf.int64)
-        return self._act(tf.constant(image), tf.constant(is_first), step).numpy()
+        return self._traced(seen, tf.constant(is_first), step).numpy()
+
+    @property
+    def _names(self):
+        return self._agent.config.observes
+
+    def _trace(self, compiled):
+        """The function from observations to actions, traced once."""
+        agent, envs = self._agent, self.action.shape[0]
+        choose = tf.function(self.choose, autograph=False, jit_compile=compiled)
+
+        def act(observation, is_first, step):
+            noise = agent.image_noise(self._rng, (envs,))
+            embed = agent.world.encoder(models.normalize(observation, noise))
+            return choose(embed, is_first, step)
+
+        on_cpu = agent.behavior and not tf.config.list_physical_devices('GPU')
+        parts = [*agent.world.parts, agent.behavior.actor] if on_cpu else []
+        specs = agent.world.encoder.specs
+        with layers.in_float32(parts):
+            return tf.function(act, autograph=False).get_concrete_function(
+                {
+                    name: tf.TensorSpec((envs, *x.shape), x.dtype)
+                    for name, x in specs.items()
+                },
+                tf.TensorSpec((envs,), tf.bool),
+                tf.TensorSpec((), tf.int64),
+            )
+
+    def choose(self, embed, is_first, step):
+        """Actions [E, A] given embedded observations [E, its size].
+
+        Args:
+          embed, is_first: of the environments.
+          step: updates so far, by which exploration falls.
+        """
+        config, rng = self._agent.config, self._rng
+        latent = self._agent.world.rssm.observe_step(
+            self.belief,
+            self.action,
+            embed,
+            is_first,
+            rng.normal(self.belief['stoch'].shape),
+        )
+        action = self._plan(latent) if config.method == 'planet' else self._act(latent)
+        amount = config.eval_noise
+        if self._training:
+            amount = tools.linear_schedule(
+                config.expl_amount, config.expl_min, config.expl_decay, step
+            )
+        greedy = config.expl == 'epsilon_greedy'
+        explore = tools.epsilon_greedy if greedy else tools.add_gaussian
+        action = explore(action, amount, rng)
+        for key, variable in self.belief.items():
+            variable.assign(latent[key])
+        return self.action.assign(action)
+
+    def _act(self, state):
+        """Actions [E, A] of the actor in `state` [E, ...], drawn or the most likely."""
+        agent, shape = self._agent, self.action.shape
+        policy = agent.behavior.actor.dist(agent.world.rssm.feature(state))
+        if self._training and agent.config.expl_action == 'sample':
+            return policy.sample(self._rng.normal(shape))
+        return policy.mode(self._rng.normal((self.MODE_SAMPLES, *shape)))
+
+    def _plan(self, state):
+        """First actions [E, A] of the best plans from `state` [E, ...]."""
+        config, (envs, size) = self._agent.config, self.action.shape
+        rows, horizon = envs * config.plan_candidates, config.plan_horizon
+        start = {
+            key: tf.repeat(value, config.plan_candidates, 0)
+            for key, value in state.items()
+        }
+
+        def score(actions):
+            rewards = self._agent.world.rewards(
+                start,
+                tf.reshape(actions, (rows, horizon, size)),
+                self._rng.normal((rows, horizon, config.stoch_size)),
+            )
+            return tf.reshape(tf.reduce_sum(rewards, 1), (envs, -1))
+
+        return planet.plan(
+            score,
+            (envs, horizon, size),
+            self._rng,
+            config.plan_candidates,
+            config.plan_iterations,
+            config.plan_elites,
+        )[:, 0]

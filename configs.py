@@ -22,7 +22,7 @@ from support.system import atomic, faults, limits
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs eval_envs parallel precision '
     'jit deterministic verbose worker_timeout replay_memory replay_capacity '
-    'allow_config_change lab_renderer lab_level_cache lab_dataset'.split()
+    'allow_config_change eval_video lab_renderer lab_level_cache lab_dataset'.split()
 )
 
 # Flags without effect on a method.
@@ -182,6 +182,15 @@ class Config:
         '',
         'DeepMind Lab: folder of the images that two psychlab levels show',
         path=True,
+    )
+    observation: str = _flag(
+        'image',
+        'what the agent sees: images [paper], the vector that the simulator gives of '
+        'its state, or both',
+        ('image', 'state', 'both'),
+    )
+    eval_video: bool = _flag(
+        True, 'film evaluations, where the environment can be rendered'
     )
     gym_import: str = _flag(
         '', 'module that registers further Gymnasium environments when imported'
@@ -359,6 +368,11 @@ class Config:
     plan_iterations: int = _flag(10, 'refits of the search distribution', minimum=1)
     plan_elites: int = _flag(100, 'best candidates that it is refitted to', minimum=1)
     plan_horizon: int = _flag(12, 'length of a plan [agent steps]', minimum=1)
+
+    @property
+    def observes(self):
+        """Names of what is observed: 'image', 'state', or both."""
+        return ('image', 'state') if self.observation == 'both' else (self.observation,)
 
 
 # Discrete control with early termination (paper, section 3 and appendix A).

@@ -43,7 +43,7 @@ import tools
 import wrappers
 from agent import Dreamer, Policy
 from support.acting import workers
-from support.run import checkpoints, logger, progress, saving, updates
+from support.run import checkpoints, logger, openloop, progress, saving, updates
 from support.scaling import machines
 from support.storage import finished, replay
 from support.system import faults
@@ -291,7 +291,7 @@ class Run(saving.Resumable):
         episodes = [first[env] for env in sorted(first)]
         self.log_episodes('test', episodes, self.replay.episodes)
         self.logger.video(self.step, 'eval', episodes[0]['image'])
-        if self.agent.world.decoder:
+        if self.agent.world.decoders:
             self.log_openloop()
 
     def log_openloop(self):
@@ -303,8 +303,10 @@ class Run(saving.Resumable):
         # Six sequences, of one episode each where there are such.
         joined = batch['is_first'][:, 1:].any(1)
         rows = np.argsort(joined, kind='stable')[:6]
-        video = self.agent.openloop({key: x[rows] for key, x in batch.items()})
-        self.logger.video(self.step, 'openloop', video.numpy(), 10)
+        batch = {key: x[rows] for key, x in batch.items()}
+        predicted = self.agent.openloop(batch)
+        video = openloop.frames(batch['image'], predicted['image'])
+        self.logger.video(self.step, 'openloop', video, 10)
 
     def log(self):
         """Means of the losses since the last call, and speeds."""
@@ -349,12 +351,12 @@ class Run(saving.Resumable):
         self.logger.scalars(self.step, values)
         self.progress.choice(choice)
 
-    def random_policy(self, image, is_first):
+    def random_policy(self, observation, is_first):
         """Uniform actions."""
         if self.config.action_dist == 'onehot':
-            choices = self.random.integers(self.action_size, size=len(image))
+            choices = self.random.integers(self.action_size, size=len(is_first))
             return np.eye(self.action_size, dtype=np.float32)[choices]
-        return self.random.uniform(-1, 1, (len(image), self.action_size))
+        return self.random.uniform(-1, 1, (len(is_first), self.action_size))
 
     def request_stop(self):
         """Finish the current step, save, exit."""

@@ -47,7 +47,7 @@ import tools
 import wrappers
 from agent import Dreamer, Policy
 from support.acting import workers
-from support.run import checkpoints, logger
+from support.run import checkpoints, logger, openloop
 from support.scores import comparison
 
 # An Atari game can last for half an hour.
@@ -170,9 +170,7 @@ def predict(agent, episode, sequences):
     }
     data['is_first'] = np.zeros((len(starts), length), bool)
     data['is_first'][:, 0] = True
-    video = agent.openloop(data).numpy()
-    video = video.reshape(length, 3, 64, len(starts), 64, 3)
-    return video.transpose(0, 3, 1, 2, 4, 5)
+    return openloop.compare_images(data['image'], agent.openloop(data)['image'])
 
 
 def dream(agent, episode, sequences=3):
@@ -272,7 +270,7 @@ def main(argv=None):
     except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error, 'evaluate')
     try:
-        if args.dream and not agent.world.decoder:
+        if args.dream and not agent.world.decoders:
             raise configs.ConfigError(
                 '--dream needs a decoder, and the run was '
                 'started with --log_images false'

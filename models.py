@@ -1,8 +1,8 @@
 """The networks, in Keras: encoder, RSSM, decoder, heads and actor.
 
-Shapes: B batch, L length, A action, E embedding, S stochastic, D deterministic,
-F = S + D feature; `...` are any leading axes. Layers are built in constructors and
-compute in the dtype policy; everything that is returned is float32.
+Shapes: B batch, L length, A action, V state vector, E embedding, S stochastic, D
+deterministic, F = S + D feature; `...` are any leading axes. Layers are built in
+constructors and compute in the dtype policy; everything that is returned is float32.
 """
 
 import math
@@ -33,7 +33,68 @@ def normalize_image(image, noise=None):
     return (image + noise) / 256 - 0.5
 
 
+def normalize(batch, image_noise=None):
+    """`batch` of observations with its images, if it has any, as `normalize_image`
+    gives them.
+    """
+    if 'image' not in batch:
+        return batch
+    return dict(batch, image=normalize_image(batch['image'], image_noise))
+
+
+def _normalized(image):
+    """Images that may be normalized already, normalized."""
+    return normalize_image(image) if image.dtype == tf.uint8 else image
+
+
 class Encoder(keras.layers.Layer):
+    """What is observed to one embedding: images, state vectors, or both.
+
+    Args:
+      config: `configs.Config`.
+      state_size: V; 0 where no vector is observed.
+
+    Attributes:
+      specs: shape and dtype by name of what is observed.
+      size: E.
+    """
+
+    def __init__(self, config, state_size=0):
+        super().__init__(name='encoder')
+        self.specs, self.parts = {}, {}
+        if 'image' in config.observes:
+            self.specs['image'] = tf.TensorSpec((64, 64, 3), tf.uint8)
+            self.parts['image'] = ImageEncoder(config.cnn_depth, config.cnn_act)
+        if 'state' in config.observes:
+            self.specs['state'] = tf.TensorSpec((state_size,), tf.float32)
+            self.parts['state'] = StateEncoder(
+                state_size, config.num_units, config.dense_act
+            )
+        self.size = sum(part.size for part in self.parts.values())
+        self.built = True
+
+    def call(self, observation):
+        """Dict of [..., 64, 64, 3], uint8 or normalized, [..., V], or both, and maybe
+        others, to [..., E] float32.
+        """
+        return tf.concat(
+            [part(observation[name]) for name, part in self.parts.items()], -1
+        )
+
+
+def make_decoders(config, feature_size, state_size=0):
+    """`ImageDecoder` and `StateDecoder` by name of what `config` observes."""
+    decoders = {}
+    if 'image' in config.observes:
+        decoders['image'] = ImageDecoder(feature_size, config.cnn_depth, config.cnn_act)
+    if 'state' in config.observes:
+        decoders['state'] = StateDecoder(
+            feature_size, state_size, config.num_units, config.dense_act
+        )
+    return decoders
+
+
+class ImageEncoder(keras.layers.Layer):
     """Four convolutions: image to embedding (paper, appendix A).
 
     Args:
@@ -42,7 +103,7 @@ class Encoder(keras.layers.Layer):
     """
 
     def __init__(self, depth=32, act='relu'):
-        super().__init__(name='encoder')
+        super().__init__(name='image_encoder')
         settings = dict(kernel_size=4, strides=2, activation=act)
         self._convs = [
             layers.Conv2D(depth, **settings),
@@ -59,8 +120,7 @@ class Encoder(keras.layers.Layer):
 
     def call(self, image):
         """[..., 64, 64, 3], uint8 or already normalized, to [..., E] float32."""
-        if image.dtype == tf.uint8:
-            image = normalize_image(image)
+        image = _normalized(image)
         x = tf.cast(tf.reshape(image, (-1, 64, 64, 3)), self.compute_dtype)
         for conv in self._convs:
             x = conv(x)
@@ -69,7 +129,7 @@ class Encoder(keras.layers.Layer):
         return tf.ensure_shape(x, (*image.shape[:-3], self.size))
 
 
-class Decoder(keras.layers.Layer):
+class ImageDecoder(keras.layers.Layer):
     """Dense layer and four transposed convolutions: feature to image distribution.
 
     Args:
@@ -111,6 +171,21 @@ class Decoder(keras.layers.Layer):
         """[..., F] to a unit Gaussian over images [..., 64, 64, 3]."""
         return tools.UnitNormal(self(feature), 3)
 
+    def loss(self, feature, image):
+        """Mean negative log-likelihood of images [..., 64, 64, 3], uint8 or normalized,
+        given features [..., F].
+        """
+        return layers.mean_loss(
+            lambda feature, image: -self.dist(feature).log_prob(image),
+            self,
+            tf.reshape(feature, (-1, feature.shape[-1])),
+            tf.reshape(_normalized(image), (-1, *image.shape[-3:])),
+        )
+
+    def predict(self, feature):
+        """[..., F] to images [..., 64, 64, 3] float32 in [0, 1]."""
+        return tf.clip_by_value(self(feature) + 0.5, 0, 1)
+
 
 class MLP(keras.layers.Layer):
     """Hidden dense layers and a linear one: the shape of all heads.
@@ -142,6 +217,48 @@ class MLP(keras.layers.Layer):
         for layer in self._layers:
             x = layer(x)
         return tf.ensure_shape(tf.reshape(tf.cast(x, tf.float32), shape), static)
+
+
+class StateEncoder(MLP):
+    """State vector to embedding, from its symlog: not in the paper, which observes
+    images alone (Hafner et al. 2023, *Mastering Diverse Domains through World Models*).
+
+    Args:
+      state_size: V.
+      units, act: of three layers, the last of which is the embedding.
+    """
+
+    def __init__(self, state_size, units, act='elu'):
+        super().__init__(state_size, 2, units, units, act, name='state_encoder')
+        self.size = units
+
+    def call(self, state):
+        """[..., V] float32 to [..., E] float32."""
+        return super().call(tools.symlog(state))
+
+
+class StateDecoder(MLP):
+    """Feature to a unit Gaussian over the symlog of state vectors.
+
+    Args:
+      feature_size: F.
+      state_size: V.
+      units, act: of three hidden layers.
+    """
+
+    def __init__(self, feature_size, state_size, units, act='elu'):
+        super().__init__(feature_size, 3, units, state_size, act, name='state_decoder')
+
+    def loss(self, feature, state):
+        """Mean over [...] of the negative log-likelihood of state vectors [..., V],
+        summed over V, given features [..., F].
+        """
+        dist = tools.UnitNormal(self(feature), 1)
+        return -tf.reduce_mean(dist.log_prob(tools.symlog(state)))
+
+    def predict(self, feature):
+        """[..., F] to state vectors [..., V] float32."""
+        return tools.symexp(self(feature))
 
 
 class ScalarHead(MLP):

@@ -151,6 +151,19 @@ def contrastive(feature, mean, std, window=0):
     return tf.reshape(result, (batch, length))
 
 
+def symlog(x):
+    """sign(x) ln(1 + |x|), which keeps small numbers and tames large ones; `symexp`
+    takes it back (Hafner et al. 2023, *Mastering Diverse Domains through World Models*,
+    equation 9).
+    """
+    return tf.sign(x) * tf.math.log1p(tf.abs(x))
+
+
+def symexp(x):
+    """sign(x) (exp |x| - 1)."""
+    return tf.sign(x) * tf.math.expm1(tf.abs(x))
+
+
 def linear_schedule(start, end, duration, step):
     """From `start` at step 0 to `end` at `duration`; constant if duration is 0."""
     if not duration:

@@ -195,13 +195,13 @@ def policy_flops(config, action_size):
 def policy_ms(agent, envs, calls=300):
     """Median latency of acting in so many environments, exploration included."""
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (envs, 64, 64, 3), np.uint8)
+    observation = {'image': rng.integers(0, 256, (envs, 64, 64, 3), np.uint8)}
     first = np.zeros(envs, bool)
     policy = Policy(agent, envs, training=True)
     times = []
     for _ in range(calls):
         start = time.perf_counter()
-        policy(image, first)
+        policy(observation, first)
         times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[10:])
 

@@ -100,9 +100,7 @@ def check_discounts(run):
     )[None]
     world = run.agent.world
     noise = run.agent.eval_rng.normal((*is_first.shape, run.config.stoch_size))
-    post, _ = world.rssm.observe(
-        world.encoder(data['image']), data['action'], is_first, noise
-    )
+    post, _ = world.rssm.observe(world.encoder(data), data['action'], is_first, noise)
     # The labels are 0 and gamma, not 0 and 1.
     predicted = world.discounts(world.rssm.feature(post)) / run.config.discount
     ends, others = (predicted[data['discount'] == end].numpy() for end in (0, 1))

@@ -15,7 +15,7 @@ from agent import Dreamer, Policy
 from support.acting import workers
 from support.acting.collector import Collector, episode_seed
 from support.learning import layers
-from support.run import checkpoints
+from support.run import checkpoints, openloop
 
 BATCH, LENGTH, ACTION = 3, 6, 2
 TINY = f'--configs debug --batch_size {BATCH} --batch_length {LENGTH}'.split()
@@ -29,6 +29,11 @@ def make_agent(*flags, precision='32'):
 @pytest.fixture(scope='module')
 def agent():
     return make_agent()
+
+
+def black(count):
+    """What `count` environments show."""
+    return {'image': np.zeros((count, 64, 64, 3), np.uint8)}
 
 
 @pytest.fixture
@@ -339,7 +344,7 @@ def test_free_nats_form_follows_the_flag(agent, data):
     noise = tf.zeros((BATCH, LENGTH, 4))
     kl = tools.gaussian_kl(
         *agent.world.rssm.observe(
-            agent.world.encoder(data['image']), data['action'], data['is_first'], noise
+            agent.world.encoder(data), data['action'], data['is_first'], noise
         )
     ).numpy()
     amount = float(np.median(kl))  # On either side of it, so that the forms differ.
@@ -432,12 +437,8 @@ def test_noise_differs_between_draws_and_repeats_under_a_seed(data):
     for seed in ('1', '1', '2'):
         agent = make_agent('--seed', seed)
         losses = [float(update(agent, data)['actor_loss']) for _ in range(3)]
-        state = agent.initial_state(2)
-        image, first = tf.zeros((2, 64, 64, 3), tf.uint8), tf.constant([True, True])
-        actions = [
-            agent.policy(image, first, state, training=True)[0].numpy()
-            for _ in range(2)
-        ]
+        policy = Policy(agent, 2, training=True)
+        actions = [policy(black(2), np.ones(2, bool)) for _ in range(2)]
         assert not np.allclose(actions[0], actions[1])
         assert not np.allclose(actions[0][0], actions[0][1])
         runs.append(np.concatenate([losses, *[action.ravel() for action in actions]]))
@@ -446,13 +447,12 @@ def test_noise_differs_between_draws_and_repeats_under_a_seed(data):
 
 
 def test_policy_modes_and_bounds(agent):
-    state = agent.initial_state(4)
-    image, first = tf.zeros((4, 64, 64, 3), tf.uint8), tf.ones(4, bool)
     for training in (True, False):
-        action, (_, taken) = agent.policy(image, first, state, training=training)
+        policy = Policy(agent, 4, training)
+        action = policy(black(4), np.ones(4, bool))
         assert action.shape == (4, ACTION)
         assert np.abs(action).max() <= 1
-        np.testing.assert_array_equal(action, taken)
+        np.testing.assert_array_equal(action, policy.action)
 
 
 def test_one_hot_agent_acts_and_learns_through_its_actions(data):
@@ -464,14 +464,12 @@ def test_one_hot_agent_acts_and_learns_through_its_actions(data):
     weights = agent.behavior.actor.trainable_weights
     assert largest(tape.gradient(actor_loss, weights)) > 0
     assert all(np.isfinite(value) for value in update(agent, data).values())
-    image, first = tf.zeros((50, 64, 64, 3), tf.uint8), tf.ones(50, bool)
     for training in (True, False):
-        action, _ = agent.policy(image, first, agent.initial_state(50), training)
+        action = Policy(agent, 50, training)(black(50), np.ones(50, bool))
         np.testing.assert_allclose(np.sort(action, -1), [[0, 1]] * 50, atol=1e-6)
 
 
 def test_epsilon_falls_with_gradient_steps_and_evaluation_has_its_own():
-    image, first = tf.zeros((2000, 64, 64, 3), tf.uint8), tf.ones(2000, bool)
     agent = make_agent(
         '--action_dist',
         'onehot',
@@ -500,42 +498,25 @@ def test_epsilon_falls_with_gradient_steps_and_evaluation_has_its_own():
         (5000, False, 0.1),
     ):
         agent.gradient_step = step
-        action, _ = agent.policy(image, first, agent.initial_state(2000), training)
+        chosen = policies[training](black(2000), np.ones(2000, bool))
         # Of two actions a random one is half of the time the best one.
-        for chosen in action.numpy(), policies[training](image, first):
-            np.testing.assert_allclose(chosen.mean(0)[0], epsilon / 2, atol=0.05)
+        np.testing.assert_allclose(chosen.mean(0)[0], epsilon / 2, atol=0.05)
 
 
-def test_policy_forgets_where_an_episode_starts(agent):
-    image = tf.constant(
-        np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    )
-    zero = agent.initial_state(2)
-    _, dirty = agent.policy(image, tf.constant([False, False]), zero, training=True)
-    agent.rng.reset_from_seed(3)
-    _, (fresh, _) = agent.policy(image, tf.constant([True, True]), zero, training=True)
-    agent.rng.reset_from_seed(3)
-    _, (reset, _) = agent.policy(
-        image, tf.constant([True, False]), dirty, training=True
-    )
-    np.testing.assert_allclose(reset['deter'][0], fresh['deter'][0], atol=1e-6)
-    assert not np.allclose(reset['deter'][1], fresh['deter'][1], atol=1e-6)
-
-
-def test_policy_object_keeps_the_state(agent):
-    """Call by call it acts as `Dreamer.policy` with its state passed along."""
+def test_policy_carries_its_belief_and_forgets_it_where_an_episode_starts(agent):
+    """`deter` follows without noise from the belief and the action of the step before,
+    which are zero where an episode starts.
+    """
     images = np.random.default_rng(0).integers(0, 256, (3, 2, 64, 64, 3), np.uint8)
-    firsts = np.array([[True, True], [False, False], [False, True]])
-    policy = Policy(agent, 2, training=True)
-    agent.rng.reset_from_seed(3)
-    own = [policy(*step) for step in zip(images, firsts, strict=True)]
-    # XLA draws other numbers from a seed than TensorFlow does.
-    act = tf.function(agent.policy, jit_compile=True)
-    agent.rng.reset_from_seed(3)
-    state = agent.initial_state(2)
-    for image, first, action in zip(images, firsts, own, strict=True):
-        expected, state = act(image, first, state, training=True)
-        np.testing.assert_allclose(action, expected, atol=1e-4)
+    policy, rssm = Policy(agent, 2, training=True), agent.world.rssm
+    for image, first in zip(images, ([True, True], [False, True], [False, False])):
+        first = np.array(first)
+        keep = np.where(first, 0, 1)[:, None].astype(np.float32)
+        before = {key: keep * value.numpy() for key, value in policy.belief.items()}
+        action = keep * policy.action.numpy()
+        policy({'image': image}, first)
+        expected = rssm.imagine_step(before, action, tf.zeros((2, rssm.stoch_size)))
+        np.testing.assert_allclose(policy.belief['deter'], expected['deter'], atol=1e-5)
 
 
 @pytest.mark.parametrize('precision', ['16', 'bfloat16'])
@@ -547,10 +528,16 @@ def test_policy_object_computes_in_float32_on_a_cpu(precision):
     actions = {}
     for name in ('32', precision):
         agent = make_agent(precision=name)
-        before = [layer.compute_dtype for layer in agent.world.encoder._convs]
+        before = [
+            layer.compute_dtype for layer in agent.world.encoder.parts['image']._convs
+        ]
         policy = Policy(agent, 1, training=False)
-        actions[name] = [policy(image, np.zeros(1, bool)) for image in images]
-        after = [layer.compute_dtype for layer in agent.world.encoder._convs]
+        actions[name] = [
+            policy({'image': image}, np.zeros(1, bool)) for image in images
+        ]
+        after = [
+            layer.compute_dtype for layer in agent.world.encoder.parts['image']._convs
+        ]
         assert after == before
     assert before[0] != 'float32'
     np.testing.assert_allclose(actions[precision], actions['32'], atol=1e-5)
@@ -577,7 +564,7 @@ def test_checkpoint_keeps_networks_optimisers_counters_and_noise(tmp_path, data)
 
 
 def test_openloop_video(agent, data):
-    video = agent.openloop(data).numpy()
+    video = openloop.frames(data['image'], agent.openloop(data)['image'])
     assert video.shape == (LENGTH, 3 * 64, BATCH * 64, 3)
     assert video.dtype == np.uint8
     for row in range(BATCH):
@@ -592,7 +579,7 @@ def test_openloop_ignores_later_images(agent, data):
     videos = []
     for batch in (data, dict(data, image=tf.constant(image))):
         agent.eval_rng.reset_from_seed(0)
-        videos.append(agent.openloop(batch).numpy()[:, 64:128])
+        videos.append(agent.openloop(batch)['image'])
     np.testing.assert_array_equal(*videos)
 
 
@@ -604,7 +591,7 @@ def record(seed, count):
     )
     collector = Collector(envs, seed)
 
-    def policy(image, is_first):
+    def policy(observation, is_first):
         firsts.append(is_first)
         return rng.uniform(-1, 1, (2, 2))
 

@@ -8,7 +8,7 @@ from conftest import batch_of_noise
 import configs
 import models
 import tools
-from agent import Dreamer
+from agent import Dreamer, Policy
 from support.learning import planet
 
 BATCH, LENGTH, ACTION = 3, 6, 2
@@ -115,7 +115,7 @@ def test_planner_scores_candidates_with_their_own_environment(data):
     agent.world.rewards = lambda start, action, noise: (
         tf.reduce_sum(action, -1) * start['deter'][:, :1]
     )
-    plan = agent._plan(state, agent.rng)
+    plan = Policy(agent, 2, training=True)._plan(state)
     np.testing.assert_allclose(plan, [[1, 1], [-1, -1]], atol=0.05)
 
 
@@ -144,10 +144,15 @@ def test_planet_has_no_actor_and_no_value_network(data):
 
 def test_planet_explores_in_training_alone():
     agent = make_agent('--method', 'planet', '--expl_amount', 0.5)
-    agent._plan = lambda state, rng: tf.zeros((4, ACTION))
-    args = tf.zeros((4, 64, 64, 3), tf.uint8), tf.ones(4, bool), agent.initial_state(4)
-    assert np.any(agent.policy(*args, training=True)[0] != 0)
-    assert np.all(agent.policy(*args, training=False)[0] == 0)
+
+    class Still(Policy):
+        def _plan(self, state):
+            return tf.zeros((4, ACTION))
+
+    observation = {'image': np.zeros((4, 64, 64, 3), np.uint8)}
+    for training in True, False:
+        action = Still(agent, 4, training)(observation, np.ones(4, bool))
+        assert np.any(action) == training
 
 
 # No value.
@@ -350,11 +355,13 @@ def test_watching_decoder_learns_and_touches_nothing(data, representation):
         )
         for flag in ('true', 'false')
     )
-    assert blind.world.decoder is None
+    assert not blind.world.decoders
     for target, source in zip(blind.world.weights, watched.world.weights, strict=True):
         target.assign(source)
     noise = watched.noise(BATCH, LENGTH)
-    before = [weight.numpy() for weight in watched.world.decoder.trainable_weights]
+    before = [
+        weight.numpy() for weight in watched.world.decoders['image'].trainable_weights
+    ]
     for agent in watched, blind:
         for target, source in zip(
             agent.behavior.actor.trainable_weights,
@@ -364,7 +371,9 @@ def test_watching_decoder_learns_and_touches_nothing(data, representation):
         agent.update(data, noise)
     assert any(
         np.any(old != weight.numpy())
-        for old, weight in zip(before, watched.world.decoder.trainable_weights)
+        for old, weight in zip(
+            before, watched.world.decoders['image'].trainable_weights
+        )
     )
     # The clip is active, and the decoder's gradient has no part in it.
     for one, other in zip(watched.world.weights, blind.world.weights, strict=True):
@@ -383,8 +392,8 @@ def test_reward_only_has_no_term_of_the_image(data):
 def test_open_loop_video_under_every_representation(data):
     for representation in 'contrastive', 'reward':
         agent = make_agent('--representation', representation)
-        video = agent.openloop(data)
-        assert video.shape == (LENGTH, 3 * 64, BATCH * 64, 3)
+        image = agent.openloop(data)['image']
+        assert image.shape == (BATCH, LENGTH, 64, 64, 3)
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_episodes_follow_from_the_seed():
         while len(images) < 3:
             images += [
                 episode['image'][0].tobytes()
-                for episode in collector.step(lambda image, is_first: still)[1]
+                for episode in collector.step(lambda observation, is_first: still)[1]
             ]
         return images
 
@@ -220,17 +220,9 @@ class Knowing:
     """A model that knows the truth while it sees it, and nothing later."""
 
     def openloop(self, data):
-        truth = data['image'].astype(np.int64)
-        model = truth.copy()
+        model = np.float32(data['image']) / 255
         model[:, evaluate.CONTEXT :] = 0
-        rows = np.concatenate([truth, model, np.abs(model - truth)], 2)
-        video = rows.transpose(1, 2, 0, 3, 4).astype(np.uint8)
-
-        class Tensor:
-            def numpy(self):
-                return video.reshape(*video.shape[:2], -1, 3)
-
-        return Tensor()
+        return {'image': model}
 
 
 def counted(rows):

@@ -54,13 +54,13 @@ def assert_equal(actual, expected):
 
 def test_parameter_counts_of_the_paper():
     """With 6-dim actions, as in the walker and cheetah tasks."""
-    encoder = models.Encoder()
+    encoder = models.ImageEncoder()
     rssm = models.RSSM(6, encoder.size)
     size = rssm.feature_size
     counts = {
         'encoder': encoder.count_params(),
         'rssm': rssm.count_params(),
-        'decoder': models.Decoder(size).count_params(),
+        'decoder': models.ImageDecoder(size).count_params(),
         'reward': models.ScalarHead(size, 2, 400).count_params(),
         'actor': models.Actor(size, 6).count_params(),
         'value': models.ScalarHead(size, 3, 400).count_params(),
@@ -87,11 +87,11 @@ def test_normalize_image():
 
 
 def test_shapes():
-    encoder = models.Encoder(depth=2)
+    encoder = models.ImageEncoder(depth=2)
     assert encoder(images(2, 5)).shape == (2, 5, 64)
     assert encoder(images(2)).shape == (2, 64)
     feature = tf.zeros((2, 5, 10))
-    decoder = models.Decoder(10, depth=2)
+    decoder = models.ImageDecoder(10, depth=2)
     assert decoder(feature).shape == (2, 5, 64, 64, 3)
     assert decoder.dist(feature).log_prob(tf.zeros((2, 5, 64, 64, 3))).shape == (2, 5)
     for kind in ('normal', 'binary'):
@@ -192,7 +192,7 @@ def test_gradients_of_biases_are_summed_in_float32(policy):
     half precision can count 256 or 2,048.
     """
     keras.config.set_dtype_policy(policy)
-    encoder, decoder = models.Encoder(depth=2), models.Decoder(6, depth=2)
+    encoder, decoder = models.ImageEncoder(depth=2), models.ImageDecoder(6, depth=2)
     cases = [
         (layer, (100, *layer._build_shapes_dict['input_shape'][1:]))
         for layer in [*encoder._convs, *decoder._convs]
@@ -223,7 +223,7 @@ def test_gradients_of_biases_are_summed_in_float32(policy):
 def test_loss_in_parts_equals_the_plain_one(monkeypatch, policy):
     """Rows that do not divide into equal parts, and a loss that is scaled."""
     keras.config.set_dtype_policy(policy)
-    decoder = models.Decoder(10, depth=2)
+    decoder = models.ImageDecoder(10, depth=2)
     feature, image = tf.constant(random(7, 10)), tf.constant(random(7, 64, 64, 3))
     calls = []
 
@@ -252,7 +252,7 @@ def test_loss_in_parts_equals_the_plain_one(monkeypatch, policy):
 def test_gradient_of_the_image_bias_does_not_overflow_in_float16():
     """As the loss scale makes it: larger than float16's largest number, 65,504."""
     keras.config.set_dtype_policy('mixed_float16')
-    decoder = models.Decoder(10, depth=2)
+    decoder = models.ImageDecoder(10, depth=2)
     with tf.GradientTape() as tape:
         loss = 100 * tf.reduce_sum(decoder(tf.zeros((5, 10))))
     gradient = tape.gradient(loss, decoder.trainable_weights)[-1]
@@ -377,7 +377,7 @@ def test_prior_does_not_see_its_own_image(rssm, sequence):
 
 def test_everything_returned_is_float32_under_float16():
     keras.config.set_dtype_policy('mixed_float16')
-    encoder = models.Encoder(depth=2)
+    encoder = models.ImageEncoder(depth=2)
     rssm = models.RSSM(ACTION, encoder.size, 4, 6, 8)
     embed = encoder(images(BATCH, LENGTH))
     post, prior = rssm.observe(
@@ -387,7 +387,7 @@ def test_everything_returned_is_float32_under_float16():
         random(BATCH, LENGTH, 4),
     )
     feature = rssm.feature(post)
-    image = models.Decoder(10, depth=2).dist(feature)
+    image = models.ImageDecoder(10, depth=2).dist(feature)
     outputs = [
         embed,
         feature,

@@ -262,7 +262,7 @@ def optimizer(values, clip=100.0, scale_loss=False):
 
 def step(variable, optimizer, slope):
     with tf.GradientTape() as tape:
-        loss = optimizer.scaled(tf.reduce_sum(variable.value * slope))
+        loss = tf.reduce_sum(variable.value * slope)
     return optimizer.apply(tape, loss)
 
 

@@ -77,8 +77,8 @@ class Collector:
         """One agent step in every environment of a group.
 
         Args:
-          policy: (image [E, 64, 64, 3], is_first [E]) to action [E, A], where E counts
-            the environments of a group; a list of these, if there are several.
+          policy: (dict of observations [E, ...], is_first [E]) to action [E, A], where
+            E counts the environments of a group; a list of these, if there are several.
 
         Returns:
           simulator steps that were seen to be taken, all environments together; the
@@ -102,9 +102,12 @@ class Collector:
         while idle := [i for i in group if self._episodes[i] is None]:
             self._reset(idle)
         rows = [self._episodes[i] for i in group]
-        image = np.stack([episode[-1]['image'] for episode in rows])
+        observation = {
+            key: np.stack([episode[-1][key] for episode in rows])
+            for key in self._envs[group[0]].observation_space
+        }
         is_first = np.array([len(episode) == 1 for episode in rows])
-        actions = np.asarray(policy(image, is_first), np.float32)
+        actions = np.asarray(policy(observation, is_first), np.float32)
         for i, action in zip(group, actions, strict=True):
             self._guard(i, self._send, i, action)
 
@@ -150,7 +153,7 @@ class Collector:
             )
         self._episodes[i].append(
             dict(
-                image=observation['image'],
+                observation,
                 action=action,
                 reward=number,
                 discount=np.float32(not terminated),
@@ -173,7 +176,7 @@ class Collector:
         observation, _ = self._envs[i].result()
         self._episodes[i].append(
             dict(
-                image=observation['image'],
+                observation,
                 action=np.zeros(self._envs[i].action_space.shape, np.float32),
                 reward=np.float32(0),
                 discount=np.float32(1),

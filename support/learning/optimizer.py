@@ -57,20 +57,18 @@ class Optimizer(tf.Module):
         """The variables that it trains, and Adam's averages."""
         return [*self._variables, *self._adam.variables]
 
-    def scaled(self, loss):
-        """The loss to differentiate, inside the tape."""
-        return loss * self.loss_scale if self._scale_loss else loss
-
-    def apply(self, tape, scaled_loss):
-        """Differentiate and take one step; return the norm before clipping."""
-        gradients = tape.gradient(scaled_loss, self._variables)
+    def apply(self, tape, loss):
+        """Differentiate a scalar loss and take one step; return the norm before
+        clipping.
+        """
+        scale = self.loss_scale if self._scale_loss else tf.constant(1.0)
+        gradients = tape.gradient(loss, self._variables, output_gradients=scale)
         # As one vector: on a GPU it is the number of operations that takes time. The
         # loss too: a maximum has a finite gradient where it hides a NaN.
         gradient, loss = replicas.mean(
-            [tf.concat([tf.reshape(x, (-1,)) for x in gradients], 0), scaled_loss]
+            [tf.concat([tf.reshape(x, (-1,)) for x in gradients], 0), loss]
         )
         norm = tf.sqrt(2 * tf.nn.l2_loss(gradient))
-        scale = self.loss_scale if self._scale_loss else 1.0
         finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
         factor = self._clip / tf.maximum(norm, self._clip * scale)
         # Zero, also where a number is not finite, if the step is to be skipped.

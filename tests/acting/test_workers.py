@@ -517,7 +517,7 @@ class TestCollector:
 
     def act(self, collector, steps):
         """Step with fixed actions; return the episodes that ended."""
-        policy = lambda image, _: np.zeros((len(image), 2))  # noqa: E731
+        policy = lambda _, is_first: np.zeros((len(is_first), 2))  # noqa: E731
         return [one for _ in range(steps) for one in collector.step(policy)[1]]
 
     def test_failed_environments_are_restarted_and_their_episodes_dropped(self, capfd):
@@ -607,9 +607,9 @@ class TestCollector:
         alone. All steps are counted once.
         """
 
-        def policy(image, is_first):
-            sizes.append(len(image))
-            return image[:, 20, [20, 40], 0] / 128 - 1
+        def policy(observation, is_first):
+            sizes.append(len(is_first))
+            return observation['image'][:, 20, [20, 40], 0] / 128 - 1
 
         found = {}
         for groups in 1, 2:
@@ -645,7 +645,7 @@ class TestCollector:
                 calls.append((self.name, 'is waited for'))
                 return super().result()
 
-        def policy(image, is_first):
+        def policy(observation, is_first):
             calls.append('policy')
             return np.zeros((1, 2))
 

@@ -368,7 +368,7 @@ def test_in_worker_processes(tmp_path):
     collector = Collector(group, seed=0)
     steps, ended = 0, []
     while not ended:
-        taken, ended = collector.step(lambda image, is_first: one_hot([0, 1]))
+        taken, ended = collector.step(lambda observation, is_first: one_hot([0, 1]))
         steps += taken
     for worker in group:
         worker.close()

@@ -149,7 +149,7 @@ def kl_halves():
     noise = agent.noise(BATCH, LENGTH)['post']
     kl = tools.gaussian_kl(
         *agent.world.rssm.observe(
-            agent.world.encoder(data['image']), data['action'], data['is_first'], noise
+            agent.world.encoder(data), data['action'], data['is_first'], noise
         )
     ).numpy()
     return sorted([float(kl[: BATCH // 2].mean()), float(kl[BATCH // 2 :].mean())])

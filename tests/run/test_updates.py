@@ -179,7 +179,7 @@ def test_what_xla_cannot_compile_goes_on_without(monkeypatch, capfd):
     for _ in range(2):
         policy = Policy(agent, 1, training=False)
         for _ in range(2):
-            assert np.isfinite(policy(image, first)).all()
+            assert np.isfinite(policy({'image': image}, first)).all()
     lines = [
         line for line in capfd.readouterr().err.splitlines() if 'XLA cannot' in line
     ]
