@@ -146,6 +146,7 @@ def test_troubleshooting_has_no_other_message():
             'evaluate.py',
             'support/run/progress.py',
             'support/run/startup.py',
+            'support/acting/simulator.py',
             'support/acting/workers.py',
             'support/scaling/jobs.py',
             'plotting.py',

@@ -10,13 +10,12 @@ it starts fast and stays small, and its crash is not the run's.
         worker.start_reset(seed)
     observations = [worker.result()[0] for worker in workers]
 
-Parent and child talk over a socket of their own, whose end also ends the child; images
-travel through memory that both have mapped.
+Parent and child talk over a socket, whose end also ends the child. Images travel
+through memory that both have mapped. What runs in the child is in simulator.py.
 """
 
 import contextlib
 import functools
-import mmap
 import os
 import pathlib
 import select
@@ -25,14 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from multiprocessing.connection import Connection, Pipe
-
-import numpy as np
+from multiprocessing.connection import Pipe
 
 import wrappers
-from support.envs import UnsupportedEnv, one_line, rendering
-from support.system import signals, streams
+from support.acting import simulator
+from support.envs import rendering
+from support.system import signals
 
 # With these errors an environment refuses to be made. Their messages, of one line,
 # are meant for the user, and arrive without the child's traceback.
@@ -42,7 +39,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = (
     'import sys; sys.path.insert(0, sys.argv.pop(1)); '
     'from support.system import signals; signals.begin_worker(); '
-    'from support.acting import workers; workers.main()'
+    'from support.acting import simulator; simulator.main()'
 )
 
 # Simulators take their time to be imported, under load and on network drives too.
@@ -99,7 +96,7 @@ class Worker(Stepped):
         self._kwargs = kwargs or {}
         self._env = dict(env or {})
         self._timeout = timeout
-        self._renderer = _Renderer(task, self._env)
+        self._renderer = rendering.TaskRenderer(task, self._env)
         self._start()
         if wait:
             self.ready()
@@ -199,7 +196,7 @@ class Worker(Stepped):
         """Kill the process, and what its environment has started: that would go on
         without anyone who could end it.
         """
-        started = _descendants(self.pid)
+        started = signals.descendants(self.pid)
         self._process.kill()
         for pid in started:
             with contextlib.suppress(ProcessLookupError):
@@ -222,7 +219,7 @@ class Worker(Stepped):
         self._answers.register(self._connection.fileno(), select.POLLIN)
         height, width = self._kwargs.get('size', (64, 64))
         shared = _make_shared(height * width * 3)
-        self._image = _map(shared.fileno()).reshape(height, width, 3)
+        self._image = simulator.map_image(shared.fileno()).reshape(height, width, 3)
         descriptors = theirs.fileno(), shared.fileno()
         # Without `-P` Python would look for modules in the caller's folder first.
         self._process = subprocess.Popen(
@@ -268,61 +265,6 @@ def _make_shared(size):
     return file
 
 
-def _map(descriptor):
-    """Return the bytes of an open file, shared with all that map it."""
-    return np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
-
-
-def _descendants(pid):
-    """Return the ids of the processes that a process has started, and those have
-    started; none where the system does not tell.
-    """
-    found = []
-    for path in pathlib.Path(f'/proc/{pid}/task').glob('*/children'):
-        with contextlib.suppress(OSError):
-            for child in map(int, path.read_text().split()):
-                found += [child, *_descendants(child)]
-    return found
-
-
-class _Renderer:
-    """Find the renderer for an environment that turns out to need MuJoCo's.
-
-    Args:
-      task: name of the task.
-      env: the child's own environment variables, which win.
-    """
-
-    def __init__(self, task, env):
-        self._task, self._env = task, env
-        self._trouble = ''
-
-    def __call__(self):
-        """Return environment variables, see `rendering.choose_on_import`.
-
-        Raises:
-          RuntimeError: if nothing renders here, and the task does not go without.
-        """
-        if 'MUJOCO_GL' in self._env:
-            return {}
-        try:
-            return rendering.variables(self._env.get(rendering.DEVICE))
-        except RuntimeError as error:
-            if self._task.startswith('dmc_'):
-                raise
-            # It may use the physics alone.
-            self._trouble = str(error)
-            return {}
-
-    def explain(self, error):
-        """Return why the environment could not be made: the error, with the trouble
-        that the renderer made, if it did.
-        """
-        if self._trouble and isinstance(error, RuntimeError):
-            return RuntimeError(f'{error} ({self._trouble})')
-        return error
-
-
 class LocalWorker(Stepped):
     """The interface of `Worker` for an environment in this very process.
 
@@ -340,7 +282,7 @@ class LocalWorker(Stepped):
 
     def __init__(self, task, kwargs=None, env=None):
         self._task = task
-        self._renderer = _Renderer(task, env or {})
+        self._renderer = rendering.TaskRenderer(task, env or {})
         self._kwargs = kwargs or {}
         self._start()
 
@@ -362,7 +304,7 @@ class LocalWorker(Stepped):
             return self._pending()
         except Exception as error:
             raise WorkerError(
-                f'The environment of {self._task} failed:{_explain(error)}'
+                f'The environment of {self._task} failed:{simulator.explain(error)}'
             ) from error
 
     def restart(self):
@@ -377,7 +319,7 @@ class LocalWorker(Stepped):
         """Close the environment; can be called more than once."""
         env, self._env = self._env, None
         if env:
-            _close(env, self._task)
+            simulator.close(env, self._task)
 
     def _start(self):
         self._env = None
@@ -474,95 +416,3 @@ def make_envs(config, training, evaluation, devices):
         config.worker_timeout,
         evaluation,
     )
-
-
-def main():
-    """Serve the environment that the parent process asks for."""
-    streams.protect()
-    connection = Connection(int(sys.argv[1]))
-    try:
-        _serve(connection, _map(int(sys.argv[2])))
-    except (EOFError, OSError):
-        pass  # The parent has closed this worker, or is gone.
-
-
-@contextlib.contextmanager
-def _without_model_warnings():
-    """Keep MuJoCo from its remarks on a model that others have written, unless
-    `--verbose` is on; a simulation that goes wrong later is still reported.
-
-    Yields what is to be done with MuJoCo once it is imported.
-    """
-    if 'DREAMER_VERBOSE' in os.environ:
-        yield lambda mujoco: None
-        return
-    try:
-        yield lambda mujoco: mujoco.set_mju_user_warning(lambda message: None)
-    finally:
-        if mujoco := sys.modules.get('mujoco'):
-            mujoco.set_mju_user_warning(None)
-
-
-def _serve(connection, image):
-    """Answer the parent's questions until there are no more; observed images go into
-    the array `image`, everything else through the connection.
-    """
-    _, (task, kwargs) = connection.recv()
-
-    def ask():
-        connection.send(('renderer', None))
-        return connection.recv()[1]
-
-    try:
-        with _without_model_warnings() as then:
-            rendering.choose_on_import(ask, then)
-            env = wrappers.make(task, **kwargs)
-    except (ValueError, RuntimeError) as error:
-        kind = 'ValueError' if isinstance(error, ValueError) else 'RuntimeError'
-        connection.send((kind, str(error)))
-        return
-    except Exception as error:
-        connection.send(('error', _explain(error)))
-        return
-    try:
-        connection.send(('result', (env.observation_space, env.action_space)))
-        _answer(env, connection, image)
-    finally:
-        _close(env, task)
-
-
-def _answer(env, connection, image):
-    """Reset and step the environment as the parent asks; never return."""
-    commands = {'reset': lambda seed: env.reset(seed=seed), 'step': env.step}
-    while True:
-        command, argument = connection.recv()
-        try:
-            observation, *rest = commands[command](argument)
-            image[:] = observation['image'].ravel()
-            answer = 'result', rest
-        except Exception as error:
-            answer = 'error', _explain(error)
-        connection.send(answer)
-
-
-def _explain(error):
-    """Return what went wrong in an environment: a traceback, unless we know."""
-    if isinstance(error, UnsupportedEnv):
-        return f' {error}'
-    text = f'\n{traceback.format_exc()}'
-    # Some show its last line alone.
-    return text if str(error).strip() else f'{text}{one_line(error)}\n'
-
-
-def _close(env, task):
-    """Close an environment. Its work is done: an error is no more than a warning."""
-    try:
-        env.close()
-    except Exception as error:
-        with contextlib.suppress(OSError):
-            print(
-                f'dreamer: warning: the environment of {task} did not close: '
-                f'{one_line(error)}',
-                file=sys.stderr,
-                flush=True,
-            )

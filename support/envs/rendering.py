@@ -47,7 +47,7 @@ _chosen = []
 
 
 class _Supplier:
-    """Python asks it for every module before that is imported, see `supply`."""
+    """Python asks it for every module before the import; see `choose_on_import`."""
 
     def __init__(self, ask, then):
         self._ask, self._then = ask, then
@@ -91,8 +91,8 @@ def choose_on_import(ask, then=lambda mujoco: None):
 
 
 def variables(device=None):
-    """Return environment variables with which MuJoCo renders here, as `supply` sets
-    them: on the GPU `device`, EGL's number of it, if that works.
+    """Return environment variables with which MuJoCo renders here, for
+    `choose_on_import`: on the GPU `device`, EGL's number of it, if that works.
 
     Raises:
       RuntimeError: if nothing renders, see `choose_renderer`.
@@ -105,6 +105,44 @@ def variables(device=None):
     # In a container EGL may know fewer GPUs, and by other numbers.
     works = probe and 'rendered' in probe.stdout
     return {'MUJOCO_GL': name, DEVICE: device if works else None}
+
+
+class TaskRenderer:
+    """Find the renderer for an environment that turns out to need MuJoCo's.
+
+    Args:
+      task: name of the task.
+      env: the child's own environment variables, which win.
+    """
+
+    def __init__(self, task, env):
+        self._task, self._env = task, env
+        self._trouble = ''
+
+    def __call__(self):
+        """Return environment variables, see `choose_on_import`.
+
+        Raises:
+          RuntimeError: if nothing renders here, and the task does not go without.
+        """
+        if 'MUJOCO_GL' in self._env:
+            return {}
+        try:
+            return variables(self._env.get(DEVICE))
+        except RuntimeError as error:
+            if self._task.startswith('dmc_'):
+                raise
+            # It may use the physics alone.
+            self._trouble = str(error)
+            return {}
+
+    def explain(self, error):
+        """Return why the environment could not be made: the error, with the trouble
+        that the renderer made, if it did.
+        """
+        if self._trouble and isinstance(error, RuntimeError):
+            return RuntimeError(f'{error} ({self._trouble})')
+        return error
 
 
 def renderer_in_use():

@@ -182,3 +182,15 @@ def end_session(leader):
             # Behind the name, which may hold anything: state, parent, group, session.
             if int(path.read_text().rpartition(')')[2].split()[3]) == leader:
                 os.kill(int(path.parent.name), signal.SIGKILL)
+
+
+def descendants(pid):
+    """Return the ids of the processes that a process has started, and those have
+    started; none where the system does not tell.
+    """
+    found = []
+    for path in pathlib.Path(f'/proc/{pid}/task').glob('*/children'):
+        with contextlib.suppress(OSError):
+            for child in map(int, path.read_text().split()):
+                found += [child, *descendants(child)]
+    return found

@@ -92,7 +92,7 @@ class TestWorker:
             worker.result()
         message = str(caught.value)
         assert 'dummy_continuous' in message
-        assert 'Traceback' in message and 'workers.py' in message
+        assert 'Traceback' in message and 'simulator.py' in message
         assert 'broadcast' in message
         episode(worker)  # The process lives on.
 
