@@ -45,14 +45,15 @@ from agent import Dreamer, Policy
 from support.acting import workers
 from support.run import checkpoints, logger, openloop, progress, saving, updates
 from support.scaling import machines
+from support.scaling.team import MachineLost, WeightsDiffer
 from support.storage import finished, replay
 from support.system import faults
 
 # What may end a run that is as it should be; a message says enough.
 ONE_LINE_ERRORS = (
     workers.WorkerError,
-    machines.MachineLost,
-    machines.WeightsDiffer,
+    MachineLost,
+    WeightsDiffer,
     FloatingPointError,
     MemoryError,
     OSError,

@@ -25,9 +25,9 @@ PATIENCE = 60  # Seconds in which all machines' names have to get an address.
 NOISE_AXES = dict(post=0, latent=1, action=1, image=0)
 
 
-def make_strategy(config, devices=None, cluster=None):
+def make_strategy(config, devices=None, addresses=None):
     """The strategy for `devices`, by default all visible GPUs, on each machine of
-    `cluster` (of `machines.read_cluster`); None for a single device.
+    `addresses` (`machines.Addresses`); None for a single device.
 
     Raises:
       ValueError: `config` cannot run on so many, or a machine's name has no address.
@@ -37,8 +37,8 @@ def make_strategy(config, devices=None, cluster=None):
         gpus = tf.config.list_physical_devices('GPU')
         devices = [f'GPU:{i}' for i in range(len(gpus))]
     count, where, fewer = (len(devices), 'GPUs', 'fewer GPUs (CUDA_VISIBLE_DEVICES=0)')
-    if cluster:
-        count = len(cluster.hosts) * max(1, count)
+    if addresses:
+        count = len(addresses.hosts) * max(1, count)
         where, fewer = 'replicas of all machines', 'fewer machines in TF_CONFIG'
     if count < 2:
         return None
@@ -57,12 +57,12 @@ def make_strategy(config, devices=None, cluster=None):
             f'--deterministic holds for one device and there are {count} {where}, '
             f'whose sums have no fixed order; leave it out, or take {fewer}'
         )
-    if not cluster:
+    if not addresses:
         return tf.distribute.MirroredStrategy(devices)
-    _resolve(cluster.hosts)
+    _resolve(addresses.hosts)
     print(
-        f'machine {cluster.rank} of {len(cluster.hosts)}, waiting for the others: '
-        f'{", ".join(cluster.hosts)}',
+        f'machine {addresses.rank} of {len(addresses.hosts)}, waiting for the others: '
+        f'{", ".join(addresses.hosts)}',
         flush=True,
     )
     # TensorFlow waits where Python's own handler is not heard.
@@ -71,8 +71,8 @@ def make_strategy(config, devices=None, cluster=None):
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
         raise RuntimeError(
-            f'machine {cluster.rank} at {cluster.hosts[cluster.rank]}, its address in '
-            'TF_CONFIG, cannot join the others '
+            f'machine {addresses.rank} at {addresses.hosts[addresses.rank]}, its '
+            'address in TF_CONFIG, cannot join the others '
             f'({str(error.message).splitlines()[0]})'
         ) from None
     # It has put a handler there that waits for its own ways of saving.

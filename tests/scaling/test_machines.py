@@ -25,18 +25,18 @@ def tf_config(cluster=None, kind='worker', index=0):
 
 class TestReadCluster:
     def test_machine(self):
-        cluster = machines.read_cluster(tf_config(index=2))
-        assert cluster == machines.Cluster(tuple(HOSTS), 2)
+        addresses = machines.read_addresses(tf_config(index=2))
+        assert addresses == machines.Addresses(tuple(HOSTS), 2)
 
     @pytest.mark.parametrize('kind, index, rank', [('chief', 0, 0), ('worker', 1, 2)])
     def test_a_chief_is_machine_0(self, kind, index, rank):
         jobs = dict(worker=HOSTS[1:], chief=HOSTS[:1])
-        cluster = machines.read_cluster(tf_config(jobs, kind, index))
-        assert cluster == machines.Cluster(tuple(HOSTS), rank)
+        addresses = machines.read_addresses(tf_config(jobs, kind, index))
+        assert addresses == machines.Addresses(tuple(HOSTS), rank)
 
     @pytest.mark.parametrize('text', [None, '', tf_config(dict(worker=HOSTS[:1]))])
     def test_one_machine_needs_none(self, text):
-        assert machines.read_cluster(text) is None
+        assert machines.read_addresses(text) is None
 
     @pytest.mark.parametrize(
         'text, words',
@@ -67,7 +67,7 @@ class TestReadCluster:
     )
     def test_malformed(self, text, words):
         with pytest.raises(configs.ConfigError) as error:
-            machines.read_cluster(text)
+            machines.read_addresses(text)
         message = str(error.value)
         assert '\n' not in message and machines.EXAMPLE in message
         assert (

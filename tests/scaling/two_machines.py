@@ -23,6 +23,7 @@ import configs  # noqa: E402
 from agent import Dreamer  # noqa: E402
 from support.learning import replicas  # noqa: E402
 from support.scaling import machines  # noqa: E402
+from support.scaling.team import Team, WeightsDiffer, checksum  # noqa: E402
 from support.storage import replay  # noqa: E402
 from support.storage.episodes import KEYS  # noqa: E402
 
@@ -75,7 +76,7 @@ def train(team, agent, folder):
             path = writer.add({key: data[key][i] for key in KEYS})
         writer.flush()
     episodes = replay.Replay(folder, length=two_replicas.LENGTH, seed=team.rank)
-    newest = team.gather(machines.checksum('' if team.rank else path.name))[0][0]
+    newest = team.gather(checksum('' if team.rank else path.name))[0][0]
     machines.wait_for(episodes, newest, folder)
     batches = []
     for batch in team.batches(
@@ -87,19 +88,19 @@ def train(team, agent, folder):
 
 
 def main():
-    cluster = machines.read_cluster(os.environ['TF_CONFIG'])
+    addresses = machines.read_addresses(os.environ['TF_CONFIG'])
     config = configs.parse(two_replicas.FLAGS + ['--free_nats', '0'])
-    strategy = replicas.make_strategy(config, cluster=cluster)
-    agent, result = compare(config, strategy, cluster.rank)
-    team = machines.Team(config, strategy, cluster)
-    result['gathered'] = team.gather(cluster.rank, 7).tolist()
+    strategy = replicas.make_strategy(config, addresses=addresses)
+    agent, result = compare(config, strategy, addresses.rank)
+    team = Team(config, strategy, addresses)
+    result['gathered'] = team.gather(addresses.rank, 7).tolist()
     result['phase'] = train(team, agent, pathlib.Path(sys.argv[1]))
-    if cluster.rank:
+    if addresses.rank:
         weight = agent.world.weights[-1]
         weight.assign(np.nextafter(np.array(weight), np.float32(np.inf)))
     try:
         team.check_weights(agent)
-    except machines.WeightsDiffer as error:
+    except WeightsDiffer as error:
         result['apart'] = str(error)
     print(json.dumps(result))
     team.leave()
