@@ -9,8 +9,9 @@
     dummy_continuous    a small reaching task that needs no simulator, for tests
     dummy_discrete      one with discrete actions and early termination
 
-Observations are `{'image': uint8 [64, 64, 3]}`, continuous actions are float32
-in [-1, 1], discrete ones are one-hot float32 vectors (the space is a `OneHotSpace`).
+Observations are dicts of `image` uint8 [64, 64, 3], `state` float32 [V], or both;
+continuous actions are float32 in [-1, 1], discrete ones are one-hot float32 vectors
+(the space is a `OneHotSpace`).
 `terminated` and `truncated` keep Gymnasium's meaning: a state worth nothing from
 there on, and an episode that was merely cut short.
 
@@ -53,17 +54,27 @@ _MAKERS = dict(
         'size training action_repeat lab_actions lab_renderer lab_holdout '
         'lab_level_cache lab_dataset quiet',
     ),
-    gym=(GymnasiumTask, 'gym_import'),
+    gym=(GymnasiumTask, 'gym_import observes film'),
     dummy=(_make_dummy, 'size'),
 )
 SUITES = tuple(_MAKERS)
+# Those whose observations are images alone.
+IMAGES_ONLY = ('atari', 'dmlab')
 # What `make` takes besides a task: for all suites, or for one of them.
-SETTINGS = {'action_repeat', 'time_limit', 'size', 'training'}
+SETTINGS = {'action_repeat', 'time_limit', 'size', 'training', 'observes', 'film'}
 SETTINGS |= {name for _, names in _MAKERS.values() for name in names.split()}
 
 
 def make(
-    task, *, action_repeat=2, time_limit=1000, size=(64, 64), training=True, **settings
+    task,
+    *,
+    action_repeat=2,
+    time_limit=1000,
+    size=(64, 64),
+    training=True,
+    observes=('image',),
+    film=False,
+    **settings,
 ):
     """Build the environment of a task.
 
@@ -76,14 +87,17 @@ def make(
       size: height and width of the images in pixels.
       training: whether the episodes are for training. In Atari these end with a lost
         life; hold-out levels of DeepMind Lab are for the others.
+      observes: 'image', 'state', or both.
+      film: whether to observe images, too, where the environment can be rendered.
       settings: those of one suite, which the others leave alone: `render_quality` of
         `DeepMindControl`, `same_game` of `Atari`, `lab_...` and `quiet` of
         `DeepMindLab`, `gym_import` of `GymnasiumTask`.
 
     Returns:
-      a `gymnasium.Env` with the observation space `{'image': uint8 [H, W, 3]}`.
-      Its images are rendered once an agent step, and `info['simulator_steps']`
-      counts the simulator steps that an agent step took.
+      a `gymnasium.Env` whose observation space is a Dict of `image`, uint8 [H, W, 3],
+      `state`, float32 [V], or both. Images are rendered once an agent step, and not at
+      all where they are not observed. `info['simulator_steps']` counts the simulator
+      steps that an agent step took.
 
     Raises:
       ValueError: if there is no such task, or no way to learn it; the message says
@@ -102,11 +116,16 @@ def make(
             raise ValueError(f'The {what} must be at least 1, not {number}')
     if unknown := settings.keys() - SETTINGS:
         raise TypeError(f'No suite has the settings {sorted(unknown)}')
+    if suite in IMAGES_ONLY and 'state' in observes:
+        raise ValueError(f"'{task}' has images alone; possible: --observation image")
     settings.update(action_repeat=action_repeat, size=size, training=training)
+    settings.update(observes=observes, film=film)
     maker, names = _MAKERS[suite]
     with _errors_that_name(task):
         env = maker(name, **{k: settings[k] for k in names.split() if k in settings})
-        if suite == 'dmc':
+        if film and 'image' not in observes and _renders(env):
+            observes = (*observes, 'image')
+        elif suite == 'dmc' and 'image' in observes:
             env.render()  # Fails now, not in the first episode.
     if suite == 'dmlab':  # Repeats actions by itself.
         env = TimeLimit(env, -(-time_limit // action_repeat))
@@ -114,7 +133,19 @@ def make(
         env = ActionRepeat(TimeLimit(env, time_limit), action_repeat)
     discrete = isinstance(env.action_space, Discrete)
     env = OneHotAction(env) if discrete else _normalize_action(env)
-    return ImageObservation(env, size)
+    return Observation(env, observes, size)
+
+
+def _renders(env):
+    """Whether an environment has images, which need not be observed."""
+    try:
+        if not getattr(env, 'renders', True):
+            return False
+        env.reset()
+        env.render()
+        return True
+    except Exception:  # Each simulator has its own kinds.
+        return False
 
 
 @contextlib.contextmanager
@@ -188,26 +219,41 @@ class OneHotAction(gymnasium.ActionWrapper):
         return self.env.action_space.start + np.argmax(action)
 
 
-class ImageObservation(gymnasium.ObservationWrapper):
-    """Observe what the environment renders, as `{'image': uint8 [H, W, 3]}`.
+class Observation(gymnasium.ObservationWrapper):
+    """Observe what the environment renders, its state, or both, as a dict of `image`,
+    uint8 [H, W, 3], and `state`, float32 [V].
 
     An image of another size is resized, by bilinear interpolation that averages over
     all pixels it covers.
+
+    Args:
+      observes: 'image', 'state', or both.
+      size: height and width of the image in pixels.
     """
 
-    def __init__(self, env, size):
+    def __init__(self, env, observes, size):
         super().__init__(env)
-        self.observation_space = Dict(image=Box(0, 255, (*size, 3), np.uint8))
+        spaces = dict(image=Box(0, 255, (*size, 3), np.uint8))
+        if 'state' in observes:
+            shape = (env.unwrapped.state_size,)
+            spaces['state'] = Box(-np.inf, np.inf, shape, np.float32)
+        self.observation_space = Dict({name: spaces[name] for name in observes})
         self._size = tuple(size)
 
     def observation(self, observation):
+        return {
+            name: self._image() if name == 'image' else self.unwrapped.state()
+            for name in self.observation_space
+        }
+
+    def _image(self):
         image = self.env.render()
         if image.shape[:2] != self._size:
             height, width = self._size
             image = Image.fromarray(image)
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         # A copy: an environment may draw its next image into the same array.
-        return {'image': np.array(image)}
+        return np.array(image)
 
 
 def _normalize_action(env):

@@ -241,7 +241,9 @@ def test_dream_shows_context_then_imagination():
             real = 100 + start + t
             assert tile[t, 64, 0] == real
             assert tile[t, 128 + 64, 0] == (real if t < 5 else 0)
-            assert tile[t, 256 + 64, 0] == (0 if t < 5 else real)
+            # Grey where there is no error.
+            error = 128 if t < 5 else (255 - real) / 2
+            assert abs(int(tile[t, 256 + 64, 0]) - error) <= 0.5
 
 
 @pytest.mark.parametrize('rows, shown', [(120, 10), (50, 10), (24, 4), (6, 1)])

@@ -2,7 +2,8 @@
 
 `wrappers.make` builds them by name and adds what they have in common. Each has
 actions of its own (Box or Discrete) and shows itself through `render`, an image
-uint8 [H, W, 3]; its observations stay empty. One step is one simulator step, except
+uint8 [H, W, 3], and through `state`, a vector float32 [state_size], where it has one;
+the observations that it returns stay empty. One step is one simulator step, except
 in DeepMind Lab, which repeats actions itself.
 
 Simulators are imported inside their classes: a task needs no other task's packages.

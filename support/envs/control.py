@@ -1,13 +1,16 @@
 """Tasks of the DeepMind Control Suite."""
 
+import math
+
 import gymnasium
+import numpy as np
 from gymnasium.spaces import Dict
 
 from support.envs import action_box, did_you_mean
 
 
 class DeepMindControl(gymnasium.Env):
-    """A task of the DeepMind Control Suite; observations are left to the image.
+    """A task of the DeepMind Control Suite; see `state` and `render`.
 
     An episode is a function of the seed given to `reset` and of the actions.
 
@@ -35,6 +38,8 @@ class DeepMindControl(gymnasium.Env):
         spec = self._env.action_spec()
         self.action_space = action_box(spec.minimum, spec.maximum)
         self.observation_space = Dict()
+        observed = self._env.observation_spec().values()
+        self.state_size = sum(math.prod(one.shape) for one in observed)
         self._size = size
         # The quadruped's camera 0 stands still and loses it from sight.
         self._camera = 2 if domain == 'quadruped' else 0
@@ -47,14 +52,20 @@ class DeepMindControl(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None:
             self._env.task.random.seed(seed)
-        self._env.reset()
+        self._observation = self._env.reset().observation
         return {}, {}
 
     def step(self, action):
         step = self._env.step(action)
+        self._observation = step.observation
         terminated = step.last() and step.discount == 0
         truncated = step.last() and not terminated
         return {}, float(step.reward), terminated, truncated, {}
+
+    def state(self):
+        """Return the task's observations in their order, float32 [V]."""
+        parts = [np.ravel(value) for value in self._observation.values()]
+        return np.concatenate(parts).astype(np.float32)
 
     def render(self):
         height, width = self._size

@@ -34,7 +34,7 @@ def draw(places, size):
 
 
 class DummyContinuous(gymnasium.Env):
-    """A point has to find a target; only the image shows where the two are.
+    """A point has to find a target; what is observed shows where the two are.
 
     Start and target are uniform in the arena [-1, 1]^2 and the action, in [-1, 1]^2,
     moves the point by up to `SPEED` along either axis. The reward is 1 while the
@@ -52,6 +52,7 @@ class DummyContinuous(gymnasium.Env):
     def __init__(self, size=(64, 64)):
         self.action_space = Box(-1, 1, (2,), np.float32)
         self.observation_space = Dict()
+        self.state_size = 4
         self._size = size
 
     def reset(self, *, seed=None, options=None):
@@ -64,6 +65,10 @@ class DummyContinuous(gymnasium.Env):
         self._point = np.clip(self._point + move, -1, 1)
         distance = np.linalg.norm(self._target - self._point)
         return {}, float(distance < self.RADIUS), False, False, {}
+
+    def state(self):
+        """Return the positions of point and target, float32 [4]."""
+        return np.concatenate([self._point, self._target]).astype(np.float32)
 
     def render(self):
         """Draw the point in red and the target in green."""
@@ -78,7 +83,7 @@ class DummyContinuous(gymnasium.Env):
 class DummyDiscrete(gymnasium.Env):
     """A point has to find a target and must not touch a hazard on its way.
 
-    Only the image shows where the three are: target and hazard at the two `PLACES`,
+    What is observed shows where the three are: target and hazard at the two `PLACES`,
     either way round, and the point uniform in the arena, but 2 `RADIUS` away from
     both. Actions move the point by `SPEED` to the right, left, down or up, or let it
     stay. The reward is 1 while the point is within `RADIUS` of the target, so that it
@@ -100,6 +105,7 @@ class DummyDiscrete(gymnasium.Env):
     def __init__(self, size=(64, 64)):
         self.action_space = Discrete(len(self.MOVES))
         self.observation_space = Dict()
+        self.state_size = 6
         self._size = size
 
     def reset(self, *, seed=None, options=None):
@@ -118,6 +124,11 @@ class DummyDiscrete(gymnasium.Env):
             return {}, 1.0, True, False, {}
         reward = float(self._within(self._point, self._target))
         return {}, reward, False, False, {}
+
+    def state(self):
+        """Return the positions of point, target and hazard, float32 [6]."""
+        places = self._point, self._target, self._hazard
+        return np.concatenate(places).astype(np.float32)
 
     def render(self):
         """Draw the point in red, the target in green and the hazard in blue."""

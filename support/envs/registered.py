@@ -10,6 +10,7 @@ from importlib.machinery import PathFinder
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces.utils import flatdim, flatten
 
 from support.envs import UnsupportedEnv, action_box, did_you_mean, one_line
 
@@ -20,12 +21,19 @@ class GymnasiumTask(gymnasium.Env):
     """Any registered Gymnasium environment.
 
     Its observation is the image, if it is one (uint8, [H, W], [H, W, 1] or [H, W, 3]);
-    otherwise its rendering is. Actions of several dimensions are flattened.
+    otherwise its rendering is, and its observation is the state, flattened by
+    Gymnasium. Actions of several dimensions are flattened.
 
     Args:
       name: id of the environment.
       gym_import: module to import first, which registers the environment; it may lie
         in the current folder.
+      observes: 'image', 'state', or both.
+      film: whether it shall render where it can, whatever it observes.
+
+    Attributes:
+      state_size: V; 0 where there is no vector.
+      renders: whether `render` gives an image.
 
     Raises:
       ValueError: if there is no such environment or module, or if there are neither
@@ -39,7 +47,7 @@ class GymnasiumTask(gymnasium.Env):
     metadata = {'render_modes': ['rgb_array']}
     render_mode = 'rgb_array'
 
-    def __init__(self, name, gym_import=''):
+    def __init__(self, name, gym_import='', observes=('image',), film=False):
         import ale_py
 
         if 'DREAMER_VERBOSE' not in os.environ:
@@ -56,12 +64,17 @@ class GymnasiumTask(gymnasium.Env):
             _import(module, asker)
         self._task = f'gym_{name}'
         self._env = _make(name, modules)
-        self._from_observation = _is_image(self._env.observation_space)
-        self._shape = self._env.observation_space.shape
+        space = self._env.observation_space
+        self._from_observation = self.renders = _is_image(space)
+        self._shape = space.shape
         self.observation_space = Dict()
+        self.state_size = 0
         try:
             self.action_space = _flatten(name, self._env.action_space)
-            if not self._from_observation:
+            if 'state' in observes:
+                self.state_size = _state_size(name, space)
+            can_render = 'rgb_array' in self._env.metadata.get('render_modes', [])
+            if not self.renders and ('image' in observes or film and can_render):
                 self._make_rendering(name, modules)
             self._begin()
         except BaseException:
@@ -109,6 +122,23 @@ class GymnasiumTask(gymnasium.Env):
             image = image[..., None]
         return np.broadcast_to(image, (*image.shape[:2], 3))
 
+    def state(self):
+        """Return the observation as Gymnasium flattens it, float32 [V]."""
+        space = self._env.observation_space
+        try:
+            vector = np.asarray(flatten(space, self._observation), np.float32)
+        except Exception as error:  # Each space has its own kinds.
+            raise UnsupportedEnv(
+                f"'{self._task}' gives an observation that is not of its space "
+                f'{_describe_space(space)} ({one_line(error)})'
+            ) from error
+        if vector.shape != (self.state_size,):
+            raise UnsupportedEnv(
+                f"'{self._task}' gives an observation of {vector.size} numbers, where "
+                f'its space says {self.state_size}'
+            )
+        return vector
+
     def close(self):
         env, self._env = self._env, None
         if env:
@@ -120,17 +150,23 @@ class GymnasiumTask(gymnasium.Env):
             raise ValueError(
                 f"'gym_{name}' has no images: it observes "
                 f'{_describe_space(self._env.observation_space)}, and has no '
-                "render_mode 'rgb_array'"
+                "render_mode 'rgb_array'; possible: --observation state"
             )
         self.close()
         self._env = _make(name, modules, render_mode='rgb_array')
+        self.renders = True
 
     def _begin(self):
         """See to it that the environment can be reset and has an image.
 
         A worker would otherwise meet the error in its first episode.
         """
-        for verb, call in ('reset', self.reset), ('render', self.render):
+        calls = dict(reset=self.reset)
+        if self.renders:
+            calls['render'] = self.render
+        if self.state_size:
+            calls['observe'] = self.state
+        for verb, call in calls.items():
             try:
                 call()
             except UnsupportedEnv:
@@ -160,6 +196,20 @@ def _is_image(space):
         and space.dtype == np.uint8
         and (len(space.shape) == 2 or space.shape[2:] in ((1,), (3,)))
     )
+
+
+def _state_size(name, space):
+    """Return how many numbers Gymnasium flattens an observation to."""
+    if _is_image(space):
+        raise ValueError(
+            f"'gym_{name}' observes images alone; possible: --observation image"
+        )
+    if not space.is_np_flattenable:
+        raise ValueError(
+            f"'gym_{name}' observes {_describe_space(space)}, which Gymnasium cannot "
+            'flatten to a vector; possible: --observation image'
+        )
+    return flatdim(space)
 
 
 def _describe_space(space):
