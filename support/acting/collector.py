@@ -142,6 +142,7 @@ class Collector:
         action, self._sent[i] = self._sent[i], None
         observation, reward, terminated, truncated, info = self._envs[i].result()
         self._steps[i] += info['simulator_steps']
+        _check(observation)
         try:
             with np.errstate(over='ignore'):  # Beyond float32 it becomes infinite.
                 number = np.float32(np.asarray(reward).item())
@@ -174,6 +175,7 @@ class Collector:
 
     def _begin(self, i):
         observation, _ = self._envs[i].result()
+        _check(observation)
         self._episodes[i].append(
             dict(
                 observation,
@@ -213,3 +215,13 @@ class Collector:
             self._envs[i].restart()
         except Exception as error:
             raise WorkerError(f'It could not be restarted: {error}') from error
+
+
+def _check(observation):
+    """Raise WorkerError where a state vector has numbers that are not finite."""
+    state = observation.get('state', np.zeros(0))
+    if not np.isfinite(state).all():
+        raise WorkerError(
+            f'The environment gave a state with {state[~np.isfinite(state)][0]}, no '
+            'finite float32 number'
+        )

@@ -4,6 +4,7 @@ The parent's side is workers.py.
 """
 
 import contextlib
+import math
 import mmap
 import os
 import sys
@@ -22,14 +23,44 @@ def main():
     streams.protect()
     connection = Connection(int(sys.argv[1]))
     try:
-        _serve(connection, map_image(int(sys.argv[2])))
+        _serve(connection, int(sys.argv[2]))
     except (EOFError, OSError):
         pass  # The parent has closed this worker, or is gone.
 
 
-def map_image(descriptor):
-    """Return the bytes of an open file, shared with all that map it."""
-    return np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
+class SharedObservation:
+    """The arrays of an observation, in memory that parent and child have both mapped.
+
+    Args:
+      descriptor: of a file in memory, of at least `shared_bytes(space)`.
+      space: Dict of Box, of what is observed.
+    """
+
+    def __init__(self, descriptor, space):
+        memory = np.frombuffer(mmap.mmap(descriptor, shared_bytes(space)), np.uint8)
+        self._arrays, end = {}, 0
+        for name, box in space.items():
+            start, end = end, end + _box_bytes(box)
+            array = memory[start:end].view(box.dtype)
+            self._arrays[name] = array.reshape(box.shape)
+
+    def write(self, observation):
+        """Show the other process an observation."""
+        for name, array in self._arrays.items():
+            array[...] = observation[name]
+
+    def read(self):
+        """Return a copy of the observation that was written last."""
+        return {name: array.copy() for name, array in self._arrays.items()}
+
+
+def shared_bytes(space):
+    """Return the bytes of an observation of a Dict space."""
+    return sum(map(_box_bytes, space.values()))
+
+
+def _box_bytes(box):
+    return math.prod(box.shape) * box.dtype.itemsize
 
 
 @contextlib.contextmanager
@@ -49,9 +80,9 @@ def _without_model_warnings():
             mujoco.set_mju_user_warning(None)
 
 
-def _serve(connection, image):
-    """Answer the parent's questions until there are no more; observed images go into
-    the array `image`, everything else through the connection.
+def _serve(connection, descriptor):
+    """Answer the parent's questions until there are no more; observations go into the
+    file of `descriptor`, everything else through the connection.
     """
     _, (task, kwargs) = connection.recv()
 
@@ -71,20 +102,22 @@ def _serve(connection, image):
         connection.send(('error', explain(error)))
         return
     try:
+        os.ftruncate(descriptor, shared_bytes(env.observation_space))
+        shared = SharedObservation(descriptor, env.observation_space)
         connection.send(('result', (env.observation_space, env.action_space)))
-        _answer(env, connection, image)
+        _answer(env, connection, shared)
     finally:
         close(env, task)
 
 
-def _answer(env, connection, image):
+def _answer(env, connection, shared):
     """Reset and step the environment as the parent asks; never return."""
     commands = {'reset': lambda seed: env.reset(seed=seed), 'step': env.step}
     while True:
         command, argument = connection.recv()
         try:
             observation, *rest = commands[command](argument)
-            image[:] = observation['image'].ravel()
+            shared.write(observation)
             answer = 'result', rest
         except Exception as error:
             answer = 'error', explain(error)

@@ -96,7 +96,7 @@ class Worker(Stepped):
         self._kwargs = kwargs or {}
         self._env = dict(env or {})
         self._timeout = timeout
-        self._renderer = rendering.TaskRenderer(task, self._env)
+        self._renderer = _find_renderer(task, self._env, self._kwargs)
         self._start()
         if wait:
             self.ready()
@@ -111,6 +111,9 @@ class Worker(Stepped):
         try:
             self.observation_space, self.action_space = self._receive(
                 max(self._timeout, STARTUP)
+            )
+            self._observation = simulator.SharedObservation(
+                self._memory.fileno(), self.observation_space
             )
         except BaseException as error:
             self.close()
@@ -132,7 +135,7 @@ class Worker(Stepped):
             traceback), or if its process died or gave no answer in time.
         """
         answer = self._receive(self._timeout)
-        return {'image': self._image.copy()}, *answer
+        return self._observation.read(), *answer
 
     def _receive(self, timeout):
         try:
@@ -178,6 +181,7 @@ class Worker(Stepped):
     def hang_up(self):
         """Let the child close its environment and end, without waiting for it."""
         self._connection.close()
+        self._memory.close()
         self._deadline = self._deadline or time.monotonic() + CLOSING
 
     def close(self):
@@ -217,10 +221,8 @@ class Worker(Stepped):
         # Connection.poll makes a selector every time, which takes as long as the rest.
         self._answers = select.poll()
         self._answers.register(self._connection.fileno(), select.POLLIN)
-        height, width = self._kwargs.get('size', (64, 64))
-        shared = _make_shared(height * width * 3)
-        self._image = simulator.map_image(shared.fileno()).reshape(height, width, 3)
-        descriptors = theirs.fileno(), shared.fileno()
+        self._memory = _open_memory()
+        descriptors = theirs.fileno(), self._memory.fileno()
         # Without `-P` Python would look for modules in the caller's folder first.
         self._process = subprocess.Popen(
             [sys.executable, '-P', '-c', SCRIPT, str(ROOT), *map(str, descriptors)],
@@ -232,7 +234,6 @@ class Worker(Stepped):
         )
         self._has_session = True
         theirs.close()
-        shared.close()
         self._send('make', (self._task, self._kwargs))
 
     def _send(self, command, argument):
@@ -253,16 +254,18 @@ class Worker(Stepped):
         return f'The simulator process of {self._task} {how}'
 
 
-def _make_shared(size):
+def _open_memory():
     """Return a file in memory. Without a name, it is gone with the last process that
     has it open, whatever ends them.
     """
     if hasattr(os, 'memfd_create'):
-        file = open(os.memfd_create('image'), 'r+b')
-    else:
-        file = tempfile.TemporaryFile()
-    file.truncate(size)
-    return file
+        return open(os.memfd_create('observation'), 'r+b')
+    return tempfile.TemporaryFile()
+
+
+def _find_renderer(task, env, kwargs):
+    names = kwargs.keys() & {'observes', 'film'}
+    return rendering.TaskRenderer(task, env, **{name: kwargs[name] for name in names})
 
 
 class LocalWorker(Stepped):
@@ -282,8 +285,8 @@ class LocalWorker(Stepped):
 
     def __init__(self, task, kwargs=None, env=None):
         self._task = task
-        self._renderer = rendering.TaskRenderer(task, env or {})
         self._kwargs = kwargs or {}
+        self._renderer = _find_renderer(task, env or {}, self._kwargs)
         self._start()
 
     def start_reset(self, seed=None):
@@ -369,6 +372,7 @@ def make_workers(
         {
             **(kwargs or {}),
             'training': index < count - evaluation,
+            'film': index >= count - evaluation and (kwargs or {}).get('film', False),
             'quiet': index > 0,  # What one warns of, all would.
         }
         for index in range(count)
@@ -407,6 +411,7 @@ def make_envs(config, training, evaluation, devices):
     kwargs = {
         name: value for name, value in vars(config).items() if name in wrappers.SETTINGS
     }
+    kwargs.update(observes=config.observes, film=config.eval_video)
     return make_workers(
         config.task,
         training + evaluation,

@@ -113,10 +113,14 @@ class TaskRenderer:
     Args:
       task: name of the task.
       env: the child's own environment variables, which win.
+      observes: 'image', 'state', or both.
+      film: whether images are recorded where that is possible.
     """
 
-    def __init__(self, task, env):
+    def __init__(self, task, env, observes=('image',), film=False):
         self._task, self._env = task, env
+        self._needed = 'image' in observes
+        self._wanted = self._needed or film
         self._trouble = ''
 
     def __call__(self):
@@ -127,10 +131,12 @@ class TaskRenderer:
         """
         if 'MUJOCO_GL' in self._env:
             return {}
+        if not self._wanted:
+            return {'MUJOCO_GL': 'disable'}
         try:
             return variables(self._env.get(DEVICE))
         except RuntimeError as error:
-            if self._task.startswith('dmc_'):
+            if self._needed and self._task.startswith('dmc_'):
                 raise
             # It may use the physics alone.
             self._trouble = str(error)
