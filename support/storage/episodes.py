@@ -1,10 +1,11 @@
 """An episode on disk: the file format, written whole or not at all, read with distrust.
 
 `{time}-{id}-{rows}.npz`, the format of the authors' 2020 code: arrays image uint8
-[T, 64, 64, 3], action [T, A], reward [T] and discount [T]. Their files are float16,
-compressed and have further keys; own ones are stored, not compressed.
+[T, 64, 64, 3], action [T, A], reward [T] and discount [T]. Where state vectors are
+observed beside images, or in their place, there is state [T, V]. The authors' files
+are float16, compressed and have further keys; ours are stored, not compressed.
 
-Shapes: T rows (agent steps + 1), A action.
+Shapes: T rows (agent steps + 1), A action, V state vector.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import numpy as np
 from support.system import atomic, faults
 
 IMAGE = (64, 64, 3)
-KEYS = ('image', 'action', 'reward', 'discount')
+KEYS = ('action', 'reward', 'discount')  # and what is observed
 NAME = re.compile(r'\d{8}T\d{6}-\w+-(?P<rows>\d+)\.npz')
 # Own files say further: how many were before, and what `Entry.origin` returns.
 OWN = re.compile(
@@ -36,11 +37,14 @@ MAX_HEADER = 2**14  # Of an array, in bytes; NumPy's own limit is 10,000.
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An episode on disk: its path, its rows T and its action size A."""
+    """An episode on disk: its path, its rows T, its action size A and its state size V,
+    0 where states are not used.
+    """
 
     path: pathlib.Path
     rows: int
     actions: int
+    states: int = 0
 
     @property
     def origin(self):
@@ -49,36 +53,44 @@ class Entry:
         return name and tuple(int(name[key]) for key in ('env', 'index', 'steps'))
 
 
-def row_bytes(actions):
-    """Return the bytes of a row: an image, and float32 actions, reward and
-    discount.
+def row_bytes(actions, states=0, observes=('image',)):
+    """Return the bytes of a row: an image, a float32 state or both, and float32
+    actions, reward and discount.
     """
-    return math.prod(IMAGE) + 4 * actions + 8
+    image = math.prod(IMAGE) if 'image' in observes else 0
+    return image + 4 * (states + actions) + 8
 
 
-def check_headers(headers):
+def check_headers(headers, observes=('image',)):
     """Check the arrays of an episode by their shapes and dtypes.
 
     Args:
       headers: dict of key to (shape, dtype).
+      observes: 'image', 'state', or both: the keys that an episode must have, beside
+        `KEYS`.
 
     Returns:
-      rows T and action size A.
+      rows T, action size A and state size V, 0 where it is not observed.
 
     Raises:
       ValueError: a key is missing, a shape or dtype does not fit, or the episode has
         no step or more than `MAX_BYTES`.
     """
-    missing = [key for key in KEYS if key not in headers]
+    keys = (*observes, *KEYS)
+    missing = [key for key in keys if key not in headers]
     if missing:
-        raise ValueError(f'no {", ".join(missing)} in the episode')
-    rows = headers['image'][0][:1]
-    actions = headers['action'][0][1:]
-    if len(actions) != 1 or actions[0] < 1:
-        raise ValueError(f'action has the shape {headers["action"][0]}, not (T, A)')
-    shapes = dict(zip(KEYS, (rows + IMAGE, rows + actions, rows, rows)))
-    for key, expected in shapes.items():
+        raise ValueError(
+            f'no {", ".join(missing)} in the episode{_vectors(headers, missing)}'
+        )
+    rows = headers['action'][0][:1]
+    vectors = {key: headers[key][0][1:] for key in ('action', 'state') if key in keys}
+    for key, size in vectors.items():
+        if len(size) != 1 or size[0] < 1:
+            name = 'V' if key == 'state' else 'A'
+            raise ValueError(f'{key} has the shape {headers[key][0]}, not (T, {name})')
+    for key in keys:
         shape, dtype = headers[key]
+        expected = rows + (IMAGE if key == 'image' else vectors.get(key, ()))
         if shape != expected:
             raise ValueError(f'{key} has the shape {shape}, not {expected}')
         if dtype != np.uint8 if key == 'image' else dtype.kind not in 'fiu':
@@ -87,17 +99,29 @@ def check_headers(headers):
         raise ValueError(f'{rows[0]} rows hold no step')
     # As they are, or as float32, whichever takes more.
     size = sum(
-        math.prod(shape) * (1 if key == 'image' else max(4, dtype.itemsize))
-        for key, (shape, dtype) in headers.items()
-        if key in KEYS
+        math.prod(headers[key][0])
+        * (1 if key == 'image' else max(4, headers[key][1].itemsize))
+        for key in keys
     )
     if size > MAX_BYTES:
         raise ValueError(f'{rows[0]} rows need {size} bytes, more than {MAX_BYTES}')
-    return rows[0], actions[0]
+    return rows[0], *vectors['action'], *vectors.get('state', (0,))
 
 
-def decode(episode):
-    """Return a copy of the four arrays as they are served: uint8 and float32.
+def _vectors(headers, missing):
+    """Return, for a message, the vectors of an episode that has no `state`."""
+    found = [
+        f'{key} ({shape[1]})'
+        for key, (shape, dtype) in headers.items()
+        if key != 'action' and len(shape) == 2 and dtype.kind in 'fiu'
+    ]
+    if 'state' not in missing or not found:
+        return ''
+    return f'; it has vectors of other names: {", ".join(found)}'
+
+
+def decode(episode, observes=('image',)):
+    """Return a copy of the arrays as they are served: uint8 and float32.
 
     Raises:
       ValueError: a number is not finite.
@@ -105,10 +129,10 @@ def decode(episode):
     with np.errstate(over='ignore'):
         decoded = {
             key: np.array(episode[key], np.uint8 if key == 'image' else np.float32)
-            for key in KEYS
+            for key in (*observes, *KEYS)
         }
-    for key in KEYS[1:]:
-        if not np.isfinite(decoded[key]).all():
+    for key, array in decoded.items():
+        if not np.isfinite(array).all():
             raise ValueError(f'{key} has values that are not finite')
     return decoded
 
@@ -124,7 +148,7 @@ def write(path, episode):
     faults.reach('rename')
 
 
-def inspect(path):
+def inspect(path, observes=('image',)):
     """Return the `Entry` of a file, from its headers: the data is not read.
 
     Raises:
@@ -133,17 +157,18 @@ def inspect(path):
     if not path.is_file():
         raise ValueError('it is not a file')  # To open a pipe would take for ever.
     with zipfile.ZipFile(path) as archive:
-        names = set(archive.namelist())
-        headers = {
-            key: read_header(archive, key) for key in KEYS if f'{key}.npy' in names
-        }
-    rows, actions = check_headers(headers)
+        names = [name.removesuffix('.npy') for name in archive.namelist()]
+        needed = (*observes, *KEYS)
+        if set(needed) <= set(names):
+            names = needed
+        headers = {key: read_header(archive, key) for key in names}
+    rows, actions, states = check_headers(headers, observes)
     name = NAME.fullmatch(path.name)
     if not name:
         raise ValueError('its name is not {time}-{id}-{rows}.npz')
     if int(name['rows']) != rows:
         raise ValueError(f'its name says {name["rows"]} rows, it has {rows}')
-    return Entry(path, rows, actions)
+    return Entry(path, rows, actions, states)
 
 
 def read_header(archive, key):
@@ -172,13 +197,13 @@ def identify(path):
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def find_arrays(path):
+def find_arrays(path, observes=('image',)):
     """Return offset, dtype and shape of a row for each array in a file; None if its
     rows do not lie there one after the other: compressed, or in Fortran's order.
     """
     arrays = {}
     with zipfile.ZipFile(path) as archive, open(path, 'rb') as file:
-        for key in KEYS:
+        for key in (*observes, *KEYS):
             info = archive.getinfo(f'{key}.npy')
             if info.compress_type != zipfile.ZIP_STORED:
                 return None
@@ -212,19 +237,19 @@ def read_rows(path, arrays, start, target):
                 array[...] = rows
 
 
-def load(entry):
+def load(entry, observes=('image',)):
     """Return the decoded episode of an `Entry`.
 
     Raises:
       Exception: one of many kinds, if the file is damaged or another than before.
     """
-    if inspect(entry.path) != entry:
+    if inspect(entry.path, observes) != entry:
         raise ValueError('it has changed')
     episode = {}
     with zipfile.ZipFile(entry.path) as archive:
-        for key in KEYS:
+        for key in (*observes, *KEYS):
             with archive.open(f'{key}.npy') as file:
                 episode[key] = np.lib.format.read_array(file, allow_pickle=False)
                 # The checksum is compared when the end has been reached.
                 file.read(1)
-    return decode(episode)
+    return decode(episode, observes)

@@ -1,7 +1,7 @@
 """Replay: episodes on disk, a bounded part of them in memory, sequence batches.
 
-Shapes: T rows of an episode (agent steps + 1), B batch, L length, A action.
-Time index: `action[t]` led to `image[t]`, `reward[t]` and `discount[t]`;
+Shapes: T rows of an episode (agent steps + 1), B batch, L length, A action, V state
+vector. Time index: `action[t]` led to `image[t]`, `reward[t]` and `discount[t]`;
 `action[0]` is zero.
 """
 
@@ -21,14 +21,17 @@ from support.system import limits
 class Replay:
     """Store whole episodes and sample batches of sequences from them.
 
-    An episode is a dict of image uint8 [T, 64, 64, 3], action [T, A], reward [T] and
-    discount [T], kept as `{time}-{id}-{rows}.npz` (the format of the authors' 2020
-    code, whose folders load too: float16, compressed, with further keys). Files that
-    cannot be used are named on stderr, counted in `skipped` and left where they are.
+    An episode is a dict of image uint8 [T, 64, 64, 3], state [T, V] or both, action
+    [T, A], reward [T] and discount [T], kept as `{time}-{id}-{rows}.npz` (the format of
+    the authors' 2020 code, whose folders load too: float16, compressed, with further
+    keys). Files that cannot be used are named on stderr, counted in `skipped` and left
+    where they are.
 
     Args:
       directory: folder of the episodes; made when the first is added.
       length: rows L of a sampled sequence.
+      observes: 'image', 'state', or both: what the episodes must have; they may have
+        more.
       seed: seed of the generator that every draw comes from.
       balance: draw every row of an episode equally often; see `sample`.
       memory: bytes of decoded episodes to hold, the oldest leave first; None for a
@@ -48,13 +51,23 @@ class Replay:
     AHEAD = 2
 
     def __init__(
-        self, directory, *, length, seed=0, balance=False, memory=None, capacity=None
+        self,
+        directory,
+        *,
+        length,
+        observes=('image',),
+        seed=0,
+        balance=False,
+        memory=None,
+        capacity=None,
     ):
         if length < 1:
             raise ValueError(f'A sequence needs at least 1 row, not {length}')
         self.skipped = 0
         self._directory = pathlib.Path(directory)
         self._length = length
+        self._observes = tuple(observes)
+        self._keys = (*observes, *episodes.KEYS)
         self._balance = balance
         self._memory = default_memory() if memory is None else memory
         self._capacity = capacity
@@ -80,6 +93,11 @@ class Replay:
         return self._entries[0].actions if self._entries else None
 
     @property
+    def state_size(self):
+        """Size V of the states, 0 if they are not observed; None without episodes."""
+        return self._entries[0].states if self._entries else None
+
+    @property
     def rows(self):
         """Number of rows of all episodes."""
         return sum(entry.rows for entry in self._entries)
@@ -102,8 +120,8 @@ class Replay:
         background: see `flush`.
 
         Args:
-          episode: dict of image uint8 [T, 64, 64, 3], action [T, A], reward [T] and
-            discount [T], T >= 2; numbers are stored as float32. `origin`, if given,
+          episode: dict of what is observed, action [T, A], reward [T] and discount
+            [T], T >= 2; numbers are stored as float32. `origin`, if given,
             is part of the name (see `Entry.origin`). Other keys are not stored.
 
         Returns:
@@ -118,16 +136,18 @@ class Replay:
         origin = episode.get('origin', (0, 0, 0))
         episode = {key: np.asarray(value) for key, value in episode.items()}
         headers = {key: (array.shape, array.dtype) for key, array in episode.items()}
-        rows, actions = episodes.check_headers(headers)
-        if self._entries and actions != self._entries[0].actions:
-            raise ValueError(
-                f'action has {actions} values, those before {self._entries[0].actions}'
-            )
-        episode = episodes.decode(episode)
+        rows, actions, states = episodes.check_headers(headers, self._observes)
+        for key, size, before in (
+            ('action', actions, self.action_size),
+            ('state', states, self.state_size),
+        ):
+            if before not in (None, size):
+                raise ValueError(f'{key} has {size} values, those before {before}')
+        episode = episodes.decode(episode, self._observes)
         # Not its parents: a run's folder that is gone must not come back half empty.
         self._directory.mkdir(exist_ok=True)
         entry = episodes.Entry(
-            self._directory / self._name(rows, origin), rows, actions
+            self._directory / self._name(rows, origin), rows, actions, states
         )
         self._entries.append(entry)
         self.newest = entry.path.name
@@ -155,7 +175,7 @@ class Replay:
         """
         for entry in [x for x in self._entries if x.path.name > name]:
             try:
-                yield self._entries.index(entry) + 1, entry, episodes.load(entry)
+                yield self._entries.index(entry) + 1, entry, self._load(entry)
             except MemoryError:
                 raise
             except Exception as error:  # Damage has many kinds; see `load`.
@@ -190,8 +210,9 @@ class Replay:
           batch: number of sequences B.
 
         Returns:
-          dict of image uint8 [B, L, 64, 64, 3], action float32 [B, L, A], reward
-          float32 [B, L], discount float32 [B, L] and is_first bool [B, L]. is_first
+          dict of image uint8 [B, L, 64, 64, 3], state float32 [B, L, V] or both,
+          action float32 [B, L, A], reward and discount float32 [B, L] and is_first
+          bool [B, L]. is_first
           marks position 0 and the first row of each episode joined on. The action
           there is as recorded: whoever unrolls the state resets both.
 
@@ -201,14 +222,16 @@ class Replay:
         """
         self._await_writes(self.PENDING)
         shapes = dict(
-            zip(episodes.KEYS, (episodes.IMAGE, (self.action_size or 0,), (), ()))
+            image=episodes.IMAGE,
+            state=(self.state_size or 0,),
+            action=(self.action_size or 0,),
         )
         data = {
             key: np.empty(
-                (batch, self._length, *shape),
+                (batch, self._length, *shapes.get(key, ())),
                 np.uint8 if key == 'image' else np.float32,
             )
-            for key, shape in shapes.items()
+            for key in self._keys
         }
         data['is_first'] = np.zeros((batch, self._length), bool)
         for row in range(batch):
@@ -261,9 +284,7 @@ class Replay:
             entry = self._entries[self._rng.integers(len(self._entries))]
             start = 0 if filled else self._start(entry.rows)
             count = min(self._length - filled, entry.rows - start)
-            target = {
-                key: sequence[key][filled : filled + count] for key in episodes.KEYS
-            }
+            target = {key: sequence[key][filled : filled + count] for key in self._keys}
             try:
                 self._read(entry, start, target)
             except MemoryError:
@@ -288,11 +309,15 @@ class Replay:
             if arrays and stamp == now:
                 return episodes.read_rows(entry.path, arrays, start, target)
             # The first time as a whole, for the checksums.
-            episode = episodes.load(entry)
-            self._stored[entry.path] = now, episodes.find_arrays(entry.path)
+            episode = self._load(entry)
+            arrays = episodes.find_arrays(entry.path, self._observes)
+            self._stored[entry.path] = now, arrays
             self._remember(entry, episode)
         for key, array in target.items():
             array[...] = episode[key][start : start + len(array)]
+
+    def _load(self, entry):
+        return episodes.load(entry, self._observes)
 
     def _await_writes(self, pending):
         """Wait until no more than `pending` writes are unfinished, and raise what
@@ -326,7 +351,7 @@ class Replay:
         entries = []
         for path in paths:
             try:
-                entries.append(episodes.inspect(path))
+                entries.append(episodes.inspect(path, self._observes))
             except Exception as error:  # Damage has many kinds; see `inspect`.
                 self._skip(path, error)
             if episodes.NAME.fullmatch(path.name):
@@ -334,14 +359,16 @@ class Replay:
             own = episodes.OWN.fullmatch(path.name)
             order = int(own['order'], 16) if own else 0
             self._count = max(self._count, order) + 1
-        sizes = collections.Counter(entry.actions for entry in entries)
-        usual = sizes.most_common(1)[0][0] if sizes else None
-        for entry in entries:
-            if entry.actions != usual:
-                self._skip(
-                    entry.path, f'action has {entry.actions} values, others {usual}'
-                )
-        return [entry for entry in entries if entry.actions == usual]
+        for key in 'actions', 'states':
+            sizes = collections.Counter(getattr(entry, key) for entry in entries)
+            usual = sizes.most_common(1)[0][0] if sizes else None
+            for entry in entries:
+                size = getattr(entry, key)
+                if size != usual:
+                    reason = f'{key[:-1]} has {size} values, others {usual}'
+                    self._skip(entry.path, reason)
+            entries = [entry for entry in entries if getattr(entry, key) == usual]
+        return entries
 
     def _skip(self, path, reason):
         self.skipped += 1

@@ -23,6 +23,7 @@ from support.storage import episodes
 from support.storage import replay as replay_module
 from support.storage.replay import Replay
 
+KEYS = ('image', *episodes.KEYS)
 ROW_BYTES = 64 * 64 * 3 + 4 * (2 + 1 + 1)
 
 
@@ -89,15 +90,60 @@ def test_round_trip(tmp_path):
     path = replay.add(episode)
     replay.flush()
     with np.load(path, allow_pickle=False) as stored:
-        assert set(stored) == set(episodes.KEYS)
-        assert {stored[key].dtype.name for key in episodes.KEYS} == {'uint8', 'float32'}
-        for key in episodes.KEYS:
+        assert set(stored) == set(KEYS)
+        assert {stored[key].dtype.name for key in KEYS} == {'uint8', 'float32'}
+        for key in KEYS:
             np.testing.assert_array_equal(stored[key], episode[key])
     loaded = Replay(tmp_path / 'new', length=5)
     assert (loaded.episodes, loaded.rows, loaded.steps, loaded.skipped) == (1, 5, 4, 0)
     batch = loaded.sample(1)
     assert batch.pop('is_first').tolist() == [[True, False, False, False, False]]
     assert_equal(batch, {key: value[None] for key, value in episode.items()})
+
+
+def with_states(index, rows, size=3):
+    """An episode with a state vector beside the image."""
+    episode = make_episode(index, rows)
+    state = 10 * np.arange(rows)[:, None] + np.arange(size)
+    return dict(episode, state=state.astype(np.float32))
+
+
+@pytest.mark.parametrize('observes', [('state',), ('image', 'state')])
+def test_round_trip_of_states(tmp_path, observes):
+    episode = with_states(7, 5)
+    replay = Replay(tmp_path / 'new', length=5, observes=observes)
+    path = replay.add(episode)
+    replay.flush()
+    with np.load(path) as stored:
+        assert set(stored) == {*observes, *episodes.KEYS}
+    # The rows of a file, whose image is not read, and those in memory.
+    for memory in 10**9, 0:
+        loaded = Replay(path.parent, length=5, observes=observes, memory=memory)
+        assert (loaded.action_size, loaded.state_size, loaded.skipped) == (2, 3, 0)
+        for _ in range(2):
+            batch = loaded.sample(1)
+            del batch['is_first']
+            assert_equal(batch, {key: episode[key][None] for key in batch})
+            assert set(batch) == {*observes, *episodes.KEYS}
+
+
+def test_states_of_another_size_are_refused(tmp_path):
+    replay = Replay(tmp_path, length=2, observes=('state',))
+    replay.add(with_states(0, 4))
+    with pytest.raises(ValueError, match='state has 5 values, those before 3'):
+        replay.add(with_states(1, 4, size=5))
+
+
+def test_vectors_of_other_names_are_told(tmp_path, capsys):
+    """Of other people's files, which have the vector under another name."""
+    episode = with_states(0, 4)
+    episode['orientations'] = episode.pop('state')
+    np.savez(tmp_path / '20200101T000000-abc-4.npz', **episode)
+    assert Replay(tmp_path, length=2, observes=('state',)).skipped == 1
+    assert (
+        'no state in the episode; it has vectors of other names: orientations (3)'
+        in (capsys.readouterr().err)
+    )
 
 
 def test_batch_has_the_documented_shapes_and_dtypes(tmp_path):
@@ -263,7 +309,7 @@ def test_folders_of_the_2020_code_load(tmp_path):
         name='20200401T101112-f81d4fae7dec11d0a76500a0c91e6bf6-8.npz',
     )
     batch = Replay(tmp_path, length=8).sample(2)
-    assert set(batch) == {*episodes.KEYS, 'is_first'}
+    assert set(batch) == {*KEYS, 'is_first'}
     assert batch['action'].dtype == batch['reward'].dtype == np.float32
     assert batch['reward'][1].tolist() == list(range(300, 308))
     np.testing.assert_array_equal(batch['image'][0], episode['image'])
