@@ -711,12 +711,12 @@ def fit_to_actions(config, discrete):
     return dataclasses.replace(config, **fitting)
 
 
-def check_length(config, action_size):
+def check_length(config, row_bytes):
     """Raise ConfigError if the longest episode does not fit into a file of the
     replay.
     """
     rows = -(-config.time_limit // config.action_repeat) + 1
-    most = episodes.MAX_BYTES // episodes.row_bytes(action_size)
+    most = episodes.MAX_BYTES // row_bytes
     if rows > most:
         raise ConfigError(
             f'--time_limit {config.time_limit} with --action_repeat '

@@ -46,7 +46,7 @@ from support.acting import workers
 from support.run import checkpoints, logger, openloop, progress, saving, updates
 from support.scaling import machines
 from support.scaling.team import MachineLost, WeightsDiffer
-from support.storage import finished, replay
+from support.storage import episodes, finished, replay
 from support.system import faults
 
 # What may end a run that is as it should be; a message says enough.
@@ -78,7 +78,11 @@ class Run(saving.Resumable):
         self.config = config
         self.logdir = pathlib.Path(config.logdir)
         (self.action_size,) = envs[0].action_space.shape
-        configs.check_length(config, self.action_size)
+        self.state_size = workers.state_size(envs[0])
+        self.row_bytes = episodes.row_bytes(
+            self.action_size, self.state_size, config.observes
+        )
+        configs.check_length(config, self.row_bytes)
         self.lock = checkpoints.Lock(self.logdir)
         self.agent = self.make_agent(strategy)
         self.checkpoints = checkpoints.Checkpoints(
@@ -87,16 +91,21 @@ class Run(saving.Resumable):
         self.replay = replay.Replay(
             self.logdir / 'episodes',
             length=config.batch_length,
+            observes=config.observes,
             seed=tools.spawn_seed(config.seed, 'replay'),
             balance=config.dataset_balance,
             memory=int(config.replay_memory) or None,
             capacity=config.replay_capacity // config.action_repeat,
         )
-        if self.replay.action_size not in (None, self.action_size):
-            raise configs.ConfigError(
-                f'the episodes in {self.logdir} have {self.replay.action_size} actions '
-                f'and {config.task} has {self.action_size}; choose another --logdir'
-            )
+        for what, stored, size in (
+            ('actions', self.replay.action_size, self.action_size),
+            ('numbers in a state', self.replay.state_size, self.state_size),
+        ):
+            if stored not in (None, size):
+                raise configs.ConfigError(
+                    f'the episodes in {self.logdir} have {stored} {what} and '
+                    f'{config.task} has {size}; choose another --logdir'
+                )
         self.progress = progress.Progress(config, automatic=automatic)
         in_turn = config.envs > 1 and config.parallel == 'process'
         self.collector = Collector(
@@ -132,7 +141,7 @@ class Run(saving.Resumable):
 
     def make_agent(self, strategy):
         """The agent for the environment's actions."""
-        return Dreamer(self.config, self.action_size, strategy)
+        return Dreamer(self.config, self.action_size, strategy, self.state_size)
 
     @property
     def step(self):
@@ -152,7 +161,7 @@ class Run(saving.Resumable):
         """
         config = self.config
         choice = self.updates.choice
-        self.progress.header(self.agent, self.action_size, self.step, choice)
+        self.progress.header(self.agent, self.row_bytes, self.step, choice)
         finished.withdraw(self.logdir)
         self.logger.text(self.step, 'config', configs.as_table(config))
         self.prefill()
@@ -289,9 +298,10 @@ class Run(saving.Resumable):
         if self.stop:
             return
         self.should_eval.last = done
-        episodes = [first[env] for env in sorted(first)]
-        self.log_episodes('test', episodes, self.replay.episodes)
-        self.logger.video(self.step, 'eval', episodes[0]['image'])
+        played = [first[env] for env in sorted(first)]
+        self.log_episodes('test', played, self.replay.episodes)
+        if self.config.eval_video and 'image' in played[0]:
+            self.logger.video(self.step, 'eval', played[0]['image'])
         if self.agent.world.decoders:
             self.log_openloop()
 
@@ -306,8 +316,14 @@ class Run(saving.Resumable):
         rows = np.argsort(joined, kind='stable')[:6]
         batch = {key: x[rows] for key, x in batch.items()}
         predicted = self.agent.openloop(batch)
-        video = openloop.frames(batch['image'], predicted['image'])
-        self.logger.video(self.step, 'openloop', video, 10)
+        if 'image' in predicted:
+            video = openloop.frames(batch['image'], predicted['image'])
+            self.logger.video(self.step, 'openloop', video, 10)
+        else:
+            picture = openloop.plot(
+                batch['state'][:3], predicted['state'][:3], self.agent.CONTEXT
+            )
+            self.logger.picture(self.step, 'openloop', picture)
 
     def log(self):
         """Means of the losses since the last call, and speeds."""

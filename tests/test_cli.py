@@ -400,7 +400,7 @@ def test_every_suite_has_a_preset_and_no_other():
 def test_longest_episode_of_every_suite_can_be_stored(suite):
     for repeat in [], ['--action_repeat', '1']:
         config = configs.parse(['--task', f'{suite}_x', '--pcont', *repeat])
-        configs.check_length(config, 1000)
+        configs.check_length(config, episodes.row_bytes(1000))
 
 
 def test_longest_episode_that_is_accepted_is_the_longest_that_can_be_stored():
@@ -414,11 +414,13 @@ def test_longest_episode_that_is_accepted_is_the_longest_that_can_be_stored():
 
     words = ['--task', 'dmc_walker_walk', '--action_repeat', '3', '--time_limit', '1e9']
     with pytest.raises(configs.ConfigError, match='--time_limit up to') as error:
-        configs.check_length(configs.parse(words), 7)
+        configs.check_length(configs.parse(words), episodes.row_bytes(7))
     limit = re.search(r'up to (\d+)', str(error.value))[1]
-    configs.check_length(configs.parse([*words[:-1], limit]), 7)
+    configs.check_length(configs.parse([*words[:-1], limit]), episodes.row_bytes(7))
     with pytest.raises(configs.ConfigError):
-        configs.check_length(configs.parse([*words[:-1], str(int(limit) + 1)]), 7)
+        configs.check_length(
+            configs.parse([*words[:-1], str(int(limit) + 1)]), episodes.row_bytes(7)
+        )
     assert episodes.check_headers(headers(int(limit) // 3 + 1))
     with pytest.raises(ValueError, match='more than'):
         episodes.check_headers(headers(int(limit) // 3 + 2))

@@ -403,6 +403,12 @@ def close_workers(workers):
         worker.close()
 
 
+def state_size(env):
+    """Return how many numbers an environment gives of its state; 0 without a vector."""
+    space = env.observation_space
+    return space['state'].shape[0] if 'state' in space.spaces else 0
+
+
 def make_envs(config, training, evaluation, devices):
     """Workers with environments of the configuration's task, those for training first.
 

@@ -112,15 +112,24 @@ class Logger:
         """
         height, width = frames.shape[1:3]
         data = encode_gif(frames[: max(1, LARGEST_VIDEO // (height * width))], fps)
+        self._show(step, name, '.gif', data, (width, height))
+
+    def picture(self, step, name, data):
+        """Write the bytes of a PNG file as `videos/{name}-{step}.png` and for
+        TensorBoard.
+        """
+        self._show(step, name, '.png', data, Image.open(io.BytesIO(data)).size)
+
+    def _show(self, step, name, suffix, data, size):
         folder = self._logdir / 'videos'
         folder.mkdir(exist_ok=True)
         faults.reach('video')
-        atomic.write(folder / f'{name}-{int(step):09d}.gif', data)
+        atomic.write(folder / f'{name}-{int(step):09d}{suffix}', data)
         metadata = tf.compat.v1.SummaryMetadata(plugin_data={'plugin_name': 'images'})
         with startup.disk_errors(self._logdir), self._writer.as_default(step=int(step)):
             tf.summary.write(
                 f'videos/{name}',
-                tf.constant([str(width), str(height), data]),
+                tf.constant([*map(str, size), data]),
                 metadata=metadata,
             )
             self._writer.flush()

@@ -36,15 +36,14 @@ def frames(truth, predicted):
 
 
 def plot(truth, predicted, context):
-    """A picture [H, W, 3] uint8 of the components of state vectors over time: what
+    """A PNG file, as bytes, of the components of state vectors over time: what
     happened, and the prediction from the first `context` steps, which are shaded.
 
     Args:
       truth, predicted: [B, L, V]; a column is drawn for each of B sequences.
       context: steps that the prediction has seen.
     """
-    from matplotlib.figure import Figure
-    from PIL import Image
+    from matplotlib.figure import Figure  # Only here: it takes a while.
 
     sequences, length, size = truth.shape
     shown = min(size, MOST_COMPONENTS)
@@ -68,5 +67,4 @@ def plot(truth, predicted, context):
     figure.supxlabel(f'agent steps; shaded: seen{rest}', fontsize=7)
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=100)
-    with Image.open(buffer) as image:
-        return np.asarray(image.convert('RGB'))
+    return buffer.getvalue()

@@ -21,7 +21,7 @@ import configs
 from support.envs import rendering
 from support.run import startup, updates
 from support.scores import comparison
-from support.storage import episodes, finished, replay
+from support.storage import finished, replay
 from support.system import limits
 
 # Phases that happen once, and those whose steps are the run's own.
@@ -277,7 +277,7 @@ class Progress:
         if choice:
             self.line(f'{"training":<11} {updates.describe(choice)}')
 
-    def header(self, agent, action_size, step, choice=None):
+    def header(self, agent, row_bytes, step, choice=None):
         """Print what runs, on what, how long, and where its results are. A run that is
         resumed goes on with its best evaluation, and with its `choice`.
         """
@@ -302,7 +302,7 @@ class Progress:
             ('rendering', renderer()),
             ('parameters', parameters),
             ('steps', steps_left(config, step)),
-            ('replay', replay_size(config, action_size)),
+            ('replay', replay_size(config, row_bytes)),
             ('logs', f'{config.logdir} (tensorboard --logdir {config.logdir})'),
         ]
         for name, text in rows:
@@ -312,7 +312,7 @@ class Progress:
         flags = None if gpus else startup.cpu_flags()
         for text in (
             advise_tuned(config),
-            advise_disk(config, action_size, step),
+            advise_disk(config, row_bytes, step),
             startup.advise_precision(config, flags),
         ):
             if text:
@@ -370,15 +370,15 @@ def renderer():
     return name and f'{name}, {rendering.render_device(name) or "unknown device"}'
 
 
-def replay_bytes(config, action_size, steps):
+def replay_bytes(config, row_bytes, steps):
     """Bytes of `steps` environment steps in replay, of which it may keep fewer."""
     kept = min(steps, config.replay_capacity or steps)
-    return kept / config.action_repeat * episodes.row_bytes(action_size)
+    return kept / config.action_repeat * row_bytes
 
 
-def replay_size(config, action_size):
+def replay_size(config, row_bytes):
     """What the replay will take by the end of the run."""
-    disk = replay_bytes(config, action_size, config.steps)
+    disk = replay_bytes(config, row_bytes, config.steps)
     memory = min(disk, config.replay_memory or replay.default_memory())
     return f'by the end {size(disk)} on disk, {size(memory)} in memory'
 
@@ -422,9 +422,9 @@ def advise_tuned(config):
     )
 
 
-def advise_disk(config, action_size, step):
+def advise_disk(config, row_bytes, step):
     """A warning if the episodes to come do not fit on the disk; else None."""
-    needed = replay_bytes(config, action_size, max(0, config.steps - step))
+    needed = replay_bytes(config, row_bytes, max(0, config.steps - step))
     free = shutil.disk_usage(config.logdir).free
     if needed > free:
         return (

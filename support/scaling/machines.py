@@ -125,7 +125,8 @@ class Leading:
 
     def make_agent(self, strategy):
         """Make the agent, once all machines are known to have the same settings."""
-        self.team.check_settings(self.action_size, self.config.action_dist == 'onehot')
+        discrete = self.config.action_dist == 'onehot'
+        self.team.check_settings(self.action_size, discrete, self.state_size)
         return super().make_agent(strategy)
 
     def restore(self):
@@ -206,19 +207,20 @@ def join(argv, config, team):
       the settings, the agent with machine 0's weights, and the replay that machine 0
       fills.
     """
-    action_size, discrete = team.check_settings()
+    action_size, discrete, state_size = team.check_settings()
     config = configs.settle(argv, config, discrete)
     config = dataclasses.replace(
         config, action_dist='onehot' if discrete else 'tanh_normal'
     )
     logdir = pathlib.Path(config.logdir)
     with team.connected():
-        agent = Dreamer(config, action_size, team.strategy)
+        agent = Dreamer(config, action_size, team.strategy, state_size)
         saved = checkpoints.Checkpoints(logdir / 'checkpoints', agent)
         team.load_same_checkpoint(agent, saved)
     stored = replay.Replay(
         logdir / 'episodes',
         length=config.batch_length,
+        observes=config.observes,
         balance=config.dataset_balance,
         memory=int(config.replay_memory) or None,
     )

@@ -100,27 +100,30 @@ class Team:
 
     # Before the first phase.
 
-    def check_settings(self, action_size=0, discrete=False):
+    def check_settings(self, action_size=0, discrete=False, state_size=0):
         """Check that all machines have the same settings, before any agent is made.
 
         Args:
-          action_size, discrete: of the environments, which machine 0 alone has.
+          action_size, discrete, state_size: of the environments, which machine 0
+            alone has.
 
         Returns:
-          machine 0's action size, and whether its actions are discrete.
+          machine 0's action size, whether its actions are discrete, and its state
+          size.
 
         Raises:
           ConfigError: the settings differ.
         """
         mine = zlib.crc32(json.dumps(self._settings, sort_keys=True).encode())
-        rows = self.gather(mine, action_size, discrete)
+        rows = self.gather(mine, action_size, discrete, state_size)
         for rank, (theirs, *_) in enumerate(rows):
             if theirs != rows[0][0]:
                 raise configs.ConfigError(
                     f'machine {rank} has other settings than machine 0; give all the '
                     'same flags and the same precision'
                 )
-        return int(rows[0][1]), bool(rows[0][2])
+        _, action_size, discrete, state_size = rows[0].tolist()
+        return action_size, bool(discrete), state_size
 
     def load_same_checkpoint(self, agent, saved):
         """Load the checkpoint that machine 0 has restored.

@@ -202,7 +202,7 @@ def test_header_tells_who_chose_the_precision(
     output = io.StringIO()
     console = Console(file=output, width=300)
     shown = progress.Progress(config, console, automatic=automatic)
-    shown.header(Dreamer(config, 2), 2, 0)
+    shown.header(Dreamer(config, 2), 12_304, 0)
     lines = output.getvalue().splitlines()
     (device,) = (line for line in lines if line.startswith('device'))
     name = {'16': 'float16', '32': 'float32'}.get(precision, precision)
@@ -260,18 +260,22 @@ def test_means_of_metrics_of_two_versions():
 def test_replay_by_the_end_of_the_run(tmp_path):
     config = config_for(tmp_path, '--replay_memory', '4e9')
     # 2.5e6 images of 12,288 bytes, and 8 numbers beside each.
-    assert progress.replay_size(config, 6) == (
+    assert progress.replay_size(config, 12_320) == (
         'by the end 30.8 GB on disk, 4 GB in memory'
     )
-    assert progress.advise_disk(config_for(tmp_path, '--steps', '1e4'), 6, 0) is None
+    assert (
+        progress.advise_disk(config_for(tmp_path, '--steps', '1e4'), 12_320, 0) is None
+    )
     kept = dataclasses.replace(config, replay_capacity=200_000)
-    assert progress.replay_size(kept, 6) == (
+    assert progress.replay_size(kept, 12_320) == (
         'by the end 1.23 GB on disk, 1.23 GB in memory'
     )
     huge = dataclasses.replace(config, steps=10**15)
-    assert not progress.advise_disk(dataclasses.replace(huge, replay_capacity=1), 6, 0)
-    assert 'are free' in progress.advise_disk(huge, 6, 0)
-    assert progress.advise_disk(huge, 6, 10**15) is None
+    assert not progress.advise_disk(
+        dataclasses.replace(huge, replay_capacity=1), 12_320, 0
+    )
+    assert 'are free' in progress.advise_disk(huge, 12_320, 0)
+    assert progress.advise_disk(huge, 12_320, 10**15) is None
 
 
 @pytest.mark.parametrize('no_color', [False, True])
