@@ -112,7 +112,9 @@ def build(logdir, **changes):
         config = configs.fit_to_actions(
             config, isinstance(env.action_space, wrappers.OneHotSpace)
         )
-        return Dreamer(config, *env.action_space.shape), env, config
+        (action_size,) = env.action_space.shape
+        agent = Dreamer(config, action_size, state_size=workers.state_size(env))
+        return agent, env, config
     except BaseException:
         env.close()
         raise
@@ -157,27 +159,33 @@ def episodes(agent, env, seed):
 def predict(agent, episode, sequences):
     """Predict up to `sequences` [B] parts of `episode`, of at most `DREAM` rows [L].
 
-    Returns uint8 [L, B, 3, 64, 64, 3]: of each image the real one, the prediction and
-    the error. The first `CONTEXT` predictions are reconstructions of images that the
-    model has seen, the others are imagined; the episode has more rows than that.
+    Returns what happened and what `Dreamer.openloop` predicts, dicts of arrays
+    [B, L, ...]. The first `CONTEXT` predictions are reconstructions of what the model
+    has seen, the others are imagined; the episode has more rows than that.
     """
     rows = len(episode['reward'])
     length = min(rows, DREAM)
     starts = sorted({*np.linspace(0, rows - length, sequences).astype(int).tolist()})
     data = {
         key: np.stack([episode[key][start : start + length] for start in starts])
-        for key in ('image', 'action', 'reward')
+        for key in (*agent.config.observes, 'action', 'reward')
     }
     data['is_first'] = np.zeros((len(starts), length), bool)
     data['is_first'][:, 0] = True
-    return openloop.compare_images(data['image'], agent.openloop(data)['image'])
+    return data, {name: np.asarray(x) for name, x in agent.openloop(data).items()}
+
+
+def predict_images(agent, episode, sequences):
+    """`predict` as uint8 [L, B, 3, 64, 64, 3]: real image, prediction and error."""
+    data, predicted = predict(agent, episode, sequences)
+    return openloop.compare_images(data['image'], predicted['image'])
 
 
 def dream(agent, episode, sequences=3):
     """Frames [L, H, W, 3] uint8: a row of real image, prediction and error for each of
-    up to `sequences` parts of `episode`, which `predict` gives.
+    up to `sequences` parts of `episode`.
     """
-    video = predict(agent, episode, sequences).transpose(0, 1, 3, 2, 4, 5)
+    video = predict_images(agent, episode, sequences).transpose(0, 1, 3, 2, 4, 5)
     return np.stack(
         [
             label(
@@ -190,9 +198,9 @@ def dream(agent, episode, sequences=3):
 
 def strip(agent, episode):
     """A picture [H, W, 3] uint8 of the first `DREAM` images of `episode`: those of
-    `STRIP_IMAGES` that it has, above the predictions of `predict`.
+    `STRIP_IMAGES` that it has, above predictions of them.
     """
-    video = predict(agent, episode, 1)[:, 0, :2]
+    video = predict_images(agent, episode, 1)[:, 0, :2]
     numbers = [number for number in STRIP_IMAGES if number <= len(video)]
     images = video[np.array(numbers) - 1].transpose(1, 2, 0, 3, 4)
     picture = images.reshape(1, 2 * 64, len(numbers) * 64, 3)
@@ -215,8 +223,15 @@ def label(frame, names, height=16):
 
 
 def write_dream(path, agent, episode):
-    """Write `strip` or `dream`, whichever the suffix of `path` stands for."""
-    if path.suffix == STRIP:
+    """Write `strip` or `dream`, whichever the suffix of `path` stands for; without
+    images a plot of state vectors.
+    """
+    if 'image' not in agent.config.observes:
+        data, predicted = predict(agent, episode, 3)
+        plot = openloop.plot(data['state'], predicted['state'], CONTEXT)
+        atomic.write(path, plot)
+        print(f'written: {path}', flush=True)
+    elif path.suffix == STRIP:
         picture = strip(agent, episode)
         atomic.write(path, imageio.v3.imwrite('<bytes>', picture, extension=STRIP))
         print(f'written: {path}', flush=True)
@@ -240,6 +255,24 @@ def write_video(path, frames, fps):
         )
     atomic.write(path, data)
     print(f'written: {path}', flush=True)
+
+
+def check_pictures(args, agent, env):
+    """Raise ConfigError if what shall be drawn cannot be."""
+    if args.dream and not agent.world.decoders:
+        raise configs.ConfigError(
+            '--dream needs a decoder, and the run was started with --log_images false'
+        )
+    observes = agent.config.observes
+    if args.dream and 'image' not in observes and args.dream.suffix != STRIP:
+        raise configs.ConfigError(
+            f'--dream is a plot where no images are observed, and {args.dream} does '
+            f'not end in {STRIP}'
+        )
+    if args.video and 'image' not in env.observation_space.spaces:
+        raise configs.ConfigError(
+            f'--video needs images, and {agent.config.task} cannot be rendered here'
+        )
 
 
 def evaluate(agent, env, args):
@@ -266,15 +299,11 @@ def main(argv=None):
     try:
         args = parse(argv)
         logdir = pathlib.Path(args.logdir)
-        agent, env, config = build(logdir)
+        agent, env, config = build(logdir, eval_video=bool(args.video))
     except (ValueError, RuntimeError, OSError) as error:
         configs.fail(error, 'evaluate')
     try:
-        if args.dream and not agent.world.decoders:
-            raise configs.ConfigError(
-                '--dream needs a decoder, and the run was '
-                'started with --log_images false'
-            )
+        check_pictures(args, agent, env)
         checkpoint = load_newest(agent, logdir / 'checkpoints')
         step = agent.env_step
         print(

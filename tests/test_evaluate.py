@@ -219,6 +219,9 @@ def test_episodes_follow_from_the_seed():
 class Knowing:
     """A model that knows the truth while it sees it, and nothing later."""
 
+    class config:
+        observes = ('image',)
+
     def openloop(self, data):
         model = np.float32(data['image']) / 255
         model[:, evaluate.CONTEXT :] = 0

@@ -59,7 +59,7 @@ def plot(truth, predicted, context):
             ):
                 ax.plot(values[sequence, :, component], linewidth=1, **style)
             ax.tick_params(labelsize=6)
-        axes[component, 0].set_ylabel(f'{component}', fontsize=7, rotation=0)
+        axes[component, 0].set_ylabel(f'{component}', fontsize=7, labelpad=8)
     axes[0, 0].plot([], [], color='0.3', label='real')
     axes[0, 0].plot([], [], color='C1', linestyle='--', label='predicted')
     axes[0, 0].legend(fontsize=6, loc='upper right')
