@@ -6,26 +6,21 @@ right < flags. Sources: *paper* is Dream to Control (ICLR 2020), *TF2* the autho
 """
 
 import argparse
-import contextlib
 import dataclasses
-import difflib
-import importlib.metadata
-import json
-import math
-import os
-import pathlib
-import sys
+import functools
 
 from support.storage import episodes
-from support.system import atomic, faults, limits
+from support.system import command_line
+from support.system.command_line import UserError, flag
 
+# Flags that may change when a run is resumed; all others define it.
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs eval_envs parallel precision '
     'jit deterministic verbose worker_timeout replay_memory replay_capacity '
     'allow_config_change eval_video lab_renderer lab_level_cache lab_dataset'.split()
 )
 
-# Flags without effect on a method.
+# Flags without effect, by method.
 _PLANS = 'plan_candidates', 'plan_iterations', 'plan_elites', 'plan_horizon'
 IDLE = dict(
     dreamer=_PLANS,
@@ -36,36 +31,6 @@ IDLE = dict(
     ),
 )
 
-# Groups of flags in --help: each begins with this one, as in `Config`.
-HELP_GROUPS = dict(
-    logdir='run',
-    envs='environments',
-    representation='world model',
-    batch_size='training',
-    discount='behaviour',
-    plan_candidates='planning',
-)
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run; the message is one line for the user."""
-
-
-def _flag(
-    default, help, choices=None, minimum=None, maximum=None, above=None, path=False
-):
-    return dataclasses.field(
-        default=default,
-        metadata=dict(
-            help=help,
-            choices=choices,
-            minimum=minimum,
-            maximum=maximum,
-            above=above,
-            path=path,
-        ),
-    )
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -73,301 +38,300 @@ class Config:
     the action repeat counted, unless a flag says agent steps or gradient steps.
     """
 
-    # Run.
-    logdir: str = _flag(
-        './logs', 'folder of the run; the same command resumes it', path=True
+    logdir: str = flag(
+        './logs',
+        'folder of the run; the same command resumes it',
+        path=True,
+        group='run',
     )
-    task: str = _flag('dmc_walker_walk', 'SUITE_NAME, for example dmc_cartpole_balance')
-    method: str = _flag(
+    task: str = flag('dmc_walker_walk', 'SUITE_NAME, for example dmc_cartpole_balance')
+    method: str = flag(
         'dreamer',
-        'of choosing actions: an actor with a value '
-        'network, an actor without one, or the PlaNet planner',
+        'of choosing actions: an actor with a value network, an actor without one, or '
+        'the PlaNet planner',
         ('dreamer', 'no_value', 'planet'),
     )
-    seed: int = _flag(
+    seed: int = flag(
         0, 'seed of networks, noise, replay and episodes', minimum=0, maximum=2**32 - 1
     )
-    steps: int = _flag(
+    steps: int = flag(
         5_000_000,
         'length of the run, prefill included [environment steps; paper: 5e6]',
         minimum=1,
     )
-    eval_every: int = _flag(
-        10_000, 'between evaluations [environment steps]', minimum=1
-    )
-    log_every: int = _flag(
+    eval_every: int = flag(10_000, 'between evaluations [environment steps]', minimum=1)
+    log_every: int = flag(
         1_000,
         'between lines of losses, after training phases [environment steps]',
         minimum=1,
     )
-    save_every: int = _flag(
+    save_every: int = flag(
         10_000,
         'between checkpoints; they wait for the end of an episode, at most as long '
         'again [environment steps]',
         minimum=1,
     )
-    precision: str = _flag(
+    precision: str = flag(
         'auto',
-        'of the networks: float16, float32 or bfloat16; '
-        'auto is bfloat16 on GPUs of compute capability 8.0 and above, 16 on '
-        'older ones and 32 elsewhere; losses are always float32',
+        'of the networks: float16, float32 or bfloat16; auto is bfloat16 on GPUs of '
+        'compute capability 8.0 and above, 16 on older ones and 32 elsewhere; losses '
+        'are always float32',
         ('auto', '16', '32', 'bfloat16'),
     )
-    jit: str = _flag(
+    jit: str = flag(
         'auto',
-        'compile the training step with XLA; auto: on one GPU, if that turns out to '
-        'be faster',
+        'compile the training step with XLA; auto: on one GPU, if that turns out to be '
+        'faster',
         ('auto', 'true', 'false'),
     )
-    deterministic: bool = _flag(
+    deterministic: bool = flag(
         False,
         'the same numbers in every run on a GPU, too, which is slower; without a GPU '
         'they always are',
     )
-    allow_config_change: bool = _flag(
+    allow_config_change: bool = flag(
         False, 'resume a logdir that was started with other settings'
     )
-    verbose: bool = _flag(False, "print TensorFlow's and the simulators' own messages")
+    verbose: bool = flag(False, "print TensorFlow's and the simulators' own messages")
 
-    # Environments.
-    envs: int = _flag(
-        1, 'environments that collect in parallel', minimum=1, maximum=1000
+    envs: int = flag(
+        1,
+        'environments that collect in parallel',
+        minimum=1,
+        maximum=1000,
+        group='environments',
     )
-    eval_envs: int = _flag(
+    eval_envs: int = flag(
         1,
         'environments that evaluate in parallel, one episode each',
         minimum=1,
         maximum=1000,
     )
-    parallel: str = _flag(
+    parallel: str = flag(
         'process',
-        'where simulators run; none is the main process, '
-        'which is not safe with software rendering',
+        'where simulators run; none is the main process, which is not safe with '
+        'software rendering',
         ('process', 'none'),
     )
-    worker_timeout: float = _flag(
+    worker_timeout: float = flag(
         300.0, 'until a silent simulator counts as dead [seconds]', above=0, maximum=1e6
     )
-    action_repeat: int = _flag(2, 'simulator steps per action [paper: 2]', minimum=1)
-    time_limit: int = _flag(1000, 'longest episode [environment steps]', minimum=1)
-    render_quality: str = _flag(
+    action_repeat: int = flag(2, 'simulator steps per action [paper: 2]', minimum=1)
+    time_limit: int = flag(1000, 'longest episode [environment steps]', minimum=1)
+    render_quality: str = flag(
         'standard',
-        'of MuJoCo; fast is without shadows and '
-        'multisampling, 3 to 6 times quicker without a GPU',
+        'of MuJoCo; fast is without shadows and multisampling, 3 to 6 times quicker '
+        'without a GPU',
         ('standard', 'fast'),
     )
-    same_game: bool = _flag(
+    same_game: bool = flag(
         False,
-        'Atari: a lost life ends the training episode, and '
-        'the same game goes on [common practice]; off: a new game '
-        '[both releases]',
+        'Atari: a lost life ends the training episode, and the same game goes on '
+        '[common practice]; off: a new game [both releases]',
     )
-    lab_actions: str = _flag(
+    lab_actions: str = flag(
         '',
-        "DeepMind Lab: actions such as '0,0,0,1,0,0,0; "
-        "-20,0,0,0,0,0,0' (look_lr, look_ud, strafe, move, fire, "
-        'jump, crouch); empty is the nine of the release [TF1]',
+        "DeepMind Lab: actions such as '0,0,0,1,0,0,0; -20,0,0,0,0,0,0' (look_lr, "
+        'look_ud, strafe, move, fire, jump, crouch); empty is the nine of the release '
+        '[TF1]',
     )
-    lab_renderer: str = _flag('software', 'of DeepMind Lab', ('software', 'hardware'))
-    lab_holdout: bool = _flag(
+    lab_renderer: str = flag('software', 'of DeepMind Lab', ('software', 'hardware'))
+    lab_holdout: bool = flag(
         False, 'DeepMind Lab: evaluate on hold-out levels (the releases never did)'
     )
-    lab_level_cache: str = _flag(
+    lab_level_cache: str = flag(
         '',
-        'DeepMind Lab: folder for compiled levels, shared '
-        'by all environments; empty is none',
+        'DeepMind Lab: folder for compiled levels, shared by all environments; empty '
+        'is none',
         path=True,
     )
-    lab_dataset: str = _flag(
+    lab_dataset: str = flag(
         '',
         'DeepMind Lab: folder of the images that two psychlab levels show',
         path=True,
     )
-    observation: str = _flag(
+    observation: str = flag(
         'image',
         'what the agent sees: images [paper], the vector that the simulator gives of '
         'its state, or both',
         ('image', 'state', 'both'),
     )
-    eval_video: bool = _flag(
+    eval_video: bool = flag(
         True, 'film evaluations, where the environment can be rendered'
     )
-    gym_import: str = _flag(
+    gym_import: str = flag(
         '', 'module that registers further Gymnasium environments when imported'
     )
-    prefill: int = _flag(
+    prefill: int = flag(
         5000,
-        'steps of random actions before training '
-        '[environment steps; TF1: 2,500 agent steps]',
+        'steps of random actions before training [environment steps; TF1: 2,500 agent '
+        'steps]',
         minimum=1,
     )
-    prefill_episodes: int = _flag(
+    prefill_episodes: int = flag(
         1,
         'whole episodes of random actions, too, before training [paper: 5]',
         minimum=1,
     )
-    eval_noise: float = _flag(
+    eval_noise: float = flag(
         0.0, 'std of Gaussian noise on evaluation actions, or their epsilon', minimum=0
     )
-    clip_rewards: str = _flag(
+    clip_rewards: str = flag(
         'none', 'bound rewards in training; logged returns stay raw', ('none', 'tanh')
     )
 
-    # World model.
-    representation: str = _flag(
+    representation: str = flag(
         'reconstruction',
-        'what the world model learns from besides rewards: '
-        'predicting images, telling them apart, or nothing [paper, section 4]',
+        'what the world model learns from besides rewards: predicting images, telling '
+        'them apart, or nothing [paper, section 4]',
         ('reconstruction', 'contrastive', 'reward'),
+        group='world model',
     )
-    contrastive_window: int = _flag(
+    contrastive_window: int = flag(
         0,
-        'sequences whose images a state is contrasted with, its own among them; 0 '
-        'is the whole batch; memory is 4 * batch_size * batch_length^2 * window bytes, '
+        'sequences whose images a state is contrasted with, its own among them; 0 is '
+        'the whole batch; memory is 4 * batch_size * batch_length^2 * window bytes, '
         'several times over [TF1: 10]',
         minimum=0,
     )
-    log_images: bool = _flag(
+    log_images: bool = flag(
         True,
-        'for contrastive and reward representations, train a decoder beside them '
-        'for the open-loop videos',
+        'for contrastive and reward representations, train a decoder beside them for '
+        'the open-loop videos',
     )
-    deter_size: int = _flag(200, 'units of the deterministic (GRU) state', minimum=1)
-    stoch_size: int = _flag(30, 'dimensions of the stochastic state', minimum=1)
-    num_units: int = _flag(
+    deter_size: int = flag(200, 'units of the deterministic (GRU) state', minimum=1)
+    stoch_size: int = flag(30, 'dimensions of the stochastic state', minimum=1)
+    num_units: int = flag(
         400,
-        'units of hidden layers in the heads, the actor and '
-        'the value network [paper: 300]',
+        'units of hidden layers in the heads, the actor and the value network [paper: '
+        '300]',
         minimum=1,
     )
-    rssm_units: int = _flag(
+    rssm_units: int = flag(
         200, 'units of hidden layers in the RSSM [paper: 200]', minimum=1
     )
-    reward_layers: int = _flag(
+    reward_layers: int = flag(
         2, 'hidden layers of the reward head [paper: 3]', minimum=1
     )
-    actor_layers: int = _flag(4, 'hidden layers of the actor [paper: 3]', minimum=1)
-    dense_act: str = _flag(
+    actor_layers: int = flag(4, 'hidden layers of the actor [paper: 3]', minimum=1)
+    dense_act: str = flag(
         'elu', 'activation of dense layers', ('elu', 'relu', 'silu', 'tanh')
     )
-    cnn_act: str = _flag(
+    cnn_act: str = flag(
         'relu', 'activation of convolutions', ('elu', 'relu', 'silu', 'tanh')
     )
-    cnn_depth: int = _flag(
+    cnn_depth: int = flag(
         32,
         'channels of the first convolution; the others are multiples of it',
         minimum=1,
     )
-    image_noise: bool = _flag(
+    image_noise: bool = flag(
         False,
-        'images are (value + uniform noise) / 256 - 0.5, as input and as target '
-        '[TF1]; off: value / 255 - 0.5 [TF2]',
+        'images are (value + uniform noise) / 256 - 0.5, as input and as target [TF1]; '
+        'off: value / 255 - 0.5 [TF2]',
     )
-    reward_scale: float = _flag(1.0, 'weight of the reward loss', minimum=0)
-    pcont: bool = _flag(False, 'predict the discount, for tasks with early termination')
-    pcont_scale: float = _flag(
+    reward_scale: float = flag(1.0, 'weight of the reward loss', minimum=0)
+    pcont: bool = flag(False, 'predict the discount, for tasks with early termination')
+    pcont_scale: float = flag(
         10.0, 'weight of the discount loss [TF2: 10, TF1: 1]', minimum=0
     )
-    free_nats: float = _flag(3.0, 'KL below this costs nothing [nats]', minimum=0)
-    free_nats_per_step: bool = _flag(
+    free_nats: float = flag(3.0, 'KL below this costs nothing [nats]', minimum=0)
+    free_nats_per_step: bool = flag(
         False, 'apply free nats to each step [paper], not to the batch mean [TF2]'
     )
-    kl_scale: float = _flag(1.0, 'weight of the KL (beta)', minimum=0)
+    kl_scale: float = flag(1.0, 'weight of the KL (beta)', minimum=0)
 
-    # Training.
-    batch_size: int = _flag(50, 'sequences in a batch', minimum=1)
-    batch_length: int = _flag(50, 'steps in a sequence [agent steps]', minimum=2)
-    train_every: int = _flag(
+    batch_size: int = flag(50, 'sequences in a batch', minimum=1, group='training')
+    batch_length: int = flag(50, 'steps in a sequence [agent steps]', minimum=2)
+    train_every: int = flag(
         1000, 'collected between training phases [environment steps]', minimum=1
     )
-    train_episodes: int = _flag(
+    train_episodes: int = flag(
         0,
-        'whole episodes, too, that are collected between training phases '
-        '[paper: 1, with 100 updates an episode]',
+        'whole episodes, too, that are collected between training phases [paper: 1, '
+        'with 100 updates an episode]',
         minimum=0,
     )
-    train_steps: int = _flag(
+    train_steps: int = flag(
         100, 'updates in a training phase [gradient steps]', minimum=1
     )
-    pretrain: int = _flag(100, 'updates after the prefill [gradient steps]', minimum=0)
-    model_lr: float = _flag(6e-4, 'learning rate of the world model', above=0)
-    value_lr: float = _flag(8e-5, 'learning rate of the value network', above=0)
-    actor_lr: float = _flag(8e-5, 'learning rate of the actor', above=0)
-    adam_epsilon: float = _flag(
+    pretrain: int = flag(100, 'updates after the prefill [gradient steps]', minimum=0)
+    model_lr: float = flag(6e-4, 'learning rate of the world model', above=0)
+    value_lr: float = flag(8e-5, 'learning rate of the value network', above=0)
+    actor_lr: float = flag(8e-5, 'learning rate of the actor', above=0)
+    adam_epsilon: float = flag(
         1e-7, "of Adam, beside the gradient's root mean square [TF1: 1e-4]", above=0
     )
-    grad_clip: float = _flag(100.0, 'global gradient norm is clipped to this', above=0)
-    dataset_balance: bool = _flag(
+    grad_clip: float = flag(100.0, 'global gradient norm is clipped to this', above=0)
+    dataset_balance: bool = flag(
         False,
-        'draw every row of an episode equally often; off: whole sequences, so '
-        'that the two ends of an episode are drawn less often',
+        'draw every row of an episode equally often; off: whole sequences, so that the '
+        'two ends of an episode are drawn less often',
     )
-    replay_memory: float = _flag(
+    replay_memory: float = flag(
         0,
-        'episodes held in memory, others are read from '
-        'disk; 0 is a quarter of all memory [bytes]',
+        'episodes held in memory, others are read from disk; 0 is a quarter of all '
+        'memory [bytes]',
         minimum=0,
     )
-    replay_capacity: int = _flag(
+    replay_capacity: int = flag(
         0,
         'episodes kept on disk, the oldest are deleted; 0 is all [environment steps]',
         minimum=0,
     )
 
-    # Behaviour.
-    discount: float = _flag(0.99, 'gamma', minimum=0, maximum=1)
-    actor_entropy: float = _flag(
+    discount: float = flag(0.99, 'gamma', minimum=0, maximum=1, group='behaviour')
+    actor_entropy: float = flag(
         0.0,
         "weight of the actor's entropy beside the imagined returns, in their standard "
         'deviations [paper: 0]',
         minimum=0,
     )
-    actor_entropy_decay: float = _flag(
+    actor_entropy_decay: float = flag(
         0.0,
         'gradient steps over which actor_entropy falls linearly to a tenth of itself, '
         'where it stays; 0 is constant',
         minimum=0,
     )
-    disclam: float = _flag(0.95, 'lambda of the lambda return', minimum=0, maximum=1)
-    horizon: int = _flag(15, 'imagined steps [agent steps]', minimum=2)
-    action_init_std: float = _flag(
+    disclam: float = flag(0.95, 'lambda of the lambda return', minimum=0, maximum=1)
+    horizon: int = flag(15, 'imagined steps [agent steps]', minimum=2)
+    action_init_std: float = flag(
         5.0, 'std of the actor before the tanh at the start', above=0
     )
-    action_dist: str = _flag(
+    action_dist: str = flag(
         'auto',
         'of the actor; auto follows the action space',
         ('auto', 'tanh_normal', 'onehot'),
     )
-    expl: str = _flag(
+    expl: str = flag(
         'auto',
-        'exploration while collecting; auto is additive_gaussian '
-        'for continuous actions and epsilon_greedy for discrete ones',
+        'exploration while collecting; auto is additive_gaussian for continuous '
+        'actions and epsilon_greedy for discrete ones',
         ('auto', 'additive_gaussian', 'epsilon_greedy'),
     )
-    expl_action: str = _flag(
+    expl_action: str = flag(
         'sample',
         'what is explored around: a sample of the policy [TF2] or its mode [paper]',
         ('sample', 'mode'),
     )
-    expl_amount: float = _flag(
+    expl_amount: float = flag(
         0.3, 'std of the Gaussian exploration noise, or epsilon', minimum=0
     )
-    expl_decay: float = _flag(
+    expl_decay: float = flag(
         0.0,
-        'gradient steps over which expl_amount falls '
-        'linearly to expl_min, 0 is constant (the 2020 flag of '
-        'this name was a half-life)',
+        'gradient steps over which expl_amount falls linearly to expl_min, 0 is '
+        'constant (the 2020 flag of this name was a half-life)',
         minimum=0,
     )
-    expl_min: float = _flag(0.0, 'exploration noise after the decay', minimum=0)
+    expl_min: float = flag(0.0, 'exploration noise after the decay', minimum=0)
 
-    # Planning (--method planet; PlaNet, appendix A).
-    plan_candidates: int = _flag(
-        1000, 'action sequences tried in an iteration', minimum=1
+    # PlaNet, appendix A.
+    plan_candidates: int = flag(
+        1000, 'action sequences tried in an iteration', minimum=1, group='planning'
     )
-    plan_iterations: int = _flag(10, 'refits of the search distribution', minimum=1)
-    plan_elites: int = _flag(100, 'best candidates that it is refitted to', minimum=1)
-    plan_horizon: int = _flag(12, 'length of a plan [agent steps]', minimum=1)
+    plan_iterations: int = flag(10, 'refits of the search distribution', minimum=1)
+    plan_elites: int = flag(100, 'best candidates that it is refitted to', minimum=1)
+    plan_horizon: int = flag(12, 'length of a plan [agent steps]', minimum=1)
 
     @property
     def observes(self):
@@ -492,8 +456,8 @@ _SMALL_GAMES = dict(
     batch_length=32,
     expl_decay=6_000.0,
 )
-# On top of a suite's preset, of one of `--configs`, or of one with a suite, where the
-# actions are discrete.
+# What presets add where actions are discrete. A key is a suite, a preset, or a preset
+# with the suite that it adds to.
 IF_DISCRETE = {
     'gym': dict(_ONE_HOT, expl_decay=5_000.0, actor_entropy=0.3, free_nats=0.0),
     'small atari': _SMALL_GAMES,
@@ -502,440 +466,80 @@ IF_DISCRETE = {
     # The text has epsilon, and not around what; TF1 draws a sample.
     'paper': dict(expl_action='sample'),
 }
-# Suites whose actions are discrete by their name. Of others the simulator tells.
+# Suites with discrete actions alone. In other suites the simulator has to tell.
 DISCRETE_SUITES = 'atari', 'dmlab'
 
 
-def parse(argv, warn=True):
-    """Turn command line words into a checked `Config`, and `warn` of what may be meant
-    otherwise.
+def parse(argv):
+    """Return the `Config` that words of a command line stand for, checked.
 
-    Prints the help and exits with 0 on `--help`. Raises ConfigError with one line on
-    anything that is unknown, malformed or impossible.
+    On `--help`, prints it and exits with 0. Where the name of a task does not tell that
+    its actions are discrete, they count as continuous; see `resolve`.
+
+    Raises:
+      UserError: a word is unknown, malformed or impossible.
     """
-    names, flags = _typed(argv)
-    config = _resolve(names, flags)
-    if warn:
-        _warn(config, flags)
-    return config
+    return resolve(*split_words(argv))
 
 
-def _typed(argv):
-    """Names of presets, and flags by name, as they stand on the command line."""
-    flags = vars(_parse_known(_parser(), argv))
-    names = flags.pop('configs') or []
-    for name in names:
+def split_words(argv):
+    """Return the names of presets, and {name: value} of the flags, in a command line.
+
+    Raises:
+      UserError: a preset, a flag or its form is unknown.
+    """
+    flags = vars(_parser().parse_args(argv))
+    presets = flags.pop('configs') or []
+    for name in presets:
         if name not in PRESETS:
-            raise ConfigError(
+            raise UserError(
                 f"unknown preset '{name}' in --configs; possible: {', '.join(PRESETS)}"
             )
-    return names, flags
+    return presets, flags
 
 
-def _resolve(names, flags, discrete=False):
-    """The configuration of presets and flags; `discrete`: the task's actions are."""
-    suite = _suite(flags.get('task', Config.task))
+def resolve(presets, flags, discrete=False):
+    """Return the `Config` of presets and flags, checked.
+
+    Args:
+      presets, flags: of `split_words`.
+      discrete: whether the task's actions are discrete, in suites whose names do not
+        tell.
+
+    Raises:
+      UserError: the values cannot run together.
+    """
+    suite = suite_of(flags.get('task', Config.task))
     discrete = discrete or suite in DISCRETE_SUITES
     values = SUITE_PRESETS[suite] | (IF_DISCRETE.get(suite, {}) if discrete else {})
-    for name in names:
+    for name in presets:
         values |= PRESETS[name]
         for key in (name, f'{name} {suite}') if discrete else ():
             values |= IF_DISCRETE.get(key, {})
     values |= flags
     try:
-        values['logdir'] = home(values.get('logdir', Config.logdir))
+        values['logdir'] = command_line.home(values.get('logdir', Config.logdir))
     except argparse.ArgumentTypeError as error:
-        raise ConfigError(f'--logdir: {error}') from None
+        raise UserError(f'--logdir: {error}') from None
     config = check(Config(**values))
     if config.method == 'planet' and flags.get('actor_entropy'):
-        raise ConfigError(
+        raise UserError(
             f'--actor_entropy {config.actor_entropy} needs an actor, which --method '
             'planet has not; possible: 0, or --method dreamer or no_value'
         )
     return config
 
 
-def settle(argv, config, discrete):
-    """The configuration once the actions are known to be discrete or not, which `parse`
-    could not know. Where the run in the logdir was started by the same words, it is
-    that run's, even if a preset has changed since.
-
-    Args:
-      argv: words of the command line.
-      config: of `parse`, with its precision resolved; its paths stay.
-      discrete: whether the task's actions are.
-    """
-    names, flags = _typed(argv)
-    # A simulator may have changed the current folder since.
-    paths = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(Config)
-        if field.metadata['path']
-    }
-    resolved = dataclasses.replace(
-        _resolve(names, flags, discrete), precision=config.precision, **paths
-    )
-    path = pathlib.Path(config.logdir) / 'config.json'
-    stored = _read(path) if path.exists() else {}
-    if stored.get('typed') != _kept_words(names, flags):
-        return resolved
-    kept = {
-        name: value
-        for name, value in stored['config'].items()
-        if name in Config.__dataclass_fields__ and name not in CHANGEABLE
-    }
-    return dataclasses.replace(resolved, **kept)
-
-
-def as_typed(argv):
-    """The presets and flags of a command line as `config.json` keeps them: without
-    flags that may change from one start of a run to the next.
-    """
-    return _kept_words(*_typed(argv))
-
-
-def _kept_words(names, flags):
-    flags = {name: flags[name] for name in sorted(flags) if name not in CHANGEABLE}
-    return dict(configs=names, flags=flags)
-
-
-def resume_precision(config):
-    """An automatic precision becomes that of the run in the logdir, if there is one."""
-    path = pathlib.Path(config.logdir) / 'config.json'
-    if config.precision != 'auto' or not path.exists():
-        return config
-    precision = _read(path)['config'].get('precision', 'auto')
-    return dataclasses.replace(config, precision=precision)
-
-
-def _warn(config, flags):
-    if SUITE_PRESETS[_suite(config.task)].get('pcont') and not config.pcont:
-        print(
-            f'dreamer: warning: without --pcont the agent cannot know that '
-            f'{config.task} can end early',
-            file=sys.stderr,
-        )
-    idle = [f'--{name}' for name in flags if name in IDLE[config.method]]
-    if idle:
-        plan = f'; plans have --plan_horizon {config.plan_horizon}'
-        print(
-            f'dreamer: warning: --method {config.method} makes no use of '
-            f'{", ".join(idle)}{plan * ("--horizon" in idle)}',
-            file=sys.stderr,
-        )
-    crowd = max(config.envs, config.eval_envs)
-    if crowd > 2 * limits.cores():
-        print(
-            f'dreamer: warning: {crowd} environments at once on '
-            f'{limits.count_cores()} will wait for one another',
-            file=sys.stderr,
-        )
-
-
-def check(config):
-    """Return `config`, or raise ConfigError if its values cannot run together."""
-    for field in dataclasses.fields(config):
-        value, rule = getattr(config, field.name), field.metadata
-        if rule['choices'] and value not in rule['choices']:
-            raise ConfigError(
-                f"--{field.name} is '{value}'; possible: {', '.join(rule['choices'])}"
-            )
-        if rule['minimum'] is not None and value < rule['minimum']:
-            raise ConfigError(
-                f'--{field.name} is {value}; it must be at least {rule["minimum"]}'
-            )
-        if rule['maximum'] is not None and value > rule['maximum']:
-            raise ConfigError(
-                f'--{field.name} is {value}; it must be at most {rule["maximum"]}'
-            )
-        if rule['above'] is not None and value <= rule['above']:
-            raise ConfigError(
-                f'--{field.name} is {value}; it must be above {rule["above"]}'
-            )
-    if config.plan_elites > config.plan_candidates:
-        raise ConfigError(
-            f'--plan_elites {config.plan_elites} is above '
-            f'--plan_candidates {config.plan_candidates}'
-        )
-    if config.prefill > config.steps:
-        raise ConfigError(
-            f'--prefill {config.prefill} is above --steps '
-            f'{config.steps}; nothing would be learned'
-        )
-    if 0 < config.replay_memory < 1:
-        raise ConfigError(
-            f'--replay_memory {config.replay_memory} is less than a byte; possible: 0 '
-            'for a quarter of all memory, or bytes, such as 8e9'
-        )
-    if 0 < config.replay_capacity < config.action_repeat:
-        raise ConfigError(
-            f'--replay_capacity {config.replay_capacity} is less than one action of '
-            f'--action_repeat {config.action_repeat}; possible: 0 for all, or at least '
-            f'{config.action_repeat}'
-        )
-    if config.expl_min > config.expl_amount:
-        raise ConfigError(
-            f'--expl_min {config.expl_min} is above --expl_amount '
-            f'{config.expl_amount}; the noise can only fall'
-        )
-    return config
-
-
-def fit_to_actions(config, discrete):
-    """Settle the automatic action head and exploration for actions that are discrete or
-    not; raises ConfigError where those that were asked for do not fit them.
-    """
-    if discrete and config.method == 'planet':
-        raise ConfigError(
-            f'--method planet plans continuous actions and those of {config.task} are '
-            'discrete; possible: dreamer, no_value'
-        )
-    fitting = dict(
-        action_dist='onehot' if discrete else 'tanh_normal',
-        expl='epsilon_greedy' if discrete else 'additive_gaussian',
-    )
-    for name, value in fitting.items():
-        asked = getattr(config, name)
-        if asked not in ('auto', value):
-            raise ConfigError(
-                f'--{name} {asked} does not fit the '
-                f'{"discrete" if discrete else "continuous"} actions of {config.task}; '
-                f'possible: auto, {value}'
-            )
-    for name in ('expl_amount', 'eval_noise') if discrete else ():
-        if getattr(config, name) > 1:
-            raise ConfigError(
-                f'--{name} {getattr(config, name)} is too much: with the discrete '
-                f'actions of {config.task} a share of random ones; possible: 0 to 1'
-            )
-    return dataclasses.replace(config, **fitting)
-
-
-def check_length(config, row_bytes):
-    """Raise ConfigError if the longest episode does not fit into a file of the
-    replay.
-    """
-    rows = -(-config.time_limit // config.action_repeat) + 1
-    most = episodes.MAX_BYTES // row_bytes
-    if rows > most:
-        raise ConfigError(
-            f'--time_limit {config.time_limit} with --action_repeat '
-            f'{config.action_repeat} allows episodes of {rows - 1:,} agent steps, and '
-            f'a file of the replay holds {most - 1:,}; possible: --time_limit up to '
-            f'{(most - 1) * config.action_repeat}, or more --action_repeat'
-        )
-
-
-def differences(config, path):
-    """Compare with a run's `config.json`.
-
-    Returns a list of 'name: old -> new' for the settings that define the run and
-    differ; empty if the file does not exist. Raises ConfigError if it is unreadable.
-    """
-    path = pathlib.Path(path)
-    if not path.exists():
-        return []
-    old = _read(path)['config']
-    new = dataclasses.asdict(config)
-    return [
-        f'{name}: {old.get(name)} -> {value}'
-        for name, value in new.items()
-        if name not in CHANGEABLE and old.get(name) != value
-    ]
-
-
-def refuse_changes(config, folder, flag='--logdir'):
-    """Raise ConfigError if the run in `folder` was started with other settings, unless
-    that is allowed; `flag` is what names the folder.
-    """
-    changes = differences(config, pathlib.Path(folder) / 'config.json')
-    if changes and not config.allow_config_change:
-        raise ConfigError(
-            f'{folder} belongs to another configuration ({"; ".join(changes)}); '
-            f'choose another {flag} or add --allow_config_change true'
-        )
-
-
-def as_table(config):
-    """The configuration as a Markdown table."""
-    rows = [
-        f'| {name} | {value} |' for name, value in dataclasses.asdict(config).items()
-    ]
-    return '\n'.join(['| flag | value |', '|---|---|', *rows])
-
-
-def read(path):
-    """The configuration of a run, from its `config.json`.
-
-    Settings that may change between runs, and later versions may have added, are the
-    defaults where they are missing. Raises ConfigError, with one line, if the file
-    cannot be read or is of another version.
-    """
-    stored = _read(path)['config']
-    names = {field.name for field in dataclasses.fields(Config)}
-    missing = names - set(stored) - CHANGEABLE
-    unknown = set(stored) - names
-    for keys, what in ((missing, 'has no'), (unknown, 'has settings unknown here:')):
-        if keys:
-            raise ConfigError(
-                f'{path} {what} {", ".join(sorted(keys))}; it is damaged '
-                'or of another version of this program'
-            )
-    return check(Config(**stored))
-
-
-def _read(path):
-    """What a `config.json` holds."""
-    try:
-        stored = json.loads(path.read_text())
-        stored['config'].items()
-        return stored
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f'{path} is not a readable configuration ({error}); '
-            'choose another --logdir or repair it'
-        ) from None
-
-
-def read_choice(path):
-    """What `--jit auto` has come to in the run of a `config.json`, as `write_choice`
-    stored it; None where it has not.
-    """
-    path = pathlib.Path(path)
-    return _read(path).get('jit_choice') if path.exists() else None
-
-
-def write_choice(choice, path):
-    """Store what `--jit auto` has come to, a dict that JSON can hold, beside what is in
-    a `config.json`.
-    """
-    _write_json(_read(pathlib.Path(path)) | dict(jit_choice=choice), path)
-
-
-def write(config, path, typed=None):
-    """Store the configuration, what was typed for it (`as_typed`), and the library
-    versions, whole or not at all. What `--jit auto` has come to stays.
-    """
-
-    def version(name):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
-    names = (
-        'tensorflow',
-        'keras',
-        'tensorflow-probability',
-        'numpy',
-        'gymnasium',
-        'dm_control',
-        'mujoco',
-    )
-    choice = read_choice(path)
-    _write_json(
-        {
-            'config': dataclasses.asdict(config),
-            'typed': typed,
-            'versions': {
-                'python': sys.version.split()[0],
-                **{name: version(name) for name in names},
-            },
-            **({'jit_choice': choice} if choice else {}),
-        },
-        path,
-    )
-
-
-def _write_json(stored, path):
-    text = json.dumps(stored, indent=2)
-    faults.reach('config')
-    atomic.write(path, f'{text}\n'.encode())
-
-
-class Parser(argparse.ArgumentParser):
-    """Raise ConfigError where others print their usage and exit, and takes no
-    beginnings of flags for flags.
-    """
-
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message):
-        raise ConfigError(message)
-
-
-class _HelpFormatter(argparse.HelpFormatter):
-    def __init__(self, prog):
-        super().__init__(prog, max_help_position=28, width=88)
-
-
-def home(text):
-    """Read a path of the command line, where a leading `~` or `~NAME` is a home, also
-    behind `=`, where a shell leaves it as it is.
-
-    The path is absolute: a simulator in this process may change the current folder.
-    """
-    path = os.path.expanduser(text)
-    if path.startswith('~'):
-        raise argparse.ArgumentTypeError(
-            f"'{text}' begins with the home of nobody here; a folder of that name is "
-            f'./{text}'
-        )
-    try:
-        return os.path.abspath(path)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is relative to the current folder, which is gone ({error})"
-        ) from None
-
-
-def home_path(text):
-    """`home`, as a `pathlib.Path`."""
-    return pathlib.Path(home(text))
-
-
-def number(kind, minimum=-math.inf, rule=' of at least {}'):
-    """A reader of numbers of the command line.
-
-    Args:
-      kind: int for whole numbers, also written as 1e6; float for finite ones.
-      minimum: the least that is taken.
-      rule: what the message says behind "is not a number"; {} is the minimum.
-    """
-
-    def read(text):
-        try:
-            value = float(text)
-            if not max(minimum, -sys.float_info.max) <= value < math.inf:
-                raise ValueError
-            if kind is float:
-                return value
-            if value != int(value):
-                raise ValueError
-            # Not every whole number is a float.
-            return int(text) if text.lstrip('+-').isdigit() else int(value)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"'{text}' is not a {'whole ' * (kind is int)}number"
-                f'{rule.format(minimum)}'
-            ) from None
-
-    return read
-
-
-def _boolean(text):
-    if text.lower() not in ('true', 'false'):
-        raise argparse.ArgumentTypeError(f"'{text}' is not true or false")
-    return text.lower() == 'true'
-
-
 def _parser():
-    """One argument per field; absent flags stay absent, so that presets show."""
-    parser = Parser(
+    """Return the parser of the flags. Flags that are not given are absent from its
+    result, so that presets set them.
+    """
+    parser = command_line.Parser(
         prog='dreamer.py',
         description='Dreamer: learning behaviors by latent imagination.',
-        formatter_class=_HelpFormatter,
+        formatter_class=functools.partial(
+            argparse.HelpFormatter, max_help_position=28, width=88
+        ),
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
@@ -946,59 +550,15 @@ def _parser():
         help=f'presets, applied left to right: {", ".join(PRESETS)}; the suite of '
         'the task picks its own first',
     )
-    for field in dataclasses.fields(Config):
-        if field.name in HELP_GROUPS:
-            group = parser.add_argument_group(HELP_GROUPS[field.name])
-        choices = field.metadata['choices']
-        text = field.metadata['help'].replace('%', '%%')
-        group.add_argument(
-            f'--{field.name}',
-            type=_reader(field),
-            **_bare(field),
-            metavar=('|'.join(choices) if choices else field.type.__name__.upper()),
-            help=f'{text} (default: {field.default})',
-        )
+    command_line.add_flags(parser, Config)
     return parser
 
 
-def _bare(field):
-    """Arguments by which a flag without a word behind it is true, where it may be."""
-    if field.type is bool:
-        return dict(nargs='?', const=True)
-    choices = field.metadata['choices'] or ()
-    return dict(nargs='?', const='true') if 'true' in choices else {}
-
-
-def _parse_known(parser, argv):
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        word = unknown[0].split('=')[0]
-        names = [f'--{field.name}' for field in dataclasses.fields(Config)]
-        close = difflib.get_close_matches(word, names + ['--configs'], 3, 0.5)
-        hint = f'did you mean {" or ".join(close)}? ' if close else ''
-        raise ConfigError(
-            f"unknown argument '{unknown[0]}'; {hint}--help lists all flags"
-        )
-    return args
-
-
-def _reader(field):
-    """A function from a word of the command line to the type of `field`."""
-    if field.metadata['path']:
-        return lambda text: home(text) if text else text
-    return {
-        bool: _boolean,
-        # `check` knows the least of each.
-        int: number(int, rule=', such as 1000 or 1e3'),
-        float: number(float, rule=' that is finite'),
-        str: str,
-    }[field.type]
-
-
-def _suite(task):
+def suite_of(task):
+    """Return the suite in the name of a task; raise UserError if there is none."""
     suite = task.split('_')[0]
     if suite not in SUITE_PRESETS or '_' not in task:
-        raise ConfigError(
+        raise UserError(
             f"unknown task '{task}'; tasks are named SUITE_NAME with "
             f'suites: {", ".join(SUITE_PRESETS)} (for example '
             f'{Config.task}, dummy_continuous)'
@@ -1006,25 +566,79 @@ def _suite(task):
     return suite
 
 
-def print_error(message, program):
-    """Print an error as one line on stderr: of a simulator's traceback its last."""
-    lines = str(message).strip().splitlines()
-    if any(line.startswith('Traceback (most recent') for line in lines):
-        lines = lines[-1:]
-    line = ' '.join(map(str.strip, lines))
-    print(f'{program}: error: {line}', file=sys.stderr)
+def check(config):
+    """Return `config`; raise UserError if its values cannot run together."""
+    command_line.check_rules(config)
+    if config.plan_elites > config.plan_candidates:
+        raise UserError(
+            f'--plan_elites {config.plan_elites} is above '
+            f'--plan_candidates {config.plan_candidates}'
+        )
+    if config.prefill > config.steps:
+        raise UserError(
+            f'--prefill {config.prefill} is above --steps '
+            f'{config.steps}; nothing would be learned'
+        )
+    if 0 < config.replay_memory < 1:
+        raise UserError(
+            f'--replay_memory {config.replay_memory} is less than a byte; possible: 0 '
+            'for a quarter of all memory, or bytes, such as 8e9'
+        )
+    if 0 < config.replay_capacity < config.action_repeat:
+        raise UserError(
+            f'--replay_capacity {config.replay_capacity} is less than one action of '
+            f'--action_repeat {config.action_repeat}; possible: 0 for all, or at least '
+            f'{config.action_repeat}'
+        )
+    if config.expl_min > config.expl_amount:
+        raise UserError(
+            f'--expl_min {config.expl_min} is above --expl_amount '
+            f'{config.expl_amount}; the noise can only fall'
+        )
+    return config
 
 
-def fail(message, program='dreamer'):
-    """End the program with one line on stderr and exit code 2."""
-    print_error(message, program)
-    raise SystemExit(2)
+def fit_to_actions(config, discrete):
+    """Return `config` with an automatic action head and exploration chosen by
+    whether actions are discrete.
+
+    Raises:
+      UserError: a flag does not fit the actions.
+    """
+    if discrete and config.method == 'planet':
+        raise UserError(
+            f'--method planet plans continuous actions and those of {config.task} are '
+            'discrete; possible: dreamer, no_value'
+        )
+    fitting = dict(
+        action_dist='onehot' if discrete else 'tanh_normal',
+        expl='epsilon_greedy' if discrete else 'additive_gaussian',
+    )
+    for name, value in fitting.items():
+        asked = getattr(config, name)
+        if asked not in ('auto', value):
+            raise UserError(
+                f'--{name} {asked} does not fit the '
+                f'{"discrete" if discrete else "continuous"} actions of {config.task}; '
+                f'possible: auto, {value}'
+            )
+    for name in ('expl_amount', 'eval_noise') if discrete else ():
+        if getattr(config, name) > 1:
+            raise UserError(
+                f'--{name} {getattr(config, name)} is too much: with the discrete '
+                f'actions of {config.task} a share of random ones; possible: 0 to 1'
+            )
+    return dataclasses.replace(config, **fitting)
 
 
-@contextlib.contextmanager
-def refusing(program):
-    """End the program as `fail` does where the block raises ConfigError."""
-    try:
-        yield
-    except ConfigError as error:
-        fail(error, program)
+def check_length(config, row_bytes):
+    """Raise UserError if the longest episode does not fit into a file of the replay."""
+    rows = -(-config.time_limit // config.action_repeat) + 1
+    most = episodes.MAX_BYTES // row_bytes
+    if rows > most:
+        raise UserError(
+            f'--time_limit {config.time_limit} with --action_repeat '
+            f'{config.action_repeat} allows episodes of {rows - 1:,} agent steps, and '
+            f'a file of the replay holds {most - 1:,}; possible: --time_limit up to '
+            f'{(most - 1) * config.action_repeat}, or more --action_repeat'
+        )

@@ -17,7 +17,7 @@ import traceback
 if sys.flags.safe_path:  # Python has not looked for modules beside this file.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-from support.system import signals, streams, temporary
+from support.system import command_line, signals, streams, temporary
 
 if __name__ == '__main__':
     streams.protect()
@@ -29,8 +29,8 @@ import configs
 
 if __name__ == '__main__':
     # A mistake is answered before TensorFlow is imported, which takes seconds.
-    with configs.refusing('dreamer'):
-        configs.parse(sys.argv[1:], warn=False)
+    with command_line.refusing('dreamer'):
+        configs.parse(sys.argv[1:])
 
 from support.acting.collector import Collector
 from support.run import startup  # noqa: F401 (first: it imports TensorFlow without its chatter)
@@ -43,11 +43,21 @@ import tools
 import wrappers
 from agent import Dreamer, Policy
 from support.acting import workers
-from support.run import checkpoints, logger, openloop, progress, saving, updates
+from support.run import (
+    advice,
+    checkpoints,
+    config_file,
+    logger,
+    openloop,
+    progress,
+    saving,
+    updates,
+)
 from support.scaling import machines
 from support.scaling.team import MachineLost, WeightsDiffer
 from support.storage import episodes, finished, replay
 from support.system import faults
+from support.system.command_line import UserError
 
 # What may end a run that is as it should be; a message says enough.
 ONE_LINE_ERRORS = (
@@ -102,7 +112,7 @@ class Run(saving.Resumable):
             ('numbers in a state', self.replay.state_size, self.state_size),
         ):
             if stored not in (None, size):
-                raise configs.ConfigError(
+                raise UserError(
                     f'the episodes in {self.logdir} have {stored} {what} and '
                     f'{config.task} has {size}; choose another --logdir'
                 )
@@ -124,7 +134,7 @@ class Run(saving.Resumable):
                 len(tf.config.list_physical_devices('GPU')),
                 strategy.num_replicas_in_sync if strategy else 1,
             ),
-            configs.read_choice(self.logdir / 'config.json'),
+            config_file.read_choice(self.logdir),
             self.keep_choice,
         )
         self.random = self.prefill_rng()
@@ -163,7 +173,7 @@ class Run(saving.Resumable):
         choice = self.updates.choice
         self.progress.header(self.agent, self.row_bytes, self.step, choice)
         finished.withdraw(self.logdir)
-        self.logger.text(self.step, 'config', configs.as_table(config))
+        self.logger.text(self.step, 'config', config_file.as_table(config))
         self.prefill()
         while not self.stop:
             self.train()
@@ -363,7 +373,7 @@ class Run(saving.Resumable):
 
     def keep_choice(self, choice):
         """Store and tell what `--jit auto` has come to, before updates depend on it."""
-        configs.write_choice(choice, self.logdir / 'config.json')
+        config_file.write_choice(choice, self.logdir)
         values = {f'jit_{name}': x for name, x in choice.items() if name != 'start'}
         self.logger.scalars(self.step, values)
         self.progress.choice(choice)
@@ -392,24 +402,26 @@ def set_up(argv):
     envs = []
     try:
         config = configs.parse(argv)
+        advice.warn_of_flags(argv, config)
         startup.keep_freed_memory()
-        config = configs.resume_precision(config)
+        config = config_file.resume_precision(config)
         automatic = config.precision == 'auto'
         config, devices = startup.set_up_devices(config)
         strategy, team = machines.connect(config)
         if not (team and team.rank):
             envs = workers.make_envs(config, config.envs, config.eval_envs, devices)
             discrete = isinstance(envs[0].action_space, wrappers.OneHotSpace)
-            config = configs.settle(argv, config, discrete)
-            configs.refuse_changes(config, config.logdir)
+            config = config_file.settle(argv, config, discrete)
+            config_file.refuse_changes(config, config.logdir)
     except (ValueError, RuntimeError, OSError) as error:
         workers.close_workers(envs)
-        configs.fail(error)
+        command_line.fail(error)
     return config, strategy, team, envs, automatic
 
 
 def main(argv=None):
     """The command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     config, strategy, team, envs, automatic = set_up(argv)
     if team and team.rank:
         return machines.serve(argv, config, team)
@@ -419,9 +431,9 @@ def main(argv=None):
         try:
             groups = envs[: config.envs], envs[config.envs :]
             run = make_run(config, *groups, strategy, automatic)
-            configs.write(config, run.logdir / 'config.json', configs.as_typed(argv))
-        except (configs.ConfigError, OSError) as error:
-            configs.fail(error)
+            config_file.write(config, run.logdir, argv)
+        except (UserError, OSError) as error:
+            command_line.fail(error)
         signals.heed(run.request_stop, 'saving')
         with run.progress:
             run.loop()

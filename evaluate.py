@@ -18,7 +18,7 @@ import sys
 if sys.flags.safe_path:  # Python has not looked for modules beside this file.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-from support.system import atomic, signals, streams, temporary
+from support.system import atomic, command_line, signals, streams, temporary
 
 if __name__ == '__main__':
     streams.protect()
@@ -31,7 +31,7 @@ from support.run.evaluation import CONTEXT, STRIP, parse
 
 if __name__ == '__main__':
     # A mistake is answered before TensorFlow is imported, which takes seconds.
-    with configs.refusing('evaluate'):
+    with command_line.refusing('evaluate'):
         parse(sys.argv[1:])
 
 from support.acting.collector import Collector
@@ -47,8 +47,9 @@ import tools
 import wrappers
 from agent import Dreamer, Policy
 from support.acting import workers
-from support.run import checkpoints, logger, openloop
+from support.run import checkpoints, config_file, logger, openloop
 from support.scores import comparison
+from support.system.command_line import UserError
 
 # An Atari game can last for half an hour.
 LONGEST_VIDEO = 2000
@@ -60,7 +61,7 @@ STRIP_IMAGES = (6, *range(10, DREAM + 1, 5))
 def load_newest(agent, folder):
     """Load the newest checkpoint in `folder` that is whole and fits the agent.
 
-    Returns its path. Raises ConfigError if there is none. Only reads.
+    Returns its path. Raises UserError if there is none. Only reads.
     """
     problems = []
 
@@ -75,13 +76,11 @@ def load_newest(agent, folder):
         try:
             checkpoints.load_into(checkpoint, path)
             return path
-        except configs.ConfigError as error:
+        except UserError as error:
             tell(error)
     if problems:
-        raise configs.ConfigError(
-            f'no checkpoint in {folder} can be used ({problems[-1]})'
-        )
-    raise configs.ConfigError(
+        raise UserError(f'no checkpoint in {folder} can be used ({problems[-1]})')
+    raise UserError(
         f'there is no checkpoint in {folder}; the run saves one '
         'every --save_every steps, and when it ends'
     )
@@ -101,9 +100,9 @@ def build(logdir, **changes):
     Raises ValueError, RuntimeError or OSError where one of them cannot be made.
     """
     logdir = pathlib.Path(logdir)
-    if not (logdir / 'config.json').exists():
-        raise configs.ConfigError(_no_run(logdir))
-    config = configs.read(logdir / 'config.json')
+    if not config_file.exists(logdir):
+        raise UserError(_no_run(logdir))
+    config = config_file.read(logdir)
     # The run may have had a GPU that this machine lacks, or the other way round.
     config = dataclasses.replace(config, **{'precision': 'auto', **changes})
     config, devices = startup.set_up_devices(config)
@@ -132,7 +131,7 @@ def _no_run(folder, most=5):
 
 def load(logdir, **changes):
     """What a run has learned, to act with it from Python: as `build`, with the newest
-    whole checkpoint. Raises ConfigError, too, where there is none that fits.
+    whole checkpoint. Raises UserError, too, where there is none that fits.
     """
     agent, env, config = build(logdir, **changes)
     try:
@@ -258,19 +257,19 @@ def write_video(path, frames, fps):
 
 
 def check_pictures(args, agent, env):
-    """Raise ConfigError if what shall be drawn cannot be."""
+    """Raise UserError if what shall be drawn cannot be."""
     if args.dream and not agent.world.decoders:
-        raise configs.ConfigError(
+        raise UserError(
             '--dream needs a decoder, and the run was started with --log_images false'
         )
     observes = agent.config.observes
     if args.dream and 'image' not in observes and args.dream.suffix != STRIP:
-        raise configs.ConfigError(
+        raise UserError(
             f'--dream is a plot where no images are observed, and {args.dream} does '
             f'not end in {STRIP}'
         )
     if args.video and 'image' not in env.observation_space.spaces:
-        raise configs.ConfigError(
+        raise UserError(
             f'--video needs images, and {agent.config.task} cannot be rendered here'
         )
 
@@ -301,7 +300,7 @@ def main(argv=None):
         logdir = pathlib.Path(args.logdir)
         agent, env, config = build(logdir, eval_video=bool(args.video))
     except (ValueError, RuntimeError, OSError) as error:
-        configs.fail(error, 'evaluate')
+        command_line.fail(error, 'evaluate')
     try:
         check_pictures(args, agent, env)
         checkpoint = load_newest(agent, logdir / 'checkpoints')
@@ -311,7 +310,7 @@ def main(argv=None):
         )
         scores, lengths = evaluate(agent, env, args)
     except (ValueError, OSError) as error:
-        configs.fail(error, 'evaluate')
+        command_line.fail(error, 'evaluate')
     except (workers.WorkerError, MemoryError, tf.errors.OpError) as error:
         print(f'evaluate: stopped: {startup.explain(error)}', file=sys.stderr)
         return 1
@@ -336,7 +335,7 @@ def main(argv=None):
         )
     )
     if args.dream and not args.dream.exists():
-        configs.fail(
+        command_line.fail(
             f'--dream needs an episode of {CONTEXT} steps; the longest has '
             f'{max(lengths)}',
             'evaluate',

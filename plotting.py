@@ -22,16 +22,15 @@ if sys.flags.safe_path:  # Python has not looked for modules beside this file.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 from support.storage import finished
-from support.system import atomic, signals, streams, temporary
+from support.system import atomic, command_line, signals, streams, temporary
 
 if __name__ == '__main__':
     streams.protect()
     signals.end_by(signal.SIGTERM)
     temporary.provide('plotting')
 
-import configs
 from support.scores import comparison, figures, protocol, tables
-from support.scores.comparison import ScoreError
+from support.system.command_line import UserError
 
 
 def write_files(out, files):
@@ -54,20 +53,20 @@ def add_runs(parser):
         '--logdir',
         nargs='+',
         required=True,
-        type=configs.home_path,
+        type=command_line.home_path,
         metavar='DIR',
         help='trees of task/method/seed/metrics.jsonl, '
         'or folders of runs, which their config.json names',
     )
     parser.add_argument(
         '--out',
-        type=configs.home_path,
+        type=command_line.home_path,
         metavar='DIR',
         help='where figures and tables go (default: plots in the first logdir)',
     )
     parser.add_argument(
         '--figure',
-        type=configs.number(int, 1),
+        type=command_line.number(int, 1),
         metavar='N',
         help='draw that figure of the paper: '
         f'{", ".join(map(str, figures.FIGURES))}; --tasks and --xmax change it',
@@ -82,7 +81,7 @@ def add_runs(parser):
     )
     parser.add_argument(
         '--json',
-        type=configs.home_path,
+        type=command_line.home_path,
         metavar='FILE',
         help='also write the runs as a list of objects with task, method, seed, xs '
         'and ys, as the authors publish theirs',
@@ -91,7 +90,7 @@ def add_runs(parser):
         '--compare',
         nargs='+',
         default=[],
-        type=configs.home_path,
+        type=command_line.home_path,
         metavar='FILE',
         help='draw the curves of such files, also with gzip, beside the runs',
     )
@@ -107,27 +106,27 @@ def add_averages(parser):
     )
     parser.add_argument(
         '--bin',
-        type=configs.number(float, 1),
+        type=command_line.number(float, 1),
         metavar='STEPS',
         help='width of bins [environment steps] (default: by the length of runs; '
         'a single run is smoothed instead)',
     )
     parser.add_argument(
         '--steps',
-        type=configs.number(float, 1),
+        type=command_line.number(float, 1),
         help='score runs around so many environment steps (default: at their ends)',
     )
     parser.add_argument(
         '--xmax',
-        type=configs.number(float, 1),
+        type=command_line.number(float, 1),
         metavar='STEPS',
         help='end of the horizontal axis (default: of the longest run)',
     )
 
 
 def parse(argv=None):
-    """The command line's words as a namespace; raises ConfigError or ScoreError."""
-    parser = configs.Parser(
+    """The command line's words as a namespace; raises UserError."""
+    parser = command_line.Parser(
         prog='plotting.py', description='Draw local runs beside the published results.'
     )
     add_runs(parser)
@@ -135,20 +134,20 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     for folder in args.logdir:
         if not folder.is_dir():
-            raise configs.ConfigError(f'--logdir {folder} is not a folder')
+            raise UserError(f'--logdir {folder} is not a folder')
     if args.figure is not None:
         args.figure = figures.find(args.figure)
         if not args.key.endswith('return'):
-            raise configs.ConfigError(
+            raise UserError(
                 f'--figure shows no {args.key}; possible: test/return, train/return'
             )
         if args.compare:
-            raise configs.ConfigError('--figure and --compare exclude each other')
+            raise UserError('--figure and --compare exclude each other')
     args.out = args.out or args.logdir[0] / 'plots'
     if args.out.exists() and not args.out.is_dir():
-        raise configs.ConfigError(f'--out {args.out} is not a folder')
+        raise UserError(f'--out {args.out} is not a folder')
     if args.json and args.json.is_dir():
-        raise configs.ConfigError(f'--json {args.json} is a folder')
+        raise UserError(f'--json {args.json} is a folder')
     return args
 
 
@@ -179,7 +178,7 @@ def is_short(figure, runs):
 def gather(args, published):
     """Read and average the runs that the command line names.
 
-    Raises ScoreError if there is nothing to draw.
+    Raises UserError if there is nothing to draw.
     """
     paper = args.tasks == ['paper']
     tasks = list(figures.CONTROL_SUITE) if paper else args.tasks
@@ -192,7 +191,7 @@ def gather(args, published):
         runs = [run for run in runs if run.method not in others]
     if not runs and not paper and not args.figure:
         hint = f'; {len(notes)} left out or skipped, first: {notes[0]}' if notes else ''
-        raise ScoreError(
+        raise UserError(
             f'no {args.key} in any metrics.jsonl under '
             f'{", ".join(map(str, args.logdir))}{hint}'
         )
@@ -235,7 +234,7 @@ def _silent(runs):
 def make_files(args, published):
     """All figures and tables as {name: bytes}, and the `Results` in them.
 
-    Raises ScoreError if there is nothing to draw.
+    Raises UserError if there is nothing to draw.
     """
     if not args.key.endswith('return'):
         published = None
@@ -328,8 +327,8 @@ def main(argv=None):
                 args.json.parent,
                 {args.json.name: comparison.curves_json(found.runs).encode()},
             )
-    except (configs.ConfigError, ScoreError, OSError) as error:
-        configs.print_error(error, 'plotting')
+    except (UserError, OSError) as error:
+        command_line.print_error(error, 'plotting')
         return 2
     for note in found.notes:
         print(note)

@@ -11,9 +11,7 @@ started again and resumes from its own logdir. The same command again goes on wi
 is not finished. What the runs print is in ROOT/output.
 """
 
-import contextlib
 import dataclasses
-import io
 import itertools
 import json
 import os
@@ -26,10 +24,12 @@ if sys.flags.safe_path:  # Python has not looked for modules beside this file.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import configs
-from support.scaling.jobs import Sweep, SweepError, connect
+from support.run import config_file
+from support.scaling.jobs import Sweep, connect
 from support.scores import comparison, figures
 from support.storage import finished
-from support.system import signals, streams, temporary
+from support.system import command_line, signals, streams, temporary
+from support.system.command_line import UserError
 
 DREAMER = pathlib.Path(__file__).resolve().parent / 'dreamer.py'
 
@@ -71,7 +71,7 @@ class Job:
     def look(self):
         """Read how far the run is; False if its logdir says nothing about it."""
         folder = pathlib.Path(self.config.logdir)
-        if not (folder / 'config.json').exists():
+        if not config_file.exists(folder):
             return False
         self.step, self.score = read_progress(folder / 'metrics.jsonl')
         return True
@@ -123,7 +123,7 @@ def expand_tasks(words):
         elif '_' in word and word.split('_')[0] in configs.SUITE_PRESETS:
             tasks.append(word)
         else:
-            raise SweepError(
+            raise UserError(
                 f"unknown task or group '{word}'; groups: {', '.join(GROUPS)}; tasks "
                 f'are named SUITE_NAME with suites: {", ".join(configs.SUITE_PRESETS)}'
             )
@@ -131,7 +131,7 @@ def expand_tasks(words):
 
 
 def check_flags(flags_of, extra):
-    """Raise SweepError where two of those who set flags set the same one.
+    """Raise UserError where two of those who set flags set the same one.
 
     Args:
       flags_of: {name of a method: its flags}.
@@ -141,9 +141,9 @@ def check_flags(flags_of, extra):
     for name, flags in flags_of.items():
         varied = figures.split(name)[1] and flags[-2]
         if varied in OWN_FLAGS:
-            raise SweepError(f'{name}: {varied} is set by the sweep itself')
+            raise UserError(f'{name}: {varied} is set by the sweep itself')
         for word in asked & {*OWN_FLAGS, varied}:
-            raise SweepError(f'{word} is set by the sweep itself, for each run')
+            raise UserError(f'{word} is set by the sweep itself, for each run')
 
 
 def make_jobs(args, extra):
@@ -153,7 +153,7 @@ def make_jobs(args, extra):
       args: of `parse`.
       extra: further flags for dreamer.py.
 
-    Raises SweepError, ScoreError or configs.ConfigError on flags that cannot run, and
+    Raises UserError on flags that cannot run, and
     where a logdir belongs to another configuration.
     """
     common = args.figure.flags if args.figure else []
@@ -177,15 +177,11 @@ def make_jobs(args, extra):
             *flags_of[method],
             *extra,
         ]
-        # Warnings are the run's own to give.
-        with contextlib.redirect_stderr(io.StringIO()):
-            config = configs.parse(flags)
-        # Whether its actions are discrete, a task does not tell by its name.
-        if configs.differences(
-            configs.settle(flags, config, True), logdir / 'config.json'
-        ):
-            configs.refuse_changes(
-                configs.settle(flags, config, False), logdir, '--root'
+        config = configs.parse(flags)
+        # The name of a task need not tell whether its actions are discrete.
+        if config_file.differences(config_file.settle(flags, config, True), logdir):
+            config_file.refuse_changes(
+                config_file.settle(flags, config, False), logdir, '--root'
             )
         output = args.root.resolve() / 'output' / (name.replace('/', '.') + '.txt')
         jobs.append(Job(name, config, [sys.executable, str(DREAMER), *flags], output))
@@ -288,7 +284,7 @@ def add_runs(parser):
     """Add the flags that say what is run."""
     parser.add_argument(
         '--figure',
-        type=configs.number(int, 1),
+        type=command_line.number(int, 1),
         metavar='N',
         help='the runs of a figure of the paper; the other flags, and words after --, '
         f'change them: {", ".join(map(str, figures.FIGURES))}',
@@ -308,14 +304,14 @@ def add_runs(parser):
     )
     parser.add_argument(
         '--seeds',
-        type=configs.number(int, 1),
+        type=command_line.number(int, 1),
         metavar='N',
         help='runs with the seeds 0 to N - 1 (default: 1, or as many as the figure '
         'has)',
     )
     parser.add_argument(
         '--root',
-        type=configs.home_path,
+        type=command_line.home_path,
         required=True,
         metavar='DIR',
         help='holds task/method/seed, as plotting.py reads it',
@@ -332,21 +328,21 @@ def add_ray(parser):
     )
     parser.add_argument(
         '--gpus_per_run',
-        type=configs.number(float, 0),
+        type=command_line.number(float, 0),
         metavar='X',
         help='may be a fraction, so that runs share a GPU (default: 1 '
         'where there are GPUs)',
     )
     parser.add_argument(
         '--cpus_per_run',
-        type=configs.number(float, 0),
+        type=command_line.number(float, 0),
         default=1.0,
         metavar='X',
         help='cores (default: 1)',
     )
     parser.add_argument(
         '--retries',
-        type=configs.number(int, 0),
+        type=command_line.number(int, 0),
         default=3,
         metavar='N',
         help='how often a failed run is started again (default: 3)',
@@ -359,10 +355,8 @@ def add_ray(parser):
 
 
 def parse(argv):
-    """The command line's words before `--`; raises SweepError, ScoreError or
-    configs.ConfigError on bad ones.
-    """
-    parser = configs.Parser(
+    """The command line's words before `--`; raises UserError on bad ones."""
+    parser = command_line.Parser(
         prog='sweep.py',
         description='Many runs on Ray. Words after -- go to dreamer.py.',
     )
@@ -374,20 +368,20 @@ def parse(argv):
         for name in ('tasks', 'methods', 'seeds'):
             setattr(args, name, getattr(args, name) or getattr(args.figure, name))
     if not args.tasks:
-        raise SweepError('nothing to run; possible: --tasks NAME ... or --figure N')
+        raise UserError('nothing to run; possible: --tasks NAME ... or --figure N')
     args.methods, args.seeds = args.methods or ['dreamer'], args.seeds or 1
     if args.root.exists() and not args.root.is_dir():
-        raise SweepError(f'--root {args.root} is not a folder')
+        raise UserError(f'--root {args.root} is not a folder')
     return args
 
 
 def check_text(words):
-    """Raise SweepError if Ray, which takes UTF-8 alone, cannot take one of `words`."""
+    """Raise UserError if Ray, which takes UTF-8 alone, cannot take one of `words`."""
     for word in words:
         try:
             word.encode()
         except UnicodeEncodeError:
-            raise SweepError(
+            raise UserError(
                 f'{word} is not UTF-8, which Ray needs; choose another name'
             ) from None
 
@@ -409,8 +403,8 @@ def main(argv=None):
             return 0
         left = any(job.state != 'finished' for job in jobs)
         ray = connect(args) if left else None
-    except (SweepError, configs.ConfigError, comparison.ScoreError, OSError) as error:
-        configs.print_error(error, 'sweep')
+    except (UserError, OSError) as error:
+        command_line.print_error(error, 'sweep')
         return 2
     print('\n'.join(describe(jobs, rows=False)), flush=True)
     if ray:

@@ -26,11 +26,11 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import configs
 import wrappers
 from support.acting import workers
 from support.acting.collector import Collector
 from support.envs import rendering
+from support.system import command_line
 
 SETTINGS = {
     'dmc_walker_walk': dict(action_repeat=2, time_limit=1000),
@@ -114,13 +114,13 @@ def measure(steps, repeats):
 
 def main():
     """The command line."""
-    parser = configs.Parser(prog='acting.py', description=__doc__.splitlines()[0])
+    parser = command_line.Parser(prog='acting.py', description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--steps', type=configs.number(int, 1), default=300, help='agent steps'
+        '--steps', type=command_line.number(int, 1), default=300, help='agent steps'
     )
-    parser.add_argument('--repeats', type=configs.number(int, 1), default=3)
+    parser.add_argument('--repeats', type=command_line.number(int, 1), default=3)
     parser.add_argument('--bare', choices=SETTINGS, help=argparse.SUPPRESS)
-    with configs.refusing('acting'):
+    with command_line.refusing('acting'):
         args = parser.parse_args()
     if args.bare:
         print(bare(args.bare, args.steps))

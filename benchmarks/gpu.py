@@ -33,7 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import configs  # noqa: E402
-from support.system import atomic  # noqa: E402
+from support.system import atomic, command_line  # noqa: E402
 
 PAPER_STEPS_PER_S = 93  # 1e6 environment steps in 3 hours (paper, section 6).
 PRECISIONS = 'bfloat16', '16', '32'
@@ -43,15 +43,15 @@ ACTIONS = 6
 
 def parse(argv):
     """The command line: arguments and flags of dreamer.py."""
-    parser = configs.Parser(prog='gpu.py', description=__doc__.splitlines()[0])
-    parser.add_argument('--out', type=configs.home_path, default='bench-gpu.json')
-    parser.add_argument('--minutes', type=configs.number(float, 0), default=10)
+    parser = command_line.Parser(prog='gpu.py', description=__doc__.splitlines()[0])
+    parser.add_argument('--out', type=command_line.home_path, default='bench-gpu.json')
+    parser.add_argument('--minutes', type=command_line.number(float, 0), default=10)
     parser.add_argument(
-        '--updates', type=configs.number(int, 1), default=20, help='timed updates'
+        '--updates', type=command_line.number(int, 1), default=20, help='timed updates'
     )
     parser.add_argument(
         '--seconds',
-        type=configs.number(float, 0),
+        type=command_line.number(float, 0),
         default=120,
         help='of the whole run, from its first line of metrics on',
     )
@@ -225,7 +225,7 @@ def table(results):
 
 def main(argv=None):
     """The command line."""
-    with configs.refusing('gpu'):
+    with command_line.refusing('gpu'):
         args, flags = parse(argv)
     if args.case:
         print(json.dumps(measure(*args.case, args.updates, flags)))

@@ -23,6 +23,7 @@ import configs  # noqa: E402
 from benchmarks import data, run  # noqa: E402
 from support.scores import drawing  # noqa: E402
 from support.storage import replay  # noqa: E402
+from support.system import command_line  # noqa: E402
 
 SIZES = dict(
     batch_size=(10, 25, 50, 75),
@@ -108,14 +109,16 @@ def draw(figures, path):
 
 def main():
     """The command line."""
-    parser = configs.Parser(prog='growth.py', description=__doc__.splitlines()[0])
+    parser = command_line.Parser(prog='growth.py', description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--out', type=configs.home, default=str(FOLDER.parent / 'docs' / 'growth.png')
+        '--out',
+        type=command_line.home,
+        default=str(FOLDER.parent / 'docs' / 'growth.png'),
     )
     parser.add_argument(
-        '--repeats', type=configs.number(int, 1), default=3, help='timed updates'
+        '--repeats', type=command_line.number(int, 1), default=3, help='timed updates'
     )
-    with configs.refusing('growth'):
+    with command_line.refusing('growth'):
         args = parser.parse_args()
     figures = {}
     for name, sizes in SIZES.items():

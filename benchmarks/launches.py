@@ -41,6 +41,7 @@ from tensorflow.python.training.saver import export_meta_graph
 
 import configs
 from agent import Dreamer
+from support.system import command_line
 
 GPU = '/job:localhost/replica:0/task:0/device:GPU:0'
 # As an A100 describes itself.
@@ -275,11 +276,16 @@ def _gpu_kernels(kind):
 
 def main():
     """The command line."""
-    parser = configs.Parser(prog='launches.py', description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--task_actions', type=configs.number(int, 1), default=6, help='action size'
+    parser = command_line.Parser(
+        prog='launches.py', description=__doc__.splitlines()[0]
     )
-    with configs.refusing('launches'):
+    parser.add_argument(
+        '--task_actions',
+        type=command_line.number(int, 1),
+        default=6,
+        help='action size',
+    )
+    with command_line.refusing('launches'):
         args, flags = parser.parse_known_args()
         config = configs.parse(flags)
     config, _ = startup.set_up_devices(config)

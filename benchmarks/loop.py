@@ -26,7 +26,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import configs  # noqa: E402
+from support.system import command_line  # noqa: E402
 
 DREAMER = ROOT / 'dreamer.py'
 FLAGS = ['--task', 'dmc_walker_walk', '--configs', 'small']
@@ -64,11 +64,14 @@ def measure(folder, steps, flags):
 
 def main():
     """The command line."""
-    parser = configs.Parser(prog='loop.py', description=__doc__.splitlines()[0])
+    parser = command_line.Parser(prog='loop.py', description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--steps', type=configs.number(int, 1), default=6000, help='environment steps'
+        '--steps',
+        type=command_line.number(int, 1),
+        default=6000,
+        help='environment steps',
     )
-    with configs.refusing('loop'):
+    with command_line.refusing('loop'):
         args, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(pathlib.Path(folder), args.steps, flags)

@@ -19,7 +19,7 @@ import sys
 FOLDER = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
-import configs  # noqa: E402
+from support.system import command_line  # noqa: E402
 
 FLOAT32, BFLOAT16 = ('--precision', '32'), ('--precision', 'bfloat16')
 SMALL = '--cnn_depth', '8', '--num_units', '128'
@@ -127,12 +127,15 @@ def table(figures):
 
 def main():
     """The command line."""
-    parser = configs.Parser(prog='run.py', description=__doc__.splitlines()[0])
+    parser = command_line.Parser(prog='run.py', description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--runs', type=configs.number(int, 1), default=3, help='medians are over these'
+        '--runs',
+        type=command_line.number(int, 1),
+        default=3,
+        help='medians are over these',
     )
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS))
-    with configs.refusing('run'):
+    with command_line.refusing('run'):
         args = parser.parse_args()
     runs = [measure(args.parts) for _ in range(args.runs)]
     medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}

@@ -43,6 +43,7 @@ import tensorflow as tf
 import configs
 from agent import Dreamer, Policy
 from benchmarks import launches
+from support.system import command_line
 
 
 def dense(*sizes):
@@ -208,15 +209,20 @@ def policy_ms(agent, envs, calls=300):
 
 def main():
     """The command line."""
-    parser = configs.Parser(prog='train_step.py', description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--task_actions', type=configs.number(int, 1), default=6, help='action size'
+    parser = command_line.Parser(
+        prog='train_step.py', description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        '--repeats', type=configs.number(int, 1), default=5, help='timed updates'
+        '--task_actions',
+        type=command_line.number(int, 1),
+        default=6,
+        help='action size',
+    )
+    parser.add_argument(
+        '--repeats', type=command_line.number(int, 1), default=5, help='timed updates'
     )
     parser.add_argument('--plain_allocator', action='store_true')
-    with configs.refusing('train_step'):
+    with command_line.refusing('train_step'):
         args, flags = parser.parse_known_args()
         config = configs.parse(flags)
     if not args.plain_allocator:

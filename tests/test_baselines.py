@@ -10,6 +10,7 @@ import models
 import tools
 from agent import Dreamer, Policy
 from support.learning import planet
+from support.system.command_line import UserError
 
 BATCH, LENGTH, ACTION = 3, 6, 2
 TINY = f'--configs debug --batch_size {BATCH} --batch_length {LENGTH}'.split()
@@ -406,5 +407,5 @@ def test_open_loop_video_under_every_representation(data):
     ],
 )
 def test_impossible_settings_are_refused(flags):
-    with pytest.raises(configs.ConfigError, match=flags[0]):
+    with pytest.raises(UserError, match=flags[0]):
         configs.parse([*TINY, *flags])

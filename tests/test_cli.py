@@ -23,9 +23,10 @@ import plotting
 import sweep
 import wrappers
 from support.acting import workers
-from support.run import logger
+from support.run import advice, config_file, logger
 from support.storage import episodes
-from support.system import limits
+from support.system import command_line, limits
+from support.system.command_line import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LOSSES = set(
@@ -72,6 +73,10 @@ def wait_for(condition, process, seconds=600):
         time.sleep(0.1)
 
 
+def warn_of_flags(argv):
+    advice.warn_of_flags(argv, configs.parse(argv))
+
+
 def test_home_is_meant_in_every_path(tmp_path, monkeypatch):
     """Behind `=` a shell leaves `~` as it is, and so does an exec without one."""
     monkeypatch.setenv('HOME', str(tmp_path))
@@ -90,9 +95,7 @@ def test_home_is_meant_in_every_path(tmp_path, monkeypatch):
     assert sweep.parse(['--tasks', 'dummy', '--root=~/x']).root == tmp_path / 'x'
     # Elsewhere in a name it is a letter like others.
     assert configs.parse(['--logdir', './~/a~']).logdir == os.path.abspath('~/a~')
-    with pytest.raises(
-        configs.ConfigError, match="'~no_such_user/x' begins with the home"
-    ):
+    with pytest.raises(UserError, match="'~no_such_user/x' begins with the home"):
         configs.parse(['--logdir', '~no_such_user/x'])
 
 
@@ -107,8 +110,8 @@ def test_paths_are_absolute_from_the_start(tmp_path, monkeypatch):
     for discrete in True, False:
         monkeypatch.chdir(tmp_path / 'x')
         words = '--logdir run --lab_level_cache c'.split()
-        assert configs.settle(words, run, discrete).logdir == run.logdir
-        assert configs.settle(words, run, discrete).lab_level_cache == str(
+        assert config_file.settle(words, run, discrete).logdir == run.logdir
+        assert config_file.settle(words, run, discrete).lab_level_cache == str(
             tmp_path / 'c'
         )
         monkeypatch.chdir(tmp_path)
@@ -163,7 +166,7 @@ def test_relative_paths_in_a_folder_that_is_gone_are_refused(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / 'gone')
     (tmp_path / 'gone').rmdir()
     for flags in ['--logdir', 'x'], []:
-        with pytest.raises(configs.ConfigError, match='folder, which is gone'):
+        with pytest.raises(UserError, match='folder, which is gone'):
             configs.parse(flags)
     assert configs.parse(['--logdir', str(tmp_path)]).logdir == str(tmp_path)
 
@@ -275,7 +278,7 @@ def test_no_working_renderer_is_one_line(tmp_path):
     ],
 )
 def test_numbers_of_the_command_line(kind, minimum, text, value):
-    read = configs.number(kind, minimum)
+    read = command_line.number(kind, minimum)
     if isinstance(value, str):
         with pytest.raises(argparse.ArgumentTypeError) as error:
             read(text)
@@ -285,9 +288,9 @@ def test_numbers_of_the_command_line(kind, minimum, text, value):
 
 
 def test_every_program_has_the_one_parser():
-    programs = [*ROOT.glob('*.py'), *ROOT.glob('benchmarks/*.py')]
+    programs = [*ROOT.glob('*.py'), *ROOT.glob('[bs]*/**/*.py')]
     makers = [path.name for path in programs if 'ArgumentParser' in path.read_text()]
-    assert makers == ['configs.py']
+    assert makers == ['command_line.py']
 
 
 @pytest.mark.parametrize(
@@ -345,13 +348,13 @@ def test_errors_that_name_a_name_of_two_lines_are_one(capsys, tmp_path, main):
 
 def test_of_a_traceback_the_last_line_is_printed(capsys):
     text = 'It failed:\nTraceback (most recent call last):\n  File "x"\nKeyError: 3\n'
-    configs.print_error(RuntimeError(text), 'dreamer')
+    command_line.print_error(RuntimeError(text), 'dreamer')
     assert capsys.readouterr().err == 'dreamer: error: KeyError: 3\n'
 
 
 def test_logdir_of_another_configuration_is_refused(tmp_path, capsys):
     old = configs.parse(['--task', 'dummy_continuous', '--horizon', '9'])
-    configs.write(old, tmp_path / 'config.json')
+    config_file.write(old, tmp_path)
     before = (tmp_path / 'config.json').read_bytes()
     with pytest.raises(SystemExit) as error:
         dreamer.main(['--logdir', str(tmp_path), '--task', 'dmc_walker_walk'])
@@ -365,7 +368,7 @@ def test_logdir_of_another_configuration_is_refused(tmp_path, capsys):
 
 def test_what_may_change_on_resume(tmp_path):
     old = configs.parse(['--task', 'dummy_continuous'])
-    configs.write(old, tmp_path / 'config.json')
+    config_file.write(old, tmp_path)
     new = configs.parse(
         [
             '--task',
@@ -380,7 +383,7 @@ def test_what_may_change_on_resume(tmp_path):
             '16',
         ]
     )
-    assert configs.differences(new, tmp_path / 'config.json') == []
+    assert config_file.differences(new, tmp_path) == []
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"config": 3}', '{}'])
@@ -413,11 +416,11 @@ def test_longest_episode_that_is_accepted_is_the_longest_that_can_be_stored():
         }
 
     words = ['--task', 'dmc_walker_walk', '--action_repeat', '3', '--time_limit', '1e9']
-    with pytest.raises(configs.ConfigError, match='--time_limit up to') as error:
+    with pytest.raises(command_line.UserError, match='--time_limit up to') as error:
         configs.check_length(configs.parse(words), episodes.row_bytes(7))
     limit = re.search(r'up to (\d+)', str(error.value))[1]
     configs.check_length(configs.parse([*words[:-1], limit]), episodes.row_bytes(7))
-    with pytest.raises(configs.ConfigError):
+    with pytest.raises(command_line.UserError):
         configs.check_length(
             configs.parse([*words[:-1], str(int(limit) + 1)]), episodes.row_bytes(7)
         )
@@ -566,7 +569,7 @@ def test_small_is_what_learned_with_discrete_actions(task, presets, by_hand):
 
     def settled(words):
         words = ['--task', task, *words.split()]
-        return configs.settle(words, configs.parse(words), True)
+        return config_file.settle(words, configs.parse(words), True)
 
     assert settled(f'--configs {presets}') == settled(f'{by_hand} {SMALL_BY_HAND}')
 
@@ -582,7 +585,7 @@ def test_small_is_what_learned_with_discrete_actions(task, presets, by_hand):
     ],
 )
 def test_flags_without_effect_on_a_method_are_named(capsys, words, warned):
-    configs.parse(words)
+    warn_of_flags(words)
     error = capsys.readouterr().err
     assert warned in error and bool(error) == bool(warned)
     assert error.count('\n') == bool(warned)
@@ -635,9 +638,9 @@ RUNNING = ROOT / 'docs' / 'running.md'
 
 def test_docs_list_the_flags_by_group():
     groups, name = {}, None
-    for flag in configs.Config.__dataclass_fields__:
-        name = configs.HELP_GROUPS.get(flag, name)
-        groups.setdefault(name, []).append(f'`{flag}`')
+    for flag in dataclasses.fields(configs.Config):
+        name = flag.metadata['group'] or name
+        groups.setdefault(name, []).append(f'`{flag.name}`')
     for name, flags in groups.items():
         assert f'| {name} | {" ".join(flags)} |' in RUNNING.read_text()
 
@@ -676,7 +679,7 @@ def test_discrete_actions_choose_their_settings_and_resume(tmp_path):
     argv = ['--logdir', str(tmp_path / 'run'), '--task', 'gym_CartPole-v1']
     argv += ['--configs', 'debug', '--steps', '120', '--expl_amount', '0.5']
     subprocess.run([sys.executable, ROOT / 'dreamer.py', *argv], check=True)
-    stored = configs.read(tmp_path / 'run' / 'config.json')
+    stored = config_file.read(tmp_path / 'run')
     assert (stored.kl_scale, stored.actor_entropy) == (0.1, 0.3)
     assert (stored.free_nats, stored.expl_decay) == (0, 5000)
     assert (stored.action_repeat, stored.expl_amount, stored.horizon) == (1, 0.5, 5)
@@ -705,26 +708,25 @@ def test_the_words_that_started_a_run_resume_it_with_its_settings(
     argv = ['--logdir', str(tmp_path), '--task', task, '--configs', *presets, *typed]
 
     def settled(argv):
-        return configs.settle(argv, configs.parse(argv), discrete)
+        return config_file.settle(argv, configs.parse(argv), discrete)
 
     first = dataclasses.replace(settled(argv), precision='bfloat16')
-    path = tmp_path / 'config.json'
-    configs.write(first, path, configs.as_typed(argv))
+    config_file.write(first, tmp_path, argv)
     changed = dict(configs.PRESETS['small'], discount=0.5, steps=7e5)
     monkeypatch.setitem(configs.PRESETS, 'small', changed)
     again = settled([*argv, '--eval_every', '77'])
     assert (again.discount, again.steps, again.eval_every) == (0.99, 700_000, 77)
     assert again.kl_scale == first.kl_scale
-    assert configs.differences(again, path) == []
-    config = configs.resume_precision(configs.parse(argv))
+    assert config_file.differences(again, tmp_path) == []
+    config = config_file.resume_precision(configs.parse(argv))
     assert config.precision == 'bfloat16'
     asked = configs.parse([*argv, '--precision', '32'])
-    assert configs.resume_precision(asked).precision == '32'
+    assert config_file.resume_precision(asked).precision == '32'
     # Not by other words, even if they say the same of what they name.
     other = settled([*argv, '--horizon', str(first.horizon)])
-    assert configs.differences(other, path) == ['discount: 0.99 -> 0.5']
-    with pytest.raises(configs.ConfigError, match='discount: 0.99 -> 0.5'):
-        configs.refuse_changes(other, tmp_path)
+    assert config_file.differences(other, tmp_path) == ['discount: 0.99 -> 0.5']
+    with pytest.raises(UserError, match='discount: 0.99 -> 0.5'):
+        config_file.refuse_changes(other, tmp_path)
 
 
 def check_files(logdir, losses):
@@ -886,10 +888,10 @@ def test_flags_that_do_not_fit_the_actions_are_one_line(tmp_path, capsys):
 
 
 def test_atari_without_discount_head_is_warned_of_once(capsys):
-    configs.parse(['--task', 'atari_pong', '--pcont', 'false'])
+    warn_of_flags(['--task', 'atari_pong', '--pcont', 'false'])
     assert capsys.readouterr().err.count('warning') == 1
-    configs.parse(['--task', 'dmlab_rooms_watermaze'])
-    configs.parse(['--task', 'atari_pong'])
+    warn_of_flags(['--task', 'dmlab_rooms_watermaze'])
+    warn_of_flags(['--task', 'atari_pong'])
     assert not capsys.readouterr().err
 
 
@@ -965,9 +967,9 @@ def test_logdir_that_is_a_file_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize('flag', ['--envs', '--eval_envs'])
 def test_more_environments_than_cores_can_carry_are_warned_of(capsys, flag):
     cores = limits.cores()
-    configs.parse([flag, str(2 * cores)])
+    warn_of_flags([flag, str(2 * cores)])
     assert not capsys.readouterr().err
-    configs.parse([flag, str(2 * cores + 1)])
+    warn_of_flags([flag, str(2 * cores + 1)])
     (line,) = capsys.readouterr().err.splitlines()
     assert 'warning' in line and f'{2 * cores + 1} environments' in line
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import ROOT
 
-import configs
+from support.run import config_file
 
 DOCS = sorted((ROOT / 'docs').glob('*.md'))
 PAGES = [
@@ -156,7 +156,7 @@ def test_lines_that_act_from_python(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = {}
     exec(first, space)
-    config = configs.read(finished[0] / 'config.json')
+    config = config_file.read(finished[0])
     assert space['config'].task == config.task
     assert space['agent'].gradient_step == 2 + 2 * 2
     assert space['action'].shape == space['env'].action_space.shape

@@ -22,7 +22,7 @@ import wrappers
 from agent import Dreamer
 from support.acting import workers
 from support.acting.collector import Collector
-from support.run import checkpoints
+from support.run import checkpoints, config_file
 
 
 def contents(folder):
@@ -125,11 +125,11 @@ def test_older_checkpoint_where_the_newest_is_damaged(finished, tmp_path, capsys
 def write_config(folder, change=None):
     """A run's folder without a checkpoint; `change` may spoil its configuration."""
     path = folder / 'config.json'
-    configs.write(
+    config_file.write(
         configs.parse(
             ['--task', 'dummy_continuous', '--configs', 'debug', '--parallel', 'none']
         ),
-        path,
+        folder,
     )
     stored = json.loads(path.read_text())
     if change:
@@ -190,7 +190,7 @@ def test_bad_input_is_one_line(tmp_path, capfd, flags, change, words):
 
 def test_settings_that_later_versions_add_have_their_defaults(tmp_path):
     write_config(tmp_path, lambda config: config.pop('verbose'))
-    config = configs.read(tmp_path / 'config.json')
+    config = config_file.read(tmp_path)
     assert config.verbose is False and config.deter_size == 16
 
 
@@ -296,7 +296,7 @@ def test_the_first_episode_that_is_long_enough_is_dreamt(tmp_path, capsys):
             '32',
         ]
     )
-    configs.write(config, tmp_path / 'config.json')
+    config_file.write(config, tmp_path)
     agent = Dreamer(
         configs.fit_to_actions(
             config,

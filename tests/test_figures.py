@@ -11,6 +11,7 @@ import configs
 import plotting
 import sweep
 from support.scores import comparison, drawing, figures, protocol
+from support.system.command_line import UserError
 
 ALL = list(figures.FIGURES.values())
 
@@ -126,7 +127,7 @@ def test_a_name_stands_for_flags(name, flags):
     'name', ['dream', 'planet_x', 'dreamer-', 'dreamer-horizon', 'dreamer-a-b/c']
 )
 def test_a_bad_name_is_refused(name):
-    with pytest.raises(comparison.ScoreError, match='dreamer-horizon-10'):
+    with pytest.raises(UserError, match='dreamer-horizon-10'):
         figures.flags_of(name)
 
 

@@ -11,6 +11,7 @@ import pytest
 import plotting
 from support.scores import comparison, drawing, protocol
 from support.storage import finished
+from support.system.command_line import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = {
@@ -490,7 +491,7 @@ def test_a_failed_write_leaves_nothing_half_written(tmp_path):
 
 
 def test_unreadable_tables_are_one_line(tmp_path):
-    with pytest.raises(comparison.ScoreError, match='unreadable tables'):
+    with pytest.raises(UserError, match='unreadable tables'):
         comparison.Published(tmp_path)
 
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 import configs
+from support.run import config_file
 from support.scores import comparison, protocol, tables
 
 RESULTS = ROOT / 'results'
@@ -98,7 +99,7 @@ def test_commands_make_the_runs_again(folder, tmp_path):
         run = RESULTS / pathlib.PurePath(logdir).relative_to('logs')
         made.add(run)
         parsed = configs.parse(words)
-        config = configs.settle(words, parsed, parsed.task.startswith('gym_'))
+        config = config_file.settle(words, parsed, parsed.task.startswith('gym_'))
         recorded = json.loads((run / 'config.json').read_text())['config']
         assert recorded['logdir'] == logdir
         idle = {*configs.IDLE[config.method], *configs.CHANGEABLE} - {'precision'}

@@ -42,9 +42,7 @@ def test_make_test_runs_the_command_of_the_readme():
 
 # Whose messages users see. Other errors become part of one of these.
 ERRORS = {
-    'ConfigError',
-    'SweepError',
-    'ScoreError',
+    'UserError',
     'WorkerError',
     'MachineLost',
     'WeightsDiffer',
@@ -91,6 +89,10 @@ def printed_messages():
                 text = template(word)
                 if re.search(r'\w{3}.*\w{3}', text.replace('...', '')):
                     yield path.stem, text
+            if isinstance(node, ast.Call) and (
+                ast.unparse(node.func) == 'command_line.warn'
+            ):
+                yield path.stem, f'warning: {template(node.args[0])}'
 
 
 def test_errors_end_without_a_full_stop():

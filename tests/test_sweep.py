@@ -15,8 +15,10 @@ import pytest
 import configs
 import plotting
 import sweep
+from support.run import config_file
 from support.scaling import jobs
 from support.system import limits
+from support.system.command_line import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -37,7 +39,7 @@ def make_run(folder, steps, metrics, **config):
             ),
         ]
     )
-    configs.write(config, folder / 'config.json')
+    config_file.write(config, folder)
     (folder / 'metrics.jsonl').write_text(metrics)
 
 
@@ -199,7 +201,7 @@ def test_logdir_of_another_configuration_is_refused(tmp_path):
         task='dummy_continuous',
         horizon=9,
     )
-    with pytest.raises(configs.ConfigError, match='horizon: 9 -> 15'):
+    with pytest.raises(UserError, match='horizon: 9 -> 15'):
         plan(tmp_path, '--', '--prefill', '100')
 
 

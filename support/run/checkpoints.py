@@ -19,9 +19,9 @@ import tempfile
 
 import tensorflow as tf
 
-import configs
 from support.run import startup
 from support.system import atomic, faults
+from support.system.command_line import UserError
 
 DATA, INDEX = '.data-00000-of-00001', '.index'
 STATE = 'state/.ATTRIBUTES/VARIABLE_VALUE'
@@ -39,7 +39,7 @@ class Lock:
       folder: of the run.
 
     Raises:
-      ConfigError: another process holds it; the message says which.
+      UserError: another process holds it; the message says which.
       OSError: the folder cannot be made or written to.
     """
 
@@ -51,7 +51,7 @@ class Lock:
         except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or 'another process'
-            raise configs.ConfigError(
+            raise UserError(
                 f'{folder} is in use by {holder}; stop that run or choose another '
                 '--logdir'
             ) from None
@@ -138,7 +138,7 @@ class Checkpoints:
           its state; an empty dict without checkpoints.
 
         Raises:
-          ConfigError: there are only damaged ones, or it is of another network.
+          UserError: there are only damaged ones, or it is of another network.
         """
         damaged = []
         for path, state in find_whole(self._folder, lambda *one: damaged.append(one)):
@@ -148,7 +148,7 @@ class Checkpoints:
             self._announce()
             return state
         if damaged:
-            raise configs.ConfigError(
+            raise UserError(
                 f'no checkpoint in {self._folder} is whole ({damaged[0][1]}); move the '
                 'folder away to learn anew from the episodes'
             )
@@ -158,7 +158,7 @@ class Checkpoints:
         """Load the checkpoint of this number, which is whole.
 
         Raises:
-          ConfigError: it is of another network.
+          UserError: it is of another network.
         """
         load_into(self._checkpoint, self._folder / f'ckpt-{number}')
         self.restored = number
@@ -280,7 +280,7 @@ def load_into(checkpoint, path):
     its objects.
 
     Raises:
-      ConfigError: it is of another network.
+      UserError: it is of another network.
     """
     try:
         with plain(path) as name, counting_in_variables(checkpoint.agent):
@@ -288,7 +288,7 @@ def load_into(checkpoint, path):
             status = checkpoint.read(name).expect_partial()
             status.assert_existing_objects_matched()
     except (ValueError, AssertionError, tf.errors.OpError) as error:
-        raise configs.ConfigError(
+        raise UserError(
             f'{path} is of another network or version ({str(error).splitlines()[0]})'
         ) from None
 

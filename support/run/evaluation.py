@@ -3,7 +3,8 @@
 import argparse
 import pathlib
 
-import configs
+from support.system import command_line
+from support.system.command_line import UserError
 
 VIDEOS = ('.gif', '.mp4')
 STRIP = '.png'
@@ -12,18 +13,18 @@ CONTEXT = 5
 
 
 def parse(argv):
-    """The command line; raises ConfigError with one line on anything impossible."""
-    parser = configs.Parser(
+    """The command line; raises UserError with one line on anything impossible."""
+    parser = command_line.Parser(
         prog='evaluate.py',
         description="Evaluate a run's newest checkpoint and show what the agent does "
         'and dreams.',
     )
     parser.add_argument(
-        '--logdir', type=configs.home, required=True, help='folder of the run'
+        '--logdir', type=command_line.home, required=True, help='folder of the run'
     )
     parser.add_argument(
         '--episodes',
-        type=configs.number(int, 1, ' from {} on'),
+        type=command_line.number(int, 1, ' from {} on'),
         default=10,
         help='(default: 10)',
     )
@@ -45,7 +46,7 @@ def parse(argv):
     )
     parser.add_argument(
         '--seed',
-        type=configs.number(int, 0),
+        type=command_line.number(int, 0),
         default=0,
         help='of the episodes (default: 0)',
     )
@@ -59,9 +60,9 @@ def parse(argv):
     )
     args = parser.parse_args(argv)
     if args.video and args.video == args.dream:
-        raise configs.ConfigError(f'--video and --dream are both {args.video}')
+        raise UserError(f'--video and --dream are both {args.video}')
     if not pathlib.Path(args.logdir).is_dir():
-        raise configs.ConfigError(f'there is no folder {args.logdir}')
+        raise UserError(f'there is no folder {args.logdir}')
     return args
 
 
@@ -69,7 +70,7 @@ def _output_file(*suffixes):
     """A reader of names of files that are to be written."""
 
     def read(text):
-        path = configs.home_path(text)
+        path = command_line.home_path(text)
         if path.suffix not in suffixes:
             raise argparse.ArgumentTypeError(
                 f"'{text}' does not end in {' or '.join(suffixes)}"

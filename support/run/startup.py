@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 
-import configs
 from support.system import limits
 
 # Environment variable that lets a GPU be used for which TensorFlow has no code.
@@ -107,6 +106,7 @@ with screen, keras_by_default():
     import tensorflow as tf
 
 from support.learning import xla  # noqa: E402
+from support.system.command_line import UserError  # noqa: E402
 
 
 def set_up_devices(config):
@@ -118,7 +118,7 @@ def set_up_devices(config):
     is asked for. A GPU that TensorFlow cannot use is named.
 
     Raises:
-      ConfigError: TensorFlow has no code for a GPU.
+      UserError: TensorFlow has no code for a GPU.
     """
     gpus = tf.config.list_physical_devices('GPU')
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
@@ -203,7 +203,7 @@ def warn_of_missing_gpus(cause):
 
 
 def refuse_unknown_gpus(details, built):
-    """Raise ConfigError if TensorFlow has no code for a GPU: updates would fail, or XLA
+    """Raise UserError if TensorFlow has no code for a GPU: updates would fail, or XLA
     would end the process.
 
     Args:
@@ -218,7 +218,7 @@ def refuse_unknown_gpus(details, built):
     for gpu in details:
         capability = gpu.get('compute_capability', (0, 0))
         if capability[0] > newest[0]:
-            raise configs.ConfigError(
+            raise UserError(
                 f'TensorFlow {tf.__version__} has no code for the GPU '
                 f'{gpu.get("device_name", "of this machine")} (compute capability '
                 f'{".".join(map(str, capability))}; it ends at '

@@ -15,6 +15,7 @@ import sys
 import time
 
 from support.system import limits, signals
+from support.system.command_line import UserError
 
 REFRESH = 2  # seconds between looks at the runs
 ANSWER = 30  # seconds within which a cluster has to answer
@@ -22,10 +23,6 @@ HEADER = '--- on '  # begins the line above an attempt's output
 # Lines of dreamer.py: why it ended, and what it could save then.
 SAID = re.compile('dreamer: (error|stopped): ')
 SAVED = re.compile('dreamer: saved')
-
-
-class SweepError(ValueError):
-    """Nothing can be started; the message is one line for the user."""
 
 
 # One run, in a Ray worker.
@@ -83,7 +80,7 @@ def run_job(command, output, threads):
 def connect(args):
     """Start Ray here, or join the cluster at `--address`; return the module.
 
-    Raises SweepError if Ray is missing, the cluster does not answer, or no machine is
+    Raises UserError if Ray is missing, the cluster does not answer, or no machine is
     large enough for a run.
     """
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
@@ -91,7 +88,7 @@ def connect(args):
     try:
         import ray
     except ImportError:
-        raise SweepError(
+        raise UserError(
             'Ray is not installed; install it with: pip install -r '
             'requirements-sweep.txt'
         ) from None
@@ -109,20 +106,20 @@ def connect(args):
         ray.init(log_to_driver=False, logging_level='ERROR', **where)
     except (OSError, RuntimeError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
-        raise SweepError(
+        raise UserError(
             f'Ray does not start{" at" * bool(args.address)} '
             f'{args.address or "here"}: {line}'
         ) from None
     try:
         _share(ray, args)
-    except SweepError:
+    except UserError:
         ray.shutdown()
         raise
     return ray
 
 
 def _share(ray, args):
-    """Settle what a run gets; raise SweepError if that cannot be."""
+    """Settle what a run gets; raise UserError if that cannot be."""
     nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
     if not args.address:
         # Ray does not know the limits of nested groups.
@@ -134,20 +131,20 @@ def _share(ray, args):
         f'--cpus_per_run {args.cpus_per_run:g} and --gpus_per_run {args.gpus_per_run:g}'
     )
     if not args.cpus_per_run and not args.gpus_per_run:
-        raise SweepError(
+        raise UserError(
             f'{asked} would start all runs at the same time; one of them '
             'must be above 0'
         )
     try:
         make_task(ray, args)
     except ValueError as error:
-        raise SweepError(f'{asked} is not possible: {error}') from None
+        raise UserError(f'{asked} is not possible: {error}') from None
     args.replay_memory = share_memory(nodes, args)
     if not args.replay_memory:
         cpus, gpus = (
             max(node.get(kind, 0) for node in nodes) for kind in ('CPU', 'GPU')
         )
-        raise SweepError(
+        raise UserError(
             f'no machine has {asked}; the largest have {cpus:g} CPUs and {gpus:g} GPUs'
         )
 
@@ -173,7 +170,7 @@ def share_memory(nodes, args):
 
 
 def check_address(address):
-    """Raise SweepError unless a cluster answers at `address`.
+    """Raise UserError unless a cluster answers at `address`.
 
     In a process of its own: Ray waits for minutes where nothing answers, and then ends
     the process that asks.
@@ -194,7 +191,7 @@ def check_address(address):
         cause = text.splitlines()[-1]
         if 'AuthenticationError' in text:
             cause = 'it wants a token: set RAY_AUTH_MODE=token'
-    raise SweepError(
+    raise UserError(
         f'nothing answers at --address {address} ({cause}); possible: HOST:PORT of a '
         'running cluster (ray start --head), auto'
     )

@@ -17,14 +17,14 @@ import time
 import numpy as np
 import tensorflow as tf
 
-import configs
 import tools
 from agent import Dreamer
 from support.learning import replicas
-from support.run import checkpoints, startup
+from support.run import checkpoints, config_file, startup
 from support.scaling.team import SHARE, MachineLost, Team, WeightsDiffer, checksum
 from support.storage import replay
-from support.system import faults, signals
+from support.system import command_line, faults, signals
+from support.system.command_line import UserError
 
 EXAMPLE = (
     '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
@@ -46,7 +46,7 @@ def read_addresses(text):
     If there is a chief, it is machine 0.
 
     Raises:
-      ConfigError: `TF_CONFIG` is malformed.
+      UserError: `TF_CONFIG` is malformed.
     """
     if not text:
         return None
@@ -63,7 +63,7 @@ def read_addresses(text):
     except (TypeError, AttributeError):
         problem = 'is not made of the right parts'
     if problem:
-        raise configs.ConfigError(
+        raise UserError(
             f'TF_CONFIG {problem}; unset it for one machine alone, or set it like '
             f'{EXAMPLE}'
         )
@@ -155,8 +155,8 @@ def serve(argv, config, team):
     """`follow`, for the command line; return the exit code."""
     try:
         follow(argv, config, team)
-    except configs.ConfigError as error:
-        configs.fail(error)
+    except UserError as error:
+        command_line.fail(error)
     except (
         MachineLost,
         WeightsDiffer,
@@ -179,7 +179,7 @@ def follow(argv, config, team):
       team: `Team`.
 
     Raises:
-      MachineLost, WeightsDiffer, ConfigError, OSError: with one line.
+      MachineLost, WeightsDiffer, UserError, OSError: with one line.
     """
     config, agent, stored = join(argv, config, team)
     stopping = threading.Event()
@@ -208,7 +208,7 @@ def join(argv, config, team):
       fills.
     """
     action_size, discrete, state_size = team.check_settings()
-    config = configs.settle(argv, config, discrete)
+    config = config_file.settle(argv, config, discrete)
     config = dataclasses.replace(
         config, action_dist='onehot' if discrete else 'tanh_normal'
     )

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import configs
 from support.run import saving
+from support.system.command_line import UserError
 
 SHARE = '--logdir must be one folder that all machines share'
 
@@ -112,13 +113,13 @@ class Team:
           size.
 
         Raises:
-          ConfigError: the settings differ.
+          UserError: the settings differ.
         """
         mine = zlib.crc32(json.dumps(self._settings, sort_keys=True).encode())
         rows = self.gather(mine, action_size, discrete, state_size)
         for rank, (theirs, *_) in enumerate(rows):
             if theirs != rows[0][0]:
-                raise configs.ConfigError(
+                raise UserError(
                     f'machine {rank} has other settings than machine 0; give all the '
                     'same flags and the same precision'
                 )

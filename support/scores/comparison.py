@@ -15,6 +15,8 @@ import pathlib
 
 import numpy as np
 
+from support.system.command_line import UserError
+
 SCORES = pathlib.Path(__file__).resolve().parents[2] / 'results' / 'published'
 
 # What a run and plotting.py leave in it: many files, and no further runs.
@@ -47,10 +49,6 @@ WARNING = (
     'pendulum_swingup. Users of that code could not reproduce pendulum_swingup and '
     'cartpole_swingup_sparse (github.com/danijar/dreamer, issues 54 and 55).'
 )
-
-
-class ScoreError(ValueError):
-    """Nothing can be compared; the message is one line for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Published:
 
     `finals`: {task: {column: score}}; `curves`: {task: array [4, points]} of step,
     mean, std and seeds of the released Dreamer curves; `read_off`: list of `ReadOff`.
-    Raises ScoreError if a table is missing or unreadable.
+    Raises UserError if a table is missing or unreadable.
     """
 
     def __init__(self, folder=SCORES):
@@ -124,7 +122,7 @@ class Published:
                 for row in _read_csv(folder / 'paper_figures.csv')
             ]
         except (OSError, ValueError, KeyError) as error:
-            raise ScoreError(f'unreadable tables in {folder}: {error}') from None
+            raise UserError(f'unreadable tables in {folder}: {error}') from None
         self.curves = {task: np.array(rows).T for task, rows in points.items()}
 
     def steps(self, task, algorithm):
@@ -221,14 +219,14 @@ def _is_number(value):
 def name_run(folder, root):
     """The run in `folder` below `root` as (task, method, seed), and its algorithm.
 
-    Raises ScoreError if neither the path nor `config.json` names them.
+    Raises UserError if neither the path nor `config.json` names them.
     """
     config = {}
     if (folder / 'config.json').exists():
         try:
             config = dict(json.loads((folder / 'config.json').read_text())['config'])
         except (OSError, ValueError, KeyError, TypeError):
-            raise ScoreError('its config.json is damaged') from None
+            raise UserError('its config.json is damaged') from None
     parts = folder.relative_to(root).parts
     algorithm = str(config.get('method', 'dreamer'))
     representation = config.get('representation', 'reconstruction')
@@ -238,7 +236,7 @@ def name_run(folder, root):
         name = str(config.get('task', parts[0])), parts[1], parts[2]
         return name, algorithm if 'method' in config else parts[1]
     if 'task' not in config or 'seed' not in config:
-        raise ScoreError(
+        raise UserError(
             'it is not at task/method/seed and has no config.json with task and seed'
         )
     return (str(config['task']), algorithm, str(config['seed'])), algorithm
@@ -283,11 +281,11 @@ def find_runs(roots, key, tasks=None):
                 if tasks and name[0] not in tasks:
                     continue
                 if name in runs:
-                    raise ScoreError(
+                    raise UserError(
                         f'same task, method and seed as {runs[name].folder}'
                     )
                 runs[name] = load_run(folder, name, key, notes, algorithm)
-            except (ScoreError, OSError) as error:
+            except (UserError, OSError) as error:
                 notes.append(f'left out {folder}: {error}')
                 continue
             if len(folder.relative_to(root).parts) == 3 and (
@@ -300,7 +298,7 @@ def find_runs(roots, key, tasks=None):
 def load_run(folder, name, key, notes, algorithm=''):
     """The Points in `folder` with `name` (task, method, seed); skips are noted.
 
-    Raises ScoreError if it has no point of `key`.
+    Raises UserError if it has no point of `key`.
     """
     steps, values, counts = read_points(folder / 'metrics.jsonl', key)
     if counts['damaged']:
@@ -313,7 +311,7 @@ def load_run(folder, name, key, notes, algorithm=''):
             f'finite numbers in {folder}'
         )
     if not len(steps):
-        raise ScoreError(f'it has no {key}')
+        raise UserError(f'it has no {key}')
     order = np.argsort(steps, kind='stable')
     return Points(*name, folder, steps[order], values[order], algorithm)
 
@@ -341,14 +339,14 @@ def read_curves(path, notes):
     method and seed. Methods are named after the file too. Values that are no finite
     numbers are skipped, with a note.
 
-    Raises ScoreError if the file is not of that form.
+    Raises UserError if the file is not of that form.
     """
     try:
         data = path.read_bytes()
         objects = json.loads(gzip.decompress(data) if path.suffix == '.gz' else data)
         found = [_read_object(x) for x in objects]
     except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
-        raise ScoreError(
+        raise UserError(
             f'{path} is not a list of objects with task, method, seed, xs and ys '
             f'({error!r})'
         ) from None
@@ -358,7 +356,7 @@ def read_curves(path, notes):
         skipped += len(steps) - len(usable)
         name = task, f'{method} ({label})', seed
         if name in runs:
-            raise ScoreError(f'{path} has {task}, {method}, seed {seed} twice')
+            raise UserError(f'{path} has {task}, {method}, seed {seed} twice')
         if usable:
             steps, values = np.array(sorted(usable, key=lambda x: x[0]), float).T
             runs[name] = Points(*name, path, steps, values)

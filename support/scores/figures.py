@@ -11,7 +11,7 @@ these with a flag of dreamer.py and its value, as in `dreamer-horizon-10`.
 import dataclasses
 import itertools
 
-from support.scores.comparison import ScoreError
+from support.system.command_line import UserError
 
 METHODS = ('dreamer', 'no_value', 'planet')
 REPRESENTATIONS = ('reconstruction', 'contrastive', 'reward')
@@ -188,10 +188,10 @@ _OTHERS = {
 
 
 def find(number):
-    """The `Figure` with `number`; ScoreError where the paper has no such runs."""
+    """The `Figure` with `number`; UserError where the paper has no such runs."""
     if number not in FIGURES:
         what = f' is {_OTHERS[number]}' if number in _OTHERS else ' does not exist'
-        raise ScoreError(
+        raise UserError(
             f'figure {number} of the paper{what}; possible: '
             f'{", ".join(map(str, FIGURES))}'
         )
@@ -210,7 +210,7 @@ def flags_of(name):
     """Flags of dreamer.py for a method's name.
 
     `repeat` is short for `action_repeat`, and the `horizon` of PlaNet is that of its
-    plan. Raises ScoreError on an unknown method; whether dreamer.py has the flag, and
+    plan. Raises UserError on an unknown method; whether dreamer.py has the flag, and
     takes the value, is not looked at.
     """
     base, flag, value = split(name)
@@ -218,7 +218,7 @@ def flags_of(name):
         if base in (method, f'{method}_{representation}'):
             break
     else:
-        raise ScoreError(
+        raise UserError(
             f"unknown method '{base}'; possible: {', '.join(METHODS)}, each also with "
             '_contrastive or _reward, and then with a flag, as in dreamer-horizon-10'
         )
@@ -226,7 +226,7 @@ def flags_of(name):
     if base == name:
         return flags
     if not flag or not value or '/' in name:
-        raise ScoreError(
+        raise UserError(
             f"'{name}' names no flag with a value; possible: such as dreamer-horizon-10"
         )
     if flag == 'horizon' and method == 'planet':

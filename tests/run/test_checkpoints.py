@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import configs
 import evaluate
 from support.run import checkpoints, logger
 from support.system import faults
+from support.system.command_line import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -125,7 +125,7 @@ def test_nothing_but_damaged_ones_is_refused(tmp_path):
     for path in tmp_path.glob('*.index'):
         path.write_bytes(b'')
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(configs.ConfigError, match='no checkpoint in .* is whole') as e:
+    with pytest.raises(UserError, match='no checkpoint in .* is whole') as e:
         make(tmp_path)[1].restore()
     assert '\n' not in str(e.value)
     assert sorted(tmp_path.iterdir()) == before
@@ -134,7 +134,7 @@ def test_nothing_but_damaged_ones_is_refused(tmp_path):
 def test_another_network_is_refused_and_not_taken_for_damage(tmp_path):
     fill(tmp_path)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(configs.ConfigError, match='another network'):
+    with pytest.raises(UserError, match='another network'):
         make(tmp_path, size=7)[1].restore()
     assert sorted(tmp_path.iterdir()) == before
 
@@ -159,7 +159,7 @@ def test_evaluation_passes_over_what_a_run_refuses_or_renames(tmp_path, capfd):
     for name in 'ckpt-1', 'ckpt-10':
         (tmp_path / f'{name}.index').write_bytes(b'')
     before = contents()
-    with pytest.raises(configs.ConfigError, match='no checkpoint .* can be used') as e:
+    with pytest.raises(UserError, match='no checkpoint .* can be used') as e:
         evaluate.load_newest(agent, tmp_path)
     assert '\n' not in str(e.value)
     assert contents() == before
@@ -202,7 +202,7 @@ def test_lock_names_its_holder_and_ends_with_it(tmp_path):
         stderr=subprocess.DEVNULL,
     )
     assert process.stdout.readline() == 'held\n'
-    with pytest.raises(configs.ConfigError, match=f'process {process.pid} on \\S+;'):
+    with pytest.raises(UserError, match=f'process {process.pid} on \\S+;'):
         checkpoints.Lock(tmp_path / 'run')
     process.kill()
     process.communicate()

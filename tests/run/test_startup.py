@@ -10,6 +10,7 @@ from conftest import CLEAN, ROOT
 
 import configs
 from support.run import startup
+from support.system.command_line import UserError
 
 # isort: split
 import tensorflow as tf
@@ -128,7 +129,7 @@ def test_gpus_that_tensorflow_has_no_code_for_are_refused_in_one_line(name, capa
         dict(device_name='A100', compute_capability=(8, 0)),
         dict(device_name=name, compute_capability=capability),
     ]
-    with pytest.raises(configs.ConfigError) as error:
+    with pytest.raises(UserError) as error:
         startup.refuse_unknown_gpus(gpus, BUILT)
     line = str(error.value)
     number = '.'.join(map(str, capability))

@@ -13,6 +13,7 @@ import configs
 import dreamer
 from support.learning import replicas
 from support.scaling import machines
+from support.system import command_line
 
 HOSTS = ['host1:2222', 'host2:2222', 'host3:2222']
 
@@ -66,7 +67,7 @@ class TestReadCluster:
         ],
     )
     def test_malformed(self, text, words):
-        with pytest.raises(configs.ConfigError) as error:
+        with pytest.raises(command_line.UserError) as error:
             machines.read_addresses(text)
         message = str(error.value)
         assert '\n' not in message and machines.EXAMPLE in message
