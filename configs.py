@@ -466,6 +466,18 @@ IF_DISCRETE = {
     # The text has epsilon, and not around what; TF1 draws a sample.
     'paper': dict(expl_action='sample'),
 }
+# What presets add where state vectors are observed, and no images.
+IF_STATE = {
+    'small': dict(
+        batch_size=10,
+        deter_size=100,
+        stoch_size=20,
+        num_units=100,
+        rssm_units=100,
+        # Few numbers say less than many pixels do beside the KL.
+        kl_scale=0.02,
+    )
+}
 # Suites with discrete actions alone. In other suites the simulator has to tell.
 DISCRETE_SUITES = 'atari', 'dmlab'
 
@@ -516,6 +528,8 @@ def resolve(presets, flags, discrete=False):
         values |= PRESETS[name]
         for key in (name, f'{name} {suite}') if discrete else ():
             values |= IF_DISCRETE.get(key, {})
+        if flags.get('observation') == 'state':
+            values |= IF_STATE.get(name, {})
     values |= flags
     try:
         values['logdir'] = command_line.home(values.get('logdir', Config.logdir))
