@@ -106,18 +106,7 @@ def make(
       TypeError: if no suite has such a setting.
     """
     suite, _, name = task.partition('_')
-    if suite not in SUITES or not name:
-        raise ValueError(
-            f"Unknown task '{task}': a task is SUITE_NAME with one of the suites "
-            f"{', '.join(SUITES)}, for example 'dmc_walker_walk'"
-        )
-    for number, what in (action_repeat, 'action repeat'), (time_limit, 'time limit'):
-        if number < 1:
-            raise ValueError(f'The {what} must be at least 1, not {number}')
-    if unknown := settings.keys() - SETTINGS:
-        raise TypeError(f'No suite has the settings {sorted(unknown)}')
-    if suite in IMAGES_ONLY and 'state' in observes:
-        raise ValueError(f"'{task}' has images alone; possible: --observation image")
+    _check(task, action_repeat, time_limit, observes, settings)
     settings.update(action_repeat=action_repeat, size=size, training=training)
     settings.update(observes=observes, film=film)
     maker, names = _MAKERS[suite]
@@ -134,6 +123,23 @@ def make(
     discrete = isinstance(env.action_space, Discrete)
     env = OneHotAction(env) if discrete else _normalize_action(env)
     return Observation(env, observes, size)
+
+
+def _check(task, action_repeat, time_limit, observes, settings):
+    """Raise ValueError or TypeError for impossible arguments of `make`."""
+    suite, _, name = task.partition('_')
+    if suite not in SUITES or not name:
+        raise ValueError(
+            f"Unknown task '{task}': a task is SUITE_NAME with one of the suites "
+            f"{', '.join(SUITES)}, for example 'dmc_walker_walk'"
+        )
+    for number, what in (action_repeat, 'action repeat'), (time_limit, 'time limit'):
+        if number < 1:
+            raise ValueError(f'The {what} must be at least 1, not {number}')
+    if unknown := settings.keys() - SETTINGS:
+        raise TypeError(f'No suite has the settings {sorted(unknown)}')
+    if suite in IMAGES_ONLY and 'state' in observes:
+        raise ValueError(f"'{task}' has images alone; possible: --observation image")
 
 
 def _renders(env):

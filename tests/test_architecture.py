@@ -114,3 +114,24 @@ def test_docstrings_are_imperatives_or_noun_phrases(path):
 
 def test_tools_import_no_other_file():
     assert not [name for name in imports(ROOT / 'tools.py') if file_of(name)]
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_fit_on_a_page(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_algorithm_1_is_one_page():
+    tree = ast.parse((ROOT / 'dreamer.py').read_text())
+    (run,) = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == 'Run'
+    ]
+    methods = [node for node in run.body if isinstance(node, ast.FunctionDef)]
+    names = [node.name for node in methods]
+    first = names.index('loop')
+    assert names[first : first + 4] == ['loop', 'prefill', 'collect', 'train']
+    assert methods[first + 3].end_lineno - methods[first].lineno < 110

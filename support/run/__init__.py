@@ -1,1 +1,1 @@
-"""What a run has besides its agent: saving, logging, showing, several machines."""
+"""What a run has besides its agent: saving, reporting, showing."""

@@ -1,8 +1,12 @@
-"""A run is saved and goes on: its checkpoints, what came after the newest, and what an
-error leaves.
+"""How a run is saved and resumed.
+
+A checkpoint holds the agent and, in a state that JSON can hold, the run's counters.
+Episodes are files that outlive a crash. Those that are newer than the checkpoint are
+counted when the run is resumed.
 """
 
 import dataclasses
+import pathlib
 import shlex
 import time
 
@@ -10,31 +14,54 @@ import numpy as np
 
 import tools
 from support.run import logger, startup
+from support.storage import replay
+from support.system.command_line import UserError
 
 
 class NotToBeSaved(RuntimeError):
     """It ends a run whose state must not replace what is saved."""
 
 
-class Resumable:
-    """What `dreamer.Run` does to be saved and resumed.
+def open_replay(config, action_size, state_size, **kwargs):
+    """Open the replay of the episodes in the logdir.
 
-    It has the run's agent, replay, collector, checkpoints and counters, and the
-    schedules `every`.
+    Args:
+      config: `configs.Config`.
+      action_size, state_size: of the environments.
+      kwargs: of `replay.Replay`, which are not the same on all machines.
+
+    Raises:
+      UserError: the episodes are of another action or state size.
     """
+    stored = replay.Replay(
+        pathlib.Path(config.logdir) / 'episodes',
+        length=config.batch_length,
+        observes=config.observes,
+        balance=config.dataset_balance,
+        memory=int(config.replay_memory) or None,
+        **kwargs,
+    )
+    for what, found, size in (
+        ('actions', stored.action_size, action_size),
+        ('numbers in a state', stored.state_size, state_size),
+    ):
+        if found not in (None, size):
+            raise UserError(
+                f'the episodes in {config.logdir} have {found} {what} and '
+                f'{config.task} has {size}; choose another --logdir'
+            )
+    return stored
 
-    @property
-    def every(self):
-        """Schedules by name, whose last calls are part of a checkpoint."""
-        return dict(log=self.should_log, eval=self.should_eval, save=self.should_save)
+
+class Resumable:
+    """What `dreamer.Run` does to be saved and resumed."""
 
     def save(self):
-        """Write a checkpoint: networks, optimisers, loss scales, counters and noise,
-        and as a state all else that the run goes on from. Episodes that have not ended
-        are dropped on resume, and count as such.
+        """Write a checkpoint. A run that is resumed has lost its unfinished episodes,
+        so that they count as dropped there.
         """
         self.agent.check_weights()
-        # What is counted must be there when the run goes on.
+        # Episodes that are counted must be on the disk.
         self.replay.flush()
         unfinished = self.collector.unfinished
         self.checkpoints.save(
@@ -44,7 +71,11 @@ class Resumable:
                 replay=self.replay.get_state(),
                 random=self.random.bit_generator.state,
                 started=self.collector.to_start,
-                due={name: every.last for name, every in self.every.items()},
+                due=dict(
+                    log=self.should_log.last,
+                    eval=self.should_eval.last,
+                    save=self.should_save.last,
+                ),
                 phase=dataclasses.asdict(self.phase),
                 episodes=self.episodes,
                 metrics=[
@@ -57,35 +88,53 @@ class Resumable:
             )
         )
 
-    def restore(self):
-        """Go on from the newest checkpoint, if there is one, with the metrics as they
-        were. Episodes that are newer, after a crash, stay in the replay: their steps
-        count, and their metrics are written again.
+    def save_between_episodes(self):
+        """Save if it is due and no episode would be lost.
+
+        Several environments may never be between episodes together. After twice the
+        interval a run is saved in any case.
         """
+        late = self.step - self.should_save.last >= 2 * self.config.save_every
+        if (late or not self.collector.unfinished) and self.should_save(self.step):
+            self.save()
+
+    def restore(self):
+        """Set the counters to those of the newest checkpoint, or to those of a run that
+        begins. Lines of metrics that are newer than the checkpoint are undone.
+        """
+        config = self.config
         state = self.checkpoints.restore()
+        due = state.get('due', dict(log=None, eval=None, save=0))
+        self.should_log = tools.Every(config.log_every, due['log'])
+        self.should_eval = tools.Every(config.eval_every, due['eval'])
+        self.should_save = tools.Every(config.save_every, due['save'])
+        self.phase = tools.Phase(**state.get('phase', {}))
+        self.episodes = state.get('episodes', 0)
+        self.metrics = state.get('metrics', [])
         self.logged = state.get('logged', -1)
+        self.dropped = state.get('dropped', 0)
+        self.random = self.prefill_rng()
         self.logger = logger.Logger(self.logdir, state.get('metrics_size', 0))
         if state:
             print(f'resumed at step {self.step}', flush=True)
             self.replay.set_state(state['replay'])
             self.random.bit_generator.state = state['random']
             self.collector.started[: len(state['started'])] = state['started']
-            for name, last in state['due'].items():
-                self.every[name].last = last
-            self.phase = tools.Phase(**state['phase'])
-            self.episodes = state['episodes']
-            self.metrics = state['metrics']
-            self.dropped = state['dropped']
         counted = {
             (env, index): steps for env, index, steps in state.get('unfinished', ())
         }
         for found in self.replay.newer(state.get('newest_episode', '')):
             self.count_later_episode(*found, counted)
+        self.log_start = (time.monotonic(), self.step, self.gradient_step)
 
     def count_later_episode(self, count, entry, episode, counted):
-        """Count an episode that is newer than the checkpoint, the `count`th of all;
-        `counted` are steps that it has of those that were unfinished then, and that it
-        took for dropped.
+        """Count an episode that is newer than the checkpoint, and log it again.
+
+        Args:
+          count, entry, episode: of `Replay.newer`; the first is the episode's number
+            among all.
+          counted: steps that the checkpoint has counted of episodes that were
+            unfinished then, by (environment, episode index). It took them for dropped.
         """
         steps = (entry.rows - 1) * self.config.action_repeat
         env, index, steps = entry.origin or (0, count - 1, steps)
@@ -98,14 +147,18 @@ class Resumable:
         if self.agent.train_start >= 0:
             self.phase = self.phase.at(self.step, self.episodes, self.config)
         self.log_episodes('train', [episode], count)
-        # Its random actions were drawn from what the checkpoint holds.
+        # The generator of the checkpoint would repeat this episode's random actions.
         self.random = self.prefill_rng(self.step)
 
     def save_after(self, error):
-        """Keep what can be kept when `error` ends the run: a dump beside the
-        checkpoints if numbers were not finite, and a checkpoint unless the disk or the
-        weights are at fault: between updates, and in a broken one, they are whole.
-        Returns where it is, as the end of a message.
+        """Save what can be saved after `error` has ended the run.
+
+        Numbers that are not finite are dumped beside the checkpoints. After an error of
+        the disk, or one of `NotToBeSaved`, nothing is saved. Otherwise the weights are
+        whole, also in an update that failed.
+
+        Returns:
+          where it is, as the end of a message.
         """
         try:
             if isinstance(error, FloatingPointError):
@@ -118,11 +171,11 @@ class Resumable:
                 return ''
             self.save()
             return '\ndreamer: saved; the same command goes on from here'
-        except Exception as second:  # Whatever it is, the first one is to be told.
+        except Exception as second:  # The first error must be reported in any case.
             return f'; it could not be saved: {startup.explain(second)}'
 
     def farewell(self):
-        """The last line: at which step the run was saved, and what to do next."""
+        """Return the last line: at which step the run was saved, what to do next."""
         evaluate = f'python evaluate.py --logdir {shlex.quote(self.config.logdir)}'
         if self.stop:
             what, then = 'stopped', 'the same command goes on'
@@ -131,7 +184,7 @@ class Resumable:
         return f'{what}: saved at step {self.step:,}; {then}; next: {evaluate}'
 
     def prefill_rng(self, *key):
-        """The generator of random actions, anew for each `key`."""
+        """Return a generator of random actions, another one for each `key`."""
         return np.random.default_rng(
             tools.spawn_seed(self.config.seed, 'prefill', *key)
         )

@@ -1,11 +1,14 @@
 """Which form a run's updates have: TensorFlow's graph, or what XLA compiles of it."""
 
+import pathlib
 import statistics
 import time
 
 import tensorflow as tf
 
 from support.learning import xla
+from support.run import config_file
+from support.system import faults
 
 # Of each form the first update compiles it, and as many more are timed.
 TIMED = 5
@@ -25,6 +28,21 @@ def may_compile(config, gpus, replicas=1):
     """
     automatic = config.jit == 'auto' and not config.deterministic
     return automatic and gpus == 1 and replicas == 1
+
+
+def make(agent, config, strategy, keep):
+    """Make the `Updates` of a run, with the choice that it has made before.
+
+    Args:
+      agent: `agent.Dreamer`.
+      config: `configs.Config`.
+      strategy: of `replicas.make_strategy`; None for one device.
+      keep: of `Updates`.
+    """
+    gpus = len(tf.config.list_physical_devices('GPU'))
+    replicas = strategy.num_replicas_in_sync if strategy else 1
+    choice = config_file.read_choice(pathlib.Path(config.logdir))
+    return Updates(agent, may_compile(config, gpus, replicas), choice, keep)
 
 
 class Updates:
@@ -58,7 +76,12 @@ class Updates:
             self._seconds = {False: [], True: []}
 
     def __call__(self, data):
-        """`Dreamer.train`."""
+        """Make an update by `Dreamer.train`; return its metrics."""
+        metrics = self._train(data)
+        faults.reach('update')
+        return metrics
+
+    def _train(self, data):
         agent = self._agent
         if not self._active:
             return agent.train(data)

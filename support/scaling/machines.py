@@ -20,9 +20,8 @@ import tensorflow as tf
 import tools
 from agent import Dreamer
 from support.learning import replicas
-from support.run import checkpoints, config_file, startup
+from support.run import checkpoints, config_file, saving, startup
 from support.scaling.team import SHARE, MachineLost, Team, WeightsDiffer, checksum
-from support.storage import replay
 from support.system import command_line, faults, signals
 from support.system.command_line import UserError
 
@@ -212,19 +211,12 @@ def join(argv, config, team):
     config = dataclasses.replace(
         config, action_dist='onehot' if discrete else 'tanh_normal'
     )
-    logdir = pathlib.Path(config.logdir)
     with team.connected():
         agent = Dreamer(config, action_size, team.strategy, state_size)
-        saved = checkpoints.Checkpoints(logdir / 'checkpoints', agent)
+        folder = pathlib.Path(config.logdir, 'checkpoints')
+        saved = checkpoints.Checkpoints(folder, agent)
         team.load_same_checkpoint(agent, saved)
-    stored = replay.Replay(
-        logdir / 'episodes',
-        length=config.batch_length,
-        observes=config.observes,
-        balance=config.dataset_balance,
-        memory=int(config.replay_memory) or None,
-    )
-    return config, agent, stored
+    return config, agent, saving.open_replay(config, action_size, state_size)
 
 
 def wait_for(stored, newest, logdir, seconds=60):
