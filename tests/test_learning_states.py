@@ -1,0 +1,9 @@
+"""The agent learns from state vectors, without images."""
+
+import pytest
+from learners import STATES, check_learns
+
+
+@pytest.mark.slow
+def test_agent_learns_from_states(tmp_path):
+    check_learns(tmp_path, 0, STATES)
