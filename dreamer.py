@@ -325,6 +325,8 @@ def main(argv=None):
         return 1
     finally:
         workers.close_workers(envs)
+        if run:
+            run.lock.release()
     return 0
 
 

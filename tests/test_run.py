@@ -120,7 +120,7 @@ def test_phases_by_episodes_are_the_same_after_resuming(tmp_path, envs):
             run.save = save_and_stop
             run.loop()
             run.logger.close()
-            run.lock._file.close()
+            run.lock.release()
         lines = map(json.loads, (logdir / 'metrics.jsonl').read_text().splitlines())
         return [
             {k: v for k, v in line.items() if k not in ('fps', 'updates_per_s')}
@@ -174,7 +174,7 @@ def test_steps_of_episodes_that_were_open_at_a_save_count_once(tmp_path):
         )
     }
     assert len(opened.keys() & ended.keys()) == 2
-    run.lock._file.close()  # The crash.
+    run.lock.release()  # The crash.
 
     run = start(1)
     left = [opened[key] for key in opened.keys() - ended.keys()]
@@ -182,7 +182,7 @@ def test_steps_of_episodes_that_were_open_at_a_save_count_once(tmp_path):
     assert run.dropped == len(left) == 1
     run.collect(run.random_policy, run.step + 60)
     run.save()
-    run.lock._file.close()
+    run.lock.release()
     run = start(3)
     assert len(run.collector.started) == 3 and min(run.collector.started) > 0
 
@@ -241,7 +241,7 @@ def quick(monkeypatch):
 
     def free_before(folder):
         for held in locks:
-            held._file.close()  # As if the process before had ended.
+            held.release()  # As if the process before had ended.
         locks.append(lock(folder))
         return locks[-1]
 

@@ -31,9 +31,8 @@ NAME = re.compile(r'(ckpt|damaged)-(\d+)\.(index|data.*)')
 
 
 class Lock:
-    """Hold a run's folder, which is made if need be, until the process ends.
-
-    The system itself frees it then, also after `kill -9`.
+    """Hold a run's folder, which is made if need be, until `release` or the process's
+    end, also by `kill -9`.
 
     Args:
       folder: of the run.
@@ -68,6 +67,10 @@ class Lock:
         for name in 'episodes', 'checkpoints', 'videos':
             atomic.clean(folder / name)
         atomic.clean(folder, 'config.json')
+
+    def release(self):
+        """Let other processes, or this one, have the folder."""
+        self._file.close()
 
 
 class Checkpoints:

@@ -208,14 +208,14 @@ def test_lock_names_its_holder_and_ends_with_it(tmp_path):
     process.communicate()
     lock = checkpoints.Lock(tmp_path / 'run')
     assert re.fullmatch(r'process \d+ on \S+\n', (tmp_path / 'run/lock').read_text())
-    lock._file.close()
+    lock.release()
 
 
 def test_lock_removes_what_a_killed_write_left(tmp_path):
     (tmp_path / 'episodes').mkdir()
     for name in ('.20200401T101112-0-5.npz.tmp', '20200401T101112-0-5.npz'):
         (tmp_path / 'episodes' / name).write_bytes(b'part')
-    checkpoints.Lock(tmp_path)._file.close()
+    checkpoints.Lock(tmp_path).release()
     assert [path.name for path in (tmp_path / 'episodes').iterdir()] == [
         '20200401T101112-0-5.npz'
     ]
