@@ -369,23 +369,16 @@ class Dreamer(tf.Module):
             self.behavior = ActorCritic(
                 config, self.world.rssm.feature_size, action_size
             )
-            trained.update(
-                {
-                    name: part.trainable_weights
-                    for name, part in self.behavior.parts.items()
-                }
-            )
+            for name, part in self.behavior.parts.items():
+                trained[name] = part.trainable_weights
         # To look at only: with another optimiser, so that their gradient has no part in
         # the norm by which the world model's is clipped.
         self.trains_separate_decoder = bool(
             self.world.decoders and config.representation != 'reconstruction'
         )
         if self.trains_separate_decoder:
-            trained['decoder'] = [
-                weight
-                for decoder in self.world.decoders.values()
-                for weight in decoder.trainable_weights
-            ]
+            decoders = self.world.decoders.values()
+            trained['decoder'] = sum((x.trainable_weights for x in decoders), [])
         rates = dict(
             model=config.model_lr,
             actor=config.actor_lr,
@@ -633,7 +626,10 @@ class Policy:
             is_first,
             rng.normal(self.belief['stoch'].shape),
         )
-        action = self._plan(latent) if config.method == 'planet' else self._act(latent)
+        if config.method == 'planet':
+            action = planet.choose(self._agent.world, latent, rng, config)
+        else:
+            action = self._act(latent)
         amount = config.eval_noise
         if self._training:
             amount = tools.linear_schedule(
@@ -653,29 +649,3 @@ class Policy:
         if self._training and agent.config.expl_action == 'sample':
             return policy.sample(self._rng.normal(shape))
         return policy.mode(self._rng.normal((self.MODE_SAMPLES, *shape)))
-
-    def _plan(self, state):
-        """First actions [E, A] of the best plans from `state` [E, ...]."""
-        config, (envs, size) = self._agent.config, self.action.shape
-        rows, horizon = envs * config.plan_candidates, config.plan_horizon
-        start = {
-            key: tf.repeat(value, config.plan_candidates, 0)
-            for key, value in state.items()
-        }
-
-        def score(actions):
-            rewards = self._agent.world.rewards(
-                start,
-                tf.reshape(actions, (rows, horizon, size)),
-                self._rng.normal((rows, horizon, config.stoch_size)),
-            )
-            return tf.reshape(tf.reduce_sum(rewards, 1), (envs, -1))
-
-        return planet.plan(
-            score,
-            (envs, horizon, size),
-            self._rng,
-            config.plan_candidates,
-            config.plan_iterations,
-            config.plan_elites,
-        )[:, 0]

@@ -360,6 +360,7 @@ class RSSM(keras.layers.Layer):
         self, action_size, embed_size, stoch=30, deter=200, units=200, act='elu'
     ):
         super().__init__(name='rssm')
+        self.action_size = action_size
         self.stoch_size, self.deter_size = stoch, deter
         self.feature_size = stoch + deter
         self._input = layers.JoinedDense(units, act)

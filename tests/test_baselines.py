@@ -116,7 +116,7 @@ def test_planner_scores_candidates_with_their_own_environment(data):
     agent.world.rewards = lambda start, action, noise: (
         tf.reduce_sum(action, -1) * start['deter'][:, :1]
     )
-    plan = Policy(agent, 2, training=True)._plan(state)
+    plan = planet.choose(agent.world, state, agent.rng, agent.config)
     np.testing.assert_allclose(plan, [[1, 1], [-1, -1]], atol=0.05)
 
 
@@ -143,16 +143,13 @@ def test_planet_has_no_actor_and_no_value_network(data):
     }
 
 
-def test_planet_explores_in_training_alone():
+def test_planet_explores_in_training_alone(monkeypatch):
     agent = make_agent('--method', 'planet', '--expl_amount', 0.5)
 
-    class Still(Policy):
-        def _plan(self, state):
-            return tf.zeros((4, ACTION))
-
+    monkeypatch.setattr(planet, 'choose', lambda *_: tf.zeros((4, ACTION)))
     observation = {'image': np.zeros((4, 64, 64, 3), np.uint8)}
     for training in True, False:
-        action = Still(agent, 4, training)(observation, np.ones(4, bool))
+        action = Policy(agent, 4, training)(observation, np.ones(4, bool))
         assert np.any(action) == training
 
 

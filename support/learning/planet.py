@@ -39,6 +39,40 @@ def plan(score, shape, rng, candidates=1000, iterations=10, elites=100):
     return mean
 
 
+def choose(world, state, rng, config):
+    """The first actions [E, A] of the best plans from `state` [E, ...] in a world
+    model, by the sum of the rewards that it predicts.
+
+    Args:
+      world: `agent.WorldModel`.
+      state: of `models.RSSM`.
+      rng: `tf.random.Generator`.
+      config: `configs.Config`, of which the settings `plan_...` count.
+    """
+    envs, horizon = state['deter'].shape[0], config.plan_horizon
+    size, rows = world.rssm.action_size, envs * config.plan_candidates
+    start = {
+        key: tf.repeat(value, config.plan_candidates, 0) for key, value in state.items()
+    }
+
+    def score(actions):
+        rewards = world.rewards(
+            start,
+            tf.reshape(actions, (rows, horizon, size)),
+            rng.normal((rows, horizon, config.stoch_size)),
+        )
+        return tf.reshape(tf.reduce_sum(rewards, 1), (envs, -1))
+
+    return plan(
+        score,
+        (envs, horizon, size),
+        rng,
+        config.plan_candidates,
+        config.plan_iterations,
+        config.plan_elites,
+    )[:, 0]
+
+
 def refit(actions, scores, elites):
     """Fit a diagonal Gaussian to the best candidates.
 
