@@ -31,7 +31,7 @@ DISCRETE = f"""--task dummy_discrete {SMALL} --steps 12500 --pretrain 200
     --actor_entropy 0.3 --kl_scale 1 --pcont true --dataset_balance true
     --clip_rewards tanh --expl_amount 0.8 --expl_min 0.3 --expl_decay 1500"""
 # Processors compute float16 slowly: fewer and smaller images, which teach less.
-FLOAT16 = f'{DISCRETE} --precision 16 --cnn_depth 4 --batch_size 10'
+FLOAT16 = f'{DISCRETE} --precision 16 --jit true --cnn_depth 4 --batch_size 10'
 # A vector of few numbers says little beside the KL.
 STATES = f'{CONTINUOUS} --observation state --kl_scale 0.02 --steps 12500'
 EPISODES = 100
@@ -41,8 +41,8 @@ def make_run(logdir, seed, flags):
     config = configs.parse(
         [*flags.split(), '--logdir', str(logdir), '--seed', str(seed)]
     )
-    envs = workers.make_envs(config, 1, 1, None)
-    return dreamer.Run(config, envs[:-1], envs[-1:])
+    envs = workers.make_envs(config, config.envs, config.eval_envs, None)
+    return dreamer.Run(config, envs[: config.envs], envs[config.envs :])
 
 
 def play(run, policy, count):

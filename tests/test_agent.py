@@ -386,13 +386,6 @@ def test_low_precision_learns(data, precision):
     assert {w.dtype for w in agent.world.weights} == {'float32'}
 
 
-@pytest.mark.slow
-def test_jit_flag_trains(data):
-    agent = make_agent('--jit', 'true')
-    metrics = agent.train(data)
-    assert all(np.isfinite(value) for value in metrics.values())
-
-
 def test_non_finite_loss_is_skipped_and_persistent_ones_stop_by_name(data):
     agent = make_agent()
     before = [weight.numpy() for weight in agent.world.weights]

@@ -182,10 +182,11 @@ def test_an_update_on_a_gpu_waits_for_the_host_once(flags, copies):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('precision', ['32', '16', 'bfloat16'])
-def test_an_update_of_the_papers_lengths_is_at_most_6500_launches(precision):
-    """Operations do not grow with the networks' sizes, which are small here."""
-    assert count_small('--precision', precision).kernels.total() <= 6500
+def test_an_update_of_the_papers_lengths_is_at_most_6500_launches():
+    """Operations do not grow with the networks' sizes, which are small here. In float16
+    there are casts and a loss scale besides.
+    """
+    assert count_small('--precision', '16').kernels.total() <= 6500
 
 
 @pytest.mark.slow
