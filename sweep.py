@@ -13,8 +13,6 @@ is not finished. What the runs print is in ROOT/output.
 
 import dataclasses
 import itertools
-import json
-import os
 import pathlib
 import signal
 import sys
@@ -27,7 +25,7 @@ import configs
 from support.run import config_file
 from support.scaling.jobs import Sweep, connect
 from support.scores import comparison, figures
-from support.storage import finished
+from support.storage import finished, metrics
 from support.system import command_line, signals, streams, temporary
 from support.system.command_line import UserError
 
@@ -73,7 +71,7 @@ class Job:
         folder = pathlib.Path(self.config.logdir)
         if not config_file.exists(folder):
             return False
-        self.step, self.score = read_progress(folder / 'metrics.jsonl')
+        self.step, self.score = read_progress(folder)
         return True
 
     @property
@@ -89,25 +87,19 @@ class Job:
         return left / 1e6 * HOURS[self.config.method]
 
 
-def read_progress(path):
-    """The last step [environment steps] at which a run has trained and logged its
-    losses, 0 if there is none, and its last test return, or None.
+def read_progress(folder):
+    """Return the last step [environment steps] at which a run logged its losses, 0 if
+    there is none, and its last test return, or None.
     """
     step, score = 0, None
     try:
-        with path.open('rb') as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return step, score
-    for line in lines:
-        try:
-            row = json.loads(line)
-            if 'gradient_step' in row:
+        for row in metrics.read(folder, TAIL):
+            if row and 'gradient_step' in row:
                 step = int(row['step'])
-            score = row.get('test/return', score)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # Damaged, or cut off by the tail's start or by a crash.
+            if row and metrics.is_number(row.get('test/return')):
+                score = row['test/return']
+    except OSError:
+        pass  # It has not begun.
     return step, score
 
 

@@ -33,6 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import configs  # noqa: E402
+from support.storage import metrics  # noqa: E402
 from support.system import atomic, command_line  # noqa: E402
 
 PAPER_STEPS_PER_S = 93  # 1e6 environment steps in 3 hours (paper, section 6).
@@ -145,7 +146,7 @@ def run_loop(args, flags, deadline):
                 env={'MUJOCO_GL': 'egl', **os.environ},
             )
             try:
-                lines = watch(process, logdir / 'metrics.jsonl', args.seconds, deadline)
+                lines = watch(process, logdir, args.seconds, deadline)
             finally:
                 process.send_signal(signal.SIGTERM)
                 try:
@@ -171,23 +172,23 @@ def run_loop(args, flags, deadline):
         )
 
 
-def watch(process, metrics, seconds, deadline):
+def watch(process, logdir, seconds, deadline):
     """Lines of losses that a run writes in so many seconds from the first one on."""
     end, lines = deadline, []
     while time.monotonic() < end and process.poll() is None:
         time.sleep(0.5)
-        lines = read(metrics)
+        lines = read(logdir)
         if lines and end == deadline:
             end = min(deadline, time.monotonic() + seconds)
-    return read(metrics)
+    return read(logdir)
 
 
-def read(path):
-    """The lines of a metrics file that have losses, as far as they are whole."""
-    if not path.exists():
+def read(logdir):
+    """The lines of a run's metrics that have losses; none before the run has begun."""
+    try:
+        return [row for row in metrics.read(logdir) if row and 'fps' in row]
+    except OSError:
         return []
-    whole = path.read_text().rpartition('\n')[0].splitlines()
-    return [line for line in map(json.loads, whole) if 'fps' in line]
 
 
 def driver():

@@ -25,6 +25,7 @@ import wrappers
 from support.acting import workers
 from support.run import advice, config_file, logger
 from support.storage import episodes
+from support.storage.metrics import read as read_metrics
 from support.system import command_line, limits
 from support.system.command_line import UserError
 
@@ -60,9 +61,7 @@ def short_episodes(logdir):
 
 
 def metrics(logdir):
-    return [
-        json.loads(line) for line in (logdir / 'metrics.jsonl').read_text().splitlines()
-    ]
+    return list(read_metrics(logdir))
 
 
 def wait_for(condition, process, seconds=600):

@@ -10,7 +10,7 @@ import pytest
 
 import plotting
 from support.scores import comparison, drawing, protocol
-from support.storage import finished
+from support.storage import finished, metrics
 from support.system.command_line import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -91,9 +91,7 @@ def test_damaged_lines_are_counted_and_others_kept(tmp_path):
     )
     with (folder / 'metrics.jsonl').open('ab') as file:
         file.write(b'\xff\x00\n')
-    steps, values, counts = comparison.read_points(
-        folder / 'metrics.jsonl', 'test/return'
-    )
+    steps, values, counts = metrics.read_points(folder, 'test/return')
     assert steps.tolist() == [10, 30] and values.tolist() == [1, 3]
     assert counts == dict(damaged=7, nonfinite=3)
 

@@ -13,6 +13,7 @@ from conftest import ROOT
 import configs
 from support.run import config_file
 from support.scores import comparison, protocol, tables
+from support.storage import metrics
 
 RESULTS = ROOT / 'results'
 FOLDERS = 'control', 'discrete', 'methods', 'ablation'
@@ -106,7 +107,7 @@ def test_commands_make_the_runs_again(folder, tmp_path):
         for name, value in recorded.items():
             if name not in idle and value is not None:
                 assert getattr(config, name) == value, name
-        steps = json.loads((run / 'metrics.jsonl').read_text().splitlines()[-1])['step']
+        steps = list(metrics.read(run))[-1]['step']
         assert 0 <= config.steps - steps < 1_000 or steps - config.steps < 10
     assert made == {x.parent for x in (RESULTS / folder).rglob('metrics.jsonl')}
 
@@ -124,8 +125,8 @@ def test_the_tables_of_runs_are_whole(groups):
         seeds, steps = found.pop(name)
         assert seeds == [run.seed for run in runs]
         for run, step in zip(runs, steps if len(steps) > 1 else steps * len(runs)):
-            lines = (run.folder / 'metrics.jsonl').read_text().splitlines()
-            assert abs(json.loads(lines[-1])['step'] - int(step.replace(',', ''))) < 500
+            *_, last = metrics.read(run.folder)
+            assert abs(last['step'] - int(step.replace(',', ''))) < 500
     assert not found
 
 
@@ -242,7 +243,7 @@ def test_learning_has_the_ablation(groups):
 
 def metric(run, name):
     """Steps and values of a metric in a folder of results/."""
-    steps, values, _ = comparison.read_points(RESULTS / run / 'metrics.jsonl', name)
+    steps, values, _ = metrics.read_points(RESULTS / run, name)
     return steps, values
 
 

@@ -1,7 +1,6 @@
 """The loop: what it counts, with several environments, and what it traces."""
 
 import collections
-import json
 import os
 import signal
 import time
@@ -16,6 +15,7 @@ import tools
 from support.acting import workers
 from support.run import checkpoints
 from support.storage import episodes, finished, replay
+from support.storage.metrics import read as read_metrics
 from support.system import faults
 
 
@@ -62,10 +62,7 @@ def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
     start = run.agent.train_start
     assert start >= 50
     assert run.gradient_step == 3 + 2 * ((run.step - start) // 25)
-    lines = [
-        json.loads(line)
-        for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
-    ]
+    lines = list(read_metrics(tmp_path))
     assert {line['test/length'] for line in lines if 'test/length' in line} == {10}
     assert 'gradient_step' in lines[-1] and lines[-1]['step'] == run.step
 
@@ -121,7 +118,7 @@ def test_phases_by_episodes_are_the_same_after_resuming(tmp_path, envs):
             run.loop()
             run.logger.close()
             run.lock.release()
-        lines = map(json.loads, (logdir / 'metrics.jsonl').read_text().splitlines())
+        lines = read_metrics(logdir)
         return [
             {k: v for k, v in line.items() if k not in ('fps', 'updates_per_s')}
             for line in lines
@@ -227,7 +224,7 @@ def short(logdir, *flags):
 
 def losses(logdir):
     """The lines of log intervals."""
-    lines = map(json.loads, (logdir / 'metrics.jsonl').read_text().splitlines())
+    lines = read_metrics(logdir)
     return [line for line in lines if 'gradient_step' in line]
 
 
@@ -362,7 +359,7 @@ def test_only_a_run_that_was_evaluated_to_its_end_has_finished(
             time.sleep(0.01)
 
     def evaluations():
-        lines = map(json.loads, (tmp_path / 'metrics.jsonl').read_text().splitlines())
+        lines = read_metrics(tmp_path)
         return [line['step'] for line in lines if 'test/return' in line]
 
     def last_line():
@@ -426,8 +423,7 @@ def test_the_last_step_is_logged_once_where_no_training_phase_ends(tmp_path):
         run.loop()
         run.logger.close()
         run.lock = None
-        text = (tmp_path / 'metrics.jsonl').read_text()
-        return [line for line in map(json.loads, text.splitlines()) if 'fps' in line]
+        return [line for line in read_metrics(tmp_path) if 'fps' in line]
 
     assert [line['step'] for line in lines()][-2:] == [100, 130]
     # Going on with what is finished adds nothing.

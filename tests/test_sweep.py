@@ -412,7 +412,7 @@ def test_sweep_with_killed_runs_and_an_interrupt(tmp_path):
             config['method'],
             str(config['seed']),
         )
-        assert sweep.read_progress(folder / 'metrics.jsonl')[0] == 300
+        assert sweep.read_progress(folder)[0] == 300
 
     assert plotting.main(['--logdir', str(tmp_path), '--out', str(tmp_path / 'p')]) == 0
     rows = (tmp_path / 'p/scores.csv').read_text().splitlines()[1:]

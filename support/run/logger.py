@@ -2,8 +2,6 @@
 
 import io
 import itertools
-import json
-import math
 import os
 import pathlib
 
@@ -12,6 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from support.run import startup
+from support.storage import metrics
 from support.system import atomic, faults
 
 # Groups of TensorBoard's scalars by the first word of a metric; others are the world
@@ -51,48 +50,17 @@ class Logger:
 
     def __init__(self, logdir, size=0):
         self._logdir = pathlib.Path(logdir)
-        self._metrics = self._logdir / 'metrics.jsonl'
         with startup.disk_errors(self._logdir):
             # In bytes, for names that are not UTF-8.
             self._writer = tf.summary.create_file_writer(os.fsencode(self._logdir))
-        if self.size > size:
-            with self._metrics.open('rb') as file:
-                file.seek(size)
-                undone = file.read()
-            with (self._logdir / 'metrics_undone.jsonl').open('ab') as file:
-                file.write(undone if undone.endswith(b'\n') else undone + b'\n')
-            os.truncate(self._metrics, size)
-        if self.size and not self._metrics.read_bytes().endswith(b'\n'):
-            # A line that was cut off must not swallow the next one.
-            with self._metrics.open('a') as file:
-                file.write('\n')
-
-    @property
-    def size(self):
-        """Bytes of `metrics.jsonl`."""
-        return self._metrics.stat().st_size if self._metrics.exists() else 0
-
-    def sync(self):
-        """See `metrics.jsonl` on the disk: a checkpoint must not outlive lines that it
-        counts on where the power fails. Returns its size in bytes.
-        """
-        if self._metrics.exists():
-            with self._metrics.open('rb') as file:
-                os.fsync(file.fileno())
-        return self.size
+        self.metrics = metrics.File(self._logdir, size)
 
     def scalars(self, step, values):
         """Append one line: `values` (name to number) at `step` [environment steps].
 
         Numbers that JSON cannot express, NaN and infinities, become null.
         """
-        values = {
-            key: float(value) if math.isfinite(value) else None
-            for key, value in values.items()
-        }
-        with self._metrics.open('a') as file:
-            file.write(json.dumps({'step': int(step), **values}) + '\n')
-        faults.reach('metrics')
+        values = self.metrics.append(step, values)
         with startup.disk_errors(self._logdir), self._writer.as_default(step=int(step)):
             for key, value in values.items():
                 if value is not None:

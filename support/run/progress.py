@@ -20,8 +20,7 @@ import tensorflow as tf
 import configs
 from support.envs import rendering
 from support.run import startup, updates
-from support.scores import comparison
-from support.storage import finished, replay
+from support.storage import finished, metrics, replay
 from support.system import limits
 
 # Phases that happen once, and those whose steps are the run's own.
@@ -341,8 +340,8 @@ def duration(seconds):
 def returns(config, kind):
     """Steps and returns of the logdir's episodes of a kind, 'train' or 'test'."""
     try:
-        path = pathlib.Path(config.logdir) / 'metrics.jsonl'
-        return comparison.read_points(path, f'{kind}/return')[:2]
+        folder = pathlib.Path(config.logdir)
+        return metrics.read_points(folder, f'{kind}/return')[:2]
     except OSError:
         return np.array([]), np.array([])
 

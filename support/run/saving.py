@@ -66,7 +66,7 @@ class Resumable:
         unfinished = self.collector.unfinished
         self.checkpoints.save(
             dict(
-                metrics_size=self.logger.sync(),
+                metrics_size=self.logger.metrics.sync(),
                 newest_episode=self.replay.newest,
                 replay=self.replay.get_state(),
                 random=self.random.bit_generator.state,

@@ -15,6 +15,7 @@ import pathlib
 
 import numpy as np
 
+from support.storage import metrics
 from support.system.command_line import UserError
 
 SCORES = pathlib.Path(__file__).resolve().parents[2] / 'results' / 'published'
@@ -176,46 +177,6 @@ def _read_csv(path):
 # Reading.
 
 
-def read_points(path, key):
-    """Points of one metrics file.
-
-    Args:
-      path: `metrics.jsonl`; lines may be damaged and the last one unfinished.
-      key: name of the metric.
-
-    Returns steps [P], values [P], and a dict of counts: `damaged` lines that are no
-    JSON object with a usable `step`, and `nonfinite` ones whose value is null, NaN or
-    no number. Raises OSError if the file cannot be read.
-    """
-    steps, values, counts = [], [], dict(damaged=0, nonfinite=0)
-    for line in path.read_bytes().splitlines():
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            step = row['step']
-            if not _is_number(step) or step < 0:
-                raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError):
-            counts['damaged'] += 1
-            continue
-        if key in row and not _is_number(row[key]):
-            counts['nonfinite'] += 1
-        elif key in row:
-            steps.append(float(step))
-            values.append(float(row[key]))
-    return np.array(steps), np.array(values), counts
-
-
-def _is_number(value):
-    # JSON's whole numbers have no bounds; ours are damage long before a float's end.
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and abs(value) < 1e15
-    )
-
-
 def name_run(folder, root):
     """The run in `folder` below `root` as (task, method, seed), and its algorithm.
 
@@ -258,7 +219,7 @@ def run_folders(root, notes, seen):
                 continue
             seen.add(folder.resolve())
             folders.sort()
-            if 'metrics.jsonl' in files:
+            if metrics.NAME in files:
                 folders[:] = [x for x in folders if x not in FOLDERS_OF_A_RUN]
                 yield folder
             elif 'config.json' in files or not (folders or files):
@@ -300,7 +261,7 @@ def load_run(folder, name, key, notes, algorithm=''):
 
     Raises UserError if it has no point of `key`.
     """
-    steps, values, counts = read_points(folder / 'metrics.jsonl', key)
+    steps, values, counts = metrics.read_points(folder, key)
     if counts['damaged']:
         notes.append(
             f'skipped {counts["damaged"]} damaged or unfinished line(s) in {folder}'
@@ -370,7 +331,7 @@ def _read_object(curve):
     steps, values = curve['xs'], curve['ys']
     if len(steps) != len(values):
         raise ValueError(f'{len(steps)} xs and {len(values)} ys')
-    if not all(_is_number(x) and x >= 0 for x in steps):
+    if not all(metrics.is_number(x) and x >= 0 for x in steps):
         raise ValueError('xs must be environment steps')
     names = (str(curve[x]) for x in ('task', 'method', 'seed'))
-    return *names, steps, [y if _is_number(y) else None for y in values]
+    return *names, steps, [y if metrics.is_number(y) else None for y in values]

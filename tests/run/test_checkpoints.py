@@ -1,7 +1,6 @@
 """Checkpoints that are whole or absent, the lock, and the metrics that go with them."""
 
 import errno
-import json
 import os
 import pathlib
 import re
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -219,28 +217,3 @@ def test_lock_removes_what_a_killed_write_left(tmp_path):
     assert [path.name for path in (tmp_path / 'episodes').iterdir()] == [
         '20200401T101112-0-5.npz'
     ]
-
-
-def lines(path):
-    return [json.loads(line)['step'] for line in path.read_text().splitlines()]
-
-
-def test_lines_behind_the_checkpoint_are_moved(tmp_path):
-    first = logger.Logger(tmp_path)
-    first.scalars(1, {'x': 1})
-    size = first.size
-    first.scalars(2, {'x': np.nan})
-    with (tmp_path / 'metrics.jsonl').open('a') as file:
-        file.write('{"step": 3, "x')
-    again = logger.Logger(tmp_path, size)
-    again.scalars(4, {'x': 1})
-    assert lines(tmp_path / 'metrics.jsonl') == [1, 4]
-    undone = (tmp_path / 'metrics_undone.jsonl').read_text()
-    assert undone == '{"step": 2, "x": null}\n{"step": 3, "x\n'
-
-
-def test_a_half_line_does_not_swallow_the_next(tmp_path):
-    (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"st')
-    logger.Logger(tmp_path, 1000).scalars(2, {})
-    text = (tmp_path / 'metrics.jsonl').read_text()
-    assert text == '{"step": 1}\n{"st\n{"step": 2}\n'

@@ -7,7 +7,6 @@ by the tests, outside the run, and compared after every start.
 
 import concurrent.futures
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -22,6 +21,7 @@ import tensorflow as tf
 
 from support.run import checkpoints
 from support.storage import finished
+from support.storage.metrics import read as read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS, LENGTH = 400, 20
@@ -64,10 +64,9 @@ def finish(process, code=0):
 
 
 def metrics(logdir):
-    lines = (logdir / 'metrics.jsonl').read_text().splitlines()
     return [
-        {key: value for key, value in json.loads(line).items() if key not in SPEEDS}
-        for line in lines
+        {key: value for key, value in row.items() if key not in SPEEDS}
+        for row in read_metrics(logdir)
     ]
 
 

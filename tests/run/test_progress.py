@@ -27,6 +27,7 @@ import configs
 from agent import Dreamer
 from support.run import logger, progress, startup
 from support.storage import finished as statement
+from support.storage.metrics import read as read_metrics
 
 COLOUR = re.compile(r'\x1b\[[0-9;]*(3|4|9|10)[0-7]m')
 
@@ -417,9 +418,7 @@ def test_plain_lines_without_a_terminal(finished):
     assert header['replay'].startswith('by the end 3.69 MB on disk')
     assert str(logdir) in header['logs']
     logged = [line for line in lines if re.match(r'step [\d,]+/300 ', line)]
-    rows = [
-        json.loads(line) for line in (logdir / 'metrics.jsonl').read_text().splitlines()
-    ]
+    rows = list(read_metrics(logdir))
     assert len(logged) == len([row for row in rows if 'model_loss' in row]) == 3
     for line in logged:
         assert re.search(r'train return .*model_loss .* updates/s', line), line
@@ -521,10 +520,7 @@ def test_tensorboard_shows_the_run(finished):
         (event.step, float(make_ndarray(event.tensor_proto)))
         for event in events.Tensors('test/return')
     ]
-    rows = [
-        json.loads(line)
-        for line in (finished[0] / 'metrics.jsonl').read_text().splitlines()
-    ]
+    rows = list(read_metrics(finished[0]))
     assert returns == [
         (row['step'], pytest.approx(row['test/return']))
         for row in rows

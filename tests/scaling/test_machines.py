@@ -13,6 +13,7 @@ import configs
 import dreamer
 from support.learning import replicas
 from support.scaling import machines
+from support.storage.metrics import read as read_metrics
 from support.system import command_line
 
 HOSTS = ['host1:2222', 'host2:2222', 'host3:2222']
@@ -189,9 +190,7 @@ def test_a_run_that_loses_a_machine_is_saved_and_goes_on(tmp_path):
     assert codes == [0, 0] and errors[1] == []
     assert 'resumed at step' in printed[0] and 'resumed' not in printed[1]
     assert printed[1].endswith('machine 1: machine 0 has ended the run\n')
-    lines = [
-        json.loads(line) for line in (logdir / 'metrics.jsonl').read_text().splitlines()
-    ]
+    lines = list(read_metrics(logdir))
     last = [line for line in lines if 'gradient_step' in line][-1]
     assert (last['step'], last['gradient_step']) == (300, 6)
     assert episodes < set((logdir / 'episodes').iterdir())

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.scores import comparison
-from support.storage import episodes, replay
+from support.storage import episodes, metrics, replay
 
 ROWS = 3
 RANDOM = np.random.default_rng(0)
@@ -109,7 +108,7 @@ def test_damaged_episodes_are_refused_or_harmless(folder, whole):
 def test_damaged_metrics_lines_are_counted_or_harmless(folder, data):
     path = folder / 'metrics.jsonl'
     path.write_bytes(data)
-    steps, values, counts = comparison.read_points(path, 'test/return')
+    steps, values, counts = metrics.read_points(folder, 'test/return')
     assert len(steps) == len(values)
     assert np.isfinite(steps).all() and np.isfinite(values).all() and (steps >= 0).all()
     assert len(steps) + sum(counts.values()) <= len(data.splitlines())
@@ -138,5 +137,5 @@ def test_damaged_metrics_lines_are_counted_or_harmless(folder, data):
 def test_lines_that_are_no_metrics(folder, line):
     path = folder / 'metrics.jsonl'
     path.write_bytes(line + b'\n' + LINES)
-    steps, _, counts = comparison.read_points(path, 'test/return')
+    steps, _, counts = metrics.read_points(folder, 'test/return')
     assert len(steps) == 4 and counts['damaged'] == 1

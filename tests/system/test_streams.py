@@ -1,6 +1,5 @@
 """Whatever becomes of standard output and standard error, a program goes on."""
 
-import json
 import os
 import pathlib
 import signal
@@ -9,6 +8,8 @@ import sys
 
 import pytest
 from conftest import CLEAN, ROOT, short_run
+
+from support.storage.metrics import read as read_metrics
 
 SCRIPT = """
 import sys
@@ -91,7 +92,7 @@ def test_a_pipe_that_does_not_wait_loses_nothing(tmp_path):
 
 
 def last_step(logdir):
-    return json.loads((logdir / 'metrics.jsonl').read_text().splitlines()[-1])['step']
+    return list(read_metrics(logdir))[-1]['step']
 
 
 @pytest.mark.slow
