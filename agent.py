@@ -1,8 +1,8 @@
 """The agent: world model, behavior, training step, policy; PlaNet and the paper's other
 baselines are the same agent with parts left out.
 
-Shapes: B batch, L length, H horizon, A action, S stochastic, F feature, N = B*L,
-E environments.
+Shapes: B batch, L length, H horizon, A action, V state vector, S stochastic, F feature,
+N = B*L, E environments.
 `action[t]` led to `image[t]`, `reward[t]` and `discount[t]`.
 """
 
@@ -156,7 +156,7 @@ class WorldModel(tf.Module):
           context: steps.
 
         Returns:
-          by name what `Decoder.predict` gives, [B, L, ...]: reconstructions of the
+          by name what the decoders predict, [B, L, ...]: reconstructions of the
           first steps, then predictions.
         """
         seen = {key: values[:, :context] for key, values in batch.items()}
