@@ -209,13 +209,10 @@ class Run(saving.Resumable, reporting.Reporting):
         for batch in self.batches(updates):
             self.metrics.append(self.updates(batch))
             self.progress.advance()
-            if self.progress.advice_is_due:
-                self.progress.advise(self.step, self.gradient_step)
             if len(self.metrics) % 50 == 0:
                 self.agent.check_finite()
         self.agent.check_finite()
         self.progress.finish()
-        self.progress.advise(self.step, self.gradient_step)
 
     # What these steps consist of.
 

@@ -776,11 +776,11 @@ def check_files(logdir, losses):
 
 
 def check_advice(output):
-    """Software that renders is named, and what would be faster; nothing else speaks."""
+    """Software that renders is named, and what is faster; nothing else speaks."""
     renderer = re.search(r'^rendering +(\w+, .*)', output, re.MULTILINE)[1]
     if 'llvmpipe' in renderer:
         (advice,) = re.findall('^advice: .*frames a second.*', output, re.MULTILINE)
-        assert renderer in advice and 'GPU' in advice
+        assert renderer in advice
         assert '--render_quality fast' in advice
     assert 'oneDNN' not in output and 'absl' not in output
 

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: bars on a terminal, plain lines elsewhere, advice.
+"""What a run shows: a header, bars on a terminal, plain lines elsewhere, advice.
 
 Rich draws the bars and respects NO_COLOR. Where output is no terminal there is a line
 every log interval, and one a minute in a phase that takes longer.
@@ -8,32 +8,28 @@ import collections
 import dataclasses
 import math
 import pathlib
-import shutil
 import sys
 import time
 
-import numpy as np
 import rich.console
 import rich.progress
 import tensorflow as tf
 
-import configs
-from support.envs import rendering
-from support.run import startup, updates
-from support.storage import finished, metrics, replay
+from support.run import advice, startup, updates
+from support.storage import finished, replay
 from support.system import limits
 
 # Phases that happen once, and those whose steps are the run's own.
 ONCE = ('prefill', 'pretraining')
 COLLECTING = ('prefill', 'collecting')
 
-# Updates of this many seconds tell how long a run will take.
-ADVISE_AFTER = 30
-# Fewer rendered frames a second than this are worth a word.
-SLOW_RENDERING = 150
-# An actor below this share of the largest entropy hardly tries anything else.
-CERTAIN_BELOW = 0.03
-SOFTWARE = ('llvmpipe', 'softpipe', 'swrast', 'software')
+# Metrics of a log line, with their names there. Of two entropies the share is shown.
+SHOWN = dict(
+    div='KL {:.3g}',
+    reward_loss='reward loss {:.3g}',
+    action_ent_share='entropy {:.0%}',
+    action_ent='entropy {:.3g}',
+)
 
 
 @dataclasses.dataclass
@@ -84,10 +80,11 @@ class Progress:
         self._paces = collections.defaultdict(Pace)
         self._name = None
         self._printed = self._now = time.monotonic()
-        self._returns = []
+        self._step, self._left = 0, None
+        self._returns, self._lengths = [], collections.deque(maxlen=100)
         self._best = None
-        self._advised = False
         self._certain = None
+        self._show_run()
 
     def __enter__(self):
         if self._bars:
@@ -116,7 +113,7 @@ class Progress:
         self._now = self._began
         self._paces[name].phases += 1
         if self._bars:
-            text = f'0/{total:,} {unit}' if total else ''
+            text = f'0/{total:,} {unit}' if total else f'0 {unit}'
             self._bars.reset(
                 self._phase_bar,
                 description=name,
@@ -140,7 +137,8 @@ class Progress:
         if self._bars:
             self._bars.update(self._phase_bar, advance=amount, text=self._state())
             if self._name in COLLECTING:
-                self._bars.advance(self._run_bar, amount)
+                self._step += amount
+                self._show_run()
         elif now - self._printed > self._silence or (
             self._name == 'prefill'
             and self._done != self._total
@@ -149,13 +147,33 @@ class Progress:
             self.line(f'{self._name}: {self._state()}')
 
     def finish(self):
-        """The phase has ended."""
+        """The phase has ended. A whole prefill, in which nothing else takes time, tells
+        whether images are drawn slowly.
+        """
         if self._bars:
             self._bars.update(self._phase_bar, visible=False)
         elif self._name in ONCE and self._done:
             took = duration(time.monotonic() - self._began)
             self.line(f'{self._name}: {self._done:,} {self._unit} done in {took}')
+        rate = self._paces['prefill'].rate
+        if self._name == 'prefill' and rate and self._done >= self._total:
+            frames = rate / self._config.action_repeat
+            self._advise(advice.advise_rendering(self._config, frames, gpu_names()))
         self._name = None
+
+    def _advise(self, *texts):
+        for text in filter(None, texts):
+            self.line(f'advice: {text}')
+
+    def _done_of_all(self):
+        total = self._config.steps
+        return f'{self._step:,}/{total:,} ({self._step / total:.0%})'
+
+    def _show_run(self):
+        if self._bars:
+            left = '' if self._left is None else f', {duration(self._left)} left'
+            text = f'{self._done_of_all()} steps{left}'
+            self._bars.update(self._run_bar, completed=self._step, text=text)
 
     def _state(self):
         """Of the phase: what is done, its rate, the time that remains."""
@@ -171,9 +189,12 @@ class Progress:
             state += f', {duration((self._total - self._done) / rate)} left'
         return state
 
-    def episode(self, score):
-        """A training episode has ended; its return goes into the next log line."""
+    def episode(self, score, length):
+        """A training episode has ended. Its return goes into the next log line, its
+        length [agent steps] into the time that remains.
+        """
         self._returns.append(score)
+        self._lengths.append(length * self._config.action_repeat)
 
     def evaluated(self, step, score, length):
         """The line of an evaluation: raw return, length [agent steps], and the best."""
@@ -184,57 +205,42 @@ class Progress:
             f'best so far {self._best[1]:.1f} (step {self._best[0]:,})'
         )
 
-    def log(self, step, updates, values):
+    def log(self, step, values):
         """The line of a log interval, from the values that are logged."""
-        total = self._config.steps
         parts = []
         if self._returns:
             parts.append(f'train return {sum(self._returns) / len(self._returns):.1f}')
+        left_out = {'action_ent'} if 'action_ent_share' in values else ()
         parts += [
-            f'{name} {values[name]:.4g}'
-            for name in ('model_loss', 'actor_loss', 'value_loss')
-            if name in values
+            text.format(values[key])
+            for key, text in SHOWN.items()
+            if key in values and key not in left_out
         ]
         parts += [
             f'{values["fps"]:.3g} steps/s',
             f'{values["updates_per_s"]:.3g} updates/s',
         ]
-        left = self.remaining(step, updates)
-        if left is not None:
-            parts.append(f'{duration(left)} left')
-        done = f'{step:,}/{total:,} ({step / total:.0%})'
-        self.line(f'step {done}: {", ".join(parts)}')
+        self._step, self._left = step, self.remaining(step)
+        if self._left is not None:
+            parts.append(f'{duration(self._left)} left')
+        self.line(f'step {self._done_of_all()}: {", ".join(parts)}')
         self._returns = []
         if not self._certain:
-            self._certain = advise_certain(self._config, values)
-            if self._certain:
-                self.line(f'advice: {self._certain}')
-        if self._bars:
-            self._bars.update(
-                self._run_bar,
-                completed=step,
-                text=f'{done} steps' + (f', {parts[-1]}' if left else ''),
-            )
+            self._certain = advice.advise_certain(self._config, values)
+            self._advise(self._certain)
+        self._show_run()
 
-    def remaining(self, step, updates):
-        """Seconds until the run's end by the rates of collecting, training and
-        evaluations. None before the first two were measured: the rates of prefill and
-        pretraining can be far from them.
+    def remaining(self, step):
+        """Seconds from `step`, where a training phase has ended, to the run's end, by
+        the rates of collecting, training and evaluations. None before the first two
+        were measured: the rates of prefill and pretraining can be far from them.
         """
-        paces = self._paces
-        return self._remaining(
-            step, updates, paces['collecting'].rate, paces['training'].rate
-        )
-
-    def _remaining(self, step, updates, collect, train):
         paces, config = self._paces, self._config
+        collect, train = paces['collecting'].rate, paces['training'].rate
         if not collect or not train:
             return None
         steps = max(0, config.steps - step)
-        due = config.pretrain + config.train_steps * (
-            max(0, config.steps - config.prefill) // config.train_every
-        )
-        seconds = steps / collect + max(0, due - updates) / train
+        seconds = steps / collect + self._updates_in(steps) / train
         evaluations = paces['evaluating']
         if evaluations.phases:
             seconds += (
@@ -242,34 +248,17 @@ class Progress:
             )
         return seconds
 
-    @property
-    def advice_is_due(self):
-        """Whether the phase has gone on for long enough to tell what may help."""
-        return not self._advised and self._paces[self._name].seconds >= ADVISE_AFTER
-
-    def advise(self, step, updates):
-        """Print, once, what may help, if speeds have been measured. Prefill and
-        pretraining are enough: the order of magnitude counts.
+    def _updates_in(self, steps):
+        """Updates that come with so many environment steps. A phase needs both its
+        steps and its episodes, whose length is the mean of those seen, or the time
+        limit where nothing else ends them.
         """
-        paces = self._paces
-        seconds = self._remaining(
-            step,
-            updates,
-            paces['collecting'].rate or paces['prefill'].rate,
-            paces['training'].rate or paces['pretraining'].rate,
-        )
-        if self._advised or seconds is None:
-            return
-        self._advised = True
-        frames = self._paces['prefill'].rate or self._paces['collecting'].rate
-        for text in (
-            advise_time(self._config, seconds, gpu_names()),
-            advise_rendering(
-                self._config, frames / self._config.action_repeat, gpu_names()
-            ),
-        ):
-            if text:
-                self.line(f'advice: {text}')
+        config = self._config
+        length = 0 if config.pcont else config.time_limit
+        if self._lengths:
+            length = sum(self._lengths) / len(self._lengths)
+        phase = max(config.train_every, config.train_episodes * length)
+        return config.train_steps * steps / phase
 
     def choice(self, choice):
         """The row of `Updates.choice`, in the header or where it is made."""
@@ -281,9 +270,8 @@ class Progress:
         resumed goes on with its best evaluation, and with its `choice`.
         """
         config = self._config
-        self._best = best_evaluation(config)
-        if self._bars:
-            self._bars.update(self._run_bar, completed=step)
+        self._best, self._step = best_evaluation(config), step
+        self._show_run()
         gpus = gpu_names()
         device = ', '.join(gpus) or f'CPU, {limits.count_cores()}'
         precision = {'16': 'float16', '32': 'float32'}.get(
@@ -298,7 +286,7 @@ class Progress:
             ('task', f'{config.task}, seed {config.seed}'),
             ('method', f'{config.method}, {config.representation}'),
             ('device', f'{device}; {precision}{chosen}'),
-            ('rendering', renderer()),
+            ('rendering', advice.renderer()),
             ('parameters', parameters),
             ('steps', steps_left(config, step)),
             ('replay', replay_size(config, row_bytes)),
@@ -308,14 +296,18 @@ class Progress:
             if text:
                 self.line(f'{name:<11} {text}')
         self.choice(choice)
-        flags = None if gpus else startup.cpu_flags()
-        for text in (
-            advise_tuned(config),
-            advise_disk(config, row_bytes, step),
-            startup.advise_precision(config, flags),
-        ):
-            if text:
-                self.line(f'advice: {text}')
+        to_come = max(0, config.steps - step)
+        updates_to_come = round(
+            max(0, config.pretrain - agent.gradient_step)
+            + self._updates_in(max(0, config.steps - max(step, config.prefill)))
+        )
+        self._advise(
+            # A setting that defines the run is chosen before it starts.
+            None if step else advice.advise_tuned(config),
+            advice.advise_disk(config, replay_bytes(config, row_bytes, to_come)),
+            None if gpus else advice.advise_small(config, updates_to_come),
+            startup.advise_precision(config, None if gpus else startup.cpu_flags()),
+        )
 
 
 def steps_left(config, step):
@@ -337,18 +329,9 @@ def duration(seconds):
     return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
-def returns(config, kind):
-    """Steps and returns of the logdir's episodes of a kind, 'train' or 'test'."""
-    try:
-        folder = pathlib.Path(config.logdir)
-        return metrics.read_points(folder, f'{kind}/return')[:2]
-    except OSError:
-        return np.array([]), np.array([])
-
-
 def best_evaluation(config):
     """Step and return of the best evaluation in the logdir; None without any."""
-    steps, scores = returns(config, 'test')
+    steps, scores = advice.returns(config, 'test')
     best = scores.argmax() if len(scores) else None
     return None if best is None else (int(steps[best]), float(scores[best]))
 
@@ -361,14 +344,6 @@ def gpu_names():
     ]
 
 
-def renderer():
-    """Which renderer draws the images, and on what; empty if it is not MuJoCo's
-    business.
-    """
-    name = rendering.renderer_in_use()
-    return name and f'{name}, {rendering.render_device(name) or "unknown device"}'
-
-
 def replay_bytes(config, row_bytes, steps):
     """Bytes of `steps` environment steps in replay, of which it may keep fewer."""
     kept = min(steps, config.replay_capacity or steps)
@@ -379,97 +354,4 @@ def replay_size(config, row_bytes):
     """What the replay will take by the end of the run."""
     disk = replay_bytes(config, row_bytes, config.steps)
     memory = min(disk, config.replay_memory or replay.default_memory())
-    return f'by the end {size(disk)} on disk, {size(memory)} in memory'
-
-
-def size(count):
-    """Bytes for people."""
-    unit = 1e9 if count >= 1e9 else 1e6
-    return f'{count / unit:.3g} {"GB" if unit == 1e9 else "MB"}'
-
-
-def advise_certain(config, values):
-    """What may help where the actor always chooses the same and returns do not rise:
-    those of the last quarter of episodes are no better than those of the first.
-    """
-    share = values.get('action_ent_share', 1)
-    if not share < CERTAIN_BELOW:
-        return None
-    _, scores = returns(config, 'train')
-    quarter = len(scores) // 4
-    if quarter < 5 or scores[-quarter:].mean() > scores[:quarter].mean():
-        return None
-    return (
-        f'the actor is certain of its actions (entropy {share:.1%} of the largest) '
-        'while returns do not rise, and may not come back; '
-        + (
-            'a larger --actor_entropy keeps it uncertain'
-            if config.actor_entropy
-            else '--configs tuned keeps it uncertain by a bonus for entropy'
-        )
-        + ' (in a new --logdir)'
-    )
-
-
-def advise_tuned(config):
-    """What is known of the paper's settings on games, where a run has them."""
-    if config.action_dist != 'onehot' or config.actor_entropy:
-        return None
-    return (
-        "with the paper's settings for discrete actions the actor was certain within "
-        '300 updates on atari_boxing (small networks); --configs tuned keeps it alive'
-    )
-
-
-def advise_disk(config, row_bytes, step):
-    """A warning if the episodes to come do not fit on the disk; else None."""
-    needed = replay_bytes(config, row_bytes, max(0, config.steps - step))
-    free = shutil.disk_usage(config.logdir).free
-    if needed > free:
-        return (
-            f'the episodes to come take {size(needed)}, and {size(free)} are free '
-            f'where {config.logdir} is; lower --steps or choose another --logdir'
-        )
-    return None
-
-
-def advise_time(config, seconds, gpus):
-    """What a run of networks larger than the small preset's will take without a GPU."""
-    small = configs.Config(**configs.PRESETS['small'])
-    larger = any(
-        getattr(config, name) > getattr(small, name)
-        for name in ('batch_size', 'batch_length', 'cnn_depth', 'num_units', 'horizon')
-    )
-    if gpus or not larger or seconds < 3600:
-        return None
-    return (
-        f'without a GPU the rest of this run will take about {seconds / 3600:.1f} '
-        'hours, by the updates and steps measured so far; --configs small has '
-        f'networks for a CPU and a run of {small.steps:,} steps (in a new '
-        '--logdir)'
-    )
-
-
-def advise_rendering(config, frames, gpus=()):
-    """What is faster where `frames` a second are slow; None where they are not. `gpus`
-    are names of those that TensorFlow sees.
-    """
-    device = renderer()
-    if not device or frames > SLOW_RENDERING:
-        return None
-    advice = f'{frames:.0f} frames a second with the renderer {device}'
-    faster = []
-    if config.render_quality != 'fast':
-        faster.append(
-            '--render_quality fast is 3 to 6 times as fast, without shadows '
-            '(in a new --logdir)'
-        )
-    if any(name in device.lower() for name in SOFTWARE):
-        hint = 'a GPU with its EGL driver is faster still'
-        if gpus:
-            hint = (
-                "the GPU could draw, and NVIDIA's EGL is missing: in a container set "
-                'NVIDIA_DRIVER_CAPABILITIES=all, or compute,utility,graphics'
-            )
-        faster.append(hint)
-    return f'{advice}; {"; ".join(faster)}' if faster else None
+    return f'by the end {advice.size(disk)} on disk, {advice.size(memory)} in memory'

@@ -38,7 +38,7 @@ class Reporting:
         for name, optimizer in self.agent.optimizers.items():
             values[f'{name}_skipped'] = int(optimizer.skipped.numpy())
         self.logger.scalars(self.step, values)
-        self.progress.log(self.step, self.gradient_step, values)
+        self.progress.log(self.step, values)
         self.metrics = []
         self.logged, self.log_start = self.step, now
 
@@ -57,7 +57,7 @@ class Reporting:
             {f'{mode}/return': score, f'{mode}/length': length, 'episodes': count},
         )
         if mode == 'train':
-            self.progress.episode(score)
+            self.progress.episode(score, length)
         else:
             self.progress.evaluated(self.step, score, length)
 

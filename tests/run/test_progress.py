@@ -25,7 +25,7 @@ from rich.console import Console
 
 import configs
 from agent import Dreamer
-from support.run import logger, progress, startup
+from support.run import advice, logger, progress, startup
 from support.storage import finished as statement
 from support.storage.metrics import read as read_metrics
 
@@ -49,15 +49,26 @@ def test_durations():
     ]
 
 
-def measured(config, monkeypatch, output=None, updates=4):
-    """Progress that saw 8 steps a second, then 2 updates a second."""
-    clock = [100.0]
-    monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
-    monkeypatch.setattr(progress.time, 'clock', clock, raising=False)
+@pytest.fixture
+def clock(monkeypatch):
+    """The time that progress reads, a list of one number."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+    return now
+
+
+def measured(config, clock, output=None, phases=(), updates=4):
+    """Progress that saw 8 steps a second, then 2 updates a second, and further
+    `phases`: name, steps, seconds of each.
+    """
     shown = progress.Progress(
-        config, console=Console(file=output or io.StringIO(), width=200)
+        config, console=Console(file=output or io.StringIO(), width=300)
     )
-    for name, steps, each in ('prefill', 100, 0.125), ('pretraining', updates, 0.5):
+    for name, steps, each in (
+        ('prefill', 100, 0.125),
+        ('pretraining', updates, 0.5),
+        *phases,
+    ):
         shown.start(name, steps)
         for _ in range(steps):
             clock[0] += each
@@ -65,34 +76,42 @@ def measured(config, monkeypatch, output=None, updates=4):
     return shown
 
 
-def test_remaining_time_is_what_is_left_by_the_rates(tmp_path, monkeypatch):
-    config = config_for(
-        tmp_path,
-        '--task',
-        'dummy_continuous',
-        '--steps',
-        '1100',
-        '--prefill',
-        '100',
-        '--train_every',
-        '100',
-        '--train_steps',
-        '6',
-        '--pretrain',
-        '4',
-    )
-    shown = measured(config, monkeypatch)
-    # Neither of the two says how fast the phases to come are.
-    assert shown.remaining(100, 4) is None
-    for name, each in ('collecting', 0.25), ('training', 1):
-        assert shown.remaining(100, 4) is None
-        shown.start(name, 11)
-        for _ in range(11):
-            progress.time.clock[0] += each
-            shown.advance()
+SCHEDULE = (
+    '--task dummy_continuous --steps 1100 --prefill 100 --train_every 100 '
+    '--train_steps 6 --pretrain 4'
+).split()
+TIMED = ('collecting', 11, 0.25), ('training', 11, 1)
+
+
+def test_remaining_time_is_what_is_left_by_the_rates(tmp_path, clock):
+    config = config_for(tmp_path, *SCHEDULE)
+    # Neither prefill nor pretraining says how fast the phases to come are.
+    assert measured(config, clock).remaining(100) is None
+    assert measured(config, clock, phases=TIMED[:1]).remaining(100) is None
+    shown = measured(config, clock, phases=TIMED)
     # 1000 steps of 1/4 s, and 10 phases of 6 updates of 1 s.
-    assert shown.remaining(100, 4) == 250 + 60
-    assert shown.remaining(1100, 64) == 0
+    assert shown.remaining(100) == 250 + 60
+    assert shown.remaining(1100) == 0
+
+
+@pytest.mark.parametrize(
+    'flags, lengths, phases',
+    [
+        ('--time_limit 250', [], 4),
+        ('--time_limit 250 --pcont true', [], 10),  # Nobody knows how long they are.
+        ('--time_limit 250 --pcont true --action_repeat 2', [60, 100], 6.25),
+        ('--time_limit 50', [], 10),
+        ('--time_limit 50', [25, 25], 10),  # The phase waits for its steps.
+    ],
+)
+def test_remaining_time_where_phases_wait_for_episodes(
+    tmp_path, clock, flags, lengths, phases
+):
+    config = config_for(tmp_path, *SCHEDULE, '--train_episodes', '1', *flags.split())
+    shown = measured(config, clock, phases=TIMED)
+    for length in lengths:
+        shown.episode(1.0, length)
+    assert shown.remaining(100) == 250 + 6 * phases
 
 
 def test_a_run_that_has_finished_says_so(tmp_path):
@@ -106,10 +125,10 @@ def test_a_run_that_has_finished_says_so(tmp_path):
     assert progress.steps_left(config, 6000) == '1 to go, 6,000 of 6,001 done'
 
 
-def test_lines_of_phases(tmp_path, monkeypatch):
+def test_lines_of_phases(tmp_path, clock):
     config = config_for(tmp_path, '--task', 'dummy_continuous', '--log_every', '40')
     output = io.StringIO()
-    measured(config, monkeypatch, output).finish()
+    measured(config, clock, output).finish()
     assert output.getvalue().splitlines() == [
         'prefill: 100 steps',
         'prefill: 40/100 steps, 8 steps/s, 0:07 left',
@@ -120,9 +139,7 @@ def test_lines_of_phases(tmp_path, monkeypatch):
     ]
 
 
-def test_a_prefill_that_goes_on_to_an_episodes_end(tmp_path, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
+def test_a_prefill_that_goes_on_to_an_episodes_end(tmp_path, clock):
     output = io.StringIO()
     shown = progress.Progress(
         config_for(tmp_path, '--log_every', '10'), console=Console(file=output)
@@ -140,10 +157,8 @@ def test_a_prefill_that_goes_on_to_an_episodes_end(tmp_path, monkeypatch):
     ]
 
 
-def test_a_slow_phase_speaks_once_a_minute(tmp_path, monkeypatch):
+def test_a_slow_phase_speaks_once_a_minute(tmp_path, clock):
     output = io.StringIO()
-    clock = [0.0]
-    monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
     shown = progress.Progress(
         config_for(tmp_path), console=Console(file=output, width=200)
     )
@@ -156,37 +171,66 @@ def test_a_slow_phase_speaks_once_a_minute(tmp_path, monkeypatch):
     assert lines[0] == 'training: 7/100 updates, 0.111 updates/s, 13:57 left'
 
 
-def test_hours_are_told_where_they_matter(tmp_path):
-    paper = config_for(tmp_path)
-    text = progress.advise_time(paper, 45 * 3600, [])
-    assert '45.0 hours' in text and '--configs small' in text and '100,000' in text
-    assert progress.advise_time(paper, 45 * 3600, ['NVIDIA H100']) is None
-    assert progress.advise_time(paper, 600, []) is None
-    small = config_for(tmp_path, '--configs', 'small')
-    assert progress.advise_time(small, 45 * 3600, []) is None
-
-
-def test_advice_comes_while_the_first_updates_go_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    'values, shown',
+    [
+        (dict(action_ent=1.5), 'KL 2.5, reward loss 0.92, entropy 1.5'),
+        (
+            dict(action_ent=1.5, action_ent_share=0.42),
+            'KL 2.5, reward loss 0.92, entropy 42%',
+        ),
+        ({}, 'KL 2.5, reward loss 0.92'),  # A planner has no actor.
+    ],
+)
+def test_a_log_line_has_what_tells_something(tmp_path, values, shown):
     output = io.StringIO()
-    config = config_for(tmp_path, '--task', 'dummy_continuous')
-    assert not measured(config, monkeypatch, updates=60).advice_is_due
-    shown = measured(config, monkeypatch, output, updates=62)
-    assert shown.advice_is_due
-    shown.advise(100, 60)
-    assert not shown.advice_is_due
-    # A thing said once is not said again.
-    shown.advise(100, 60)
-    gpus = tf.config.list_physical_devices('GPU')
-    assert output.getvalue().count('advice: without a GPU') == (not gpus)
+    console = Console(file=output, width=300)
+    lines = progress.Progress(config_for(tmp_path, '--steps', '10000'), console)
+    lines.episode(3.0, 10)
+    losses = dict(model_loss=12_680.0, div=2.5, reward_loss=0.92, actor_loss=-3.0)
+    lines.log(100, dict(losses, **values, fps=2.0, updates_per_s=1.0))
+    assert output.getvalue() == (
+        f'step 100/10,000 (1%): train return 3.0, {shown}, 2 steps/s, 1 updates/s\n'
+    )
 
 
-def test_a_gpu_that_does_not_draw_has_its_advice(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, 'renderer', lambda: 'egl, llvmpipe (LLVM 15.0.7)')
-    config = config_for(tmp_path)
-    told = [progress.advise_rendering(config, 20, gpus) for gpus in ([], ['A100'])]
-    found = ['NVIDIA_DRIVER_CAPABILITIES=all' in advice for advice in told]
-    assert found == [False, True]
-    assert progress.advise_rendering(config, 1000, ['A100']) is None
+def test_the_bar_has_text_from_the_first_second(tmp_path):
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=100)
+    config = config_for(tmp_path, '--steps', '10000')
+    with progress.Progress(config, console=console) as shown:
+        shown.start('evaluating', None)
+    assert '0/10,000 (0%) steps' in output.getvalue()
+
+
+def test_a_run_for_days_without_a_gpu_is_told_of_small(tmp_path):
+    paper = config_for(tmp_path)
+    text = advice.advise_small(paper, 499_600)
+    assert 'takes days: 499,600 updates' in text and '--configs small' in text
+    assert 'takes 10 hours' in advice.advise_small(paper, 12_000)
+    assert advice.advise_small(paper, 1000) is None
+    assert advice.advise_small(config_for(tmp_path, '--configs', 'small'), 1e6) is None
+
+
+@pytest.mark.parametrize('gpus', [(), ['A100']])
+@pytest.mark.parametrize('quality', ['standard', 'fast'])
+def test_slow_rendering_has_advice_that_can_be_followed(
+    tmp_path, monkeypatch, gpus, quality
+):
+    monkeypatch.setattr(advice, 'renderer', lambda: 'egl, llvmpipe (LLVM 15.0.7)')
+    config = config_for(tmp_path, '--render_quality', quality)
+    text = advice.advise_rendering(config, 20, gpus) or ''
+    assert ('NVIDIA_DRIVER_CAPABILITIES=all' in text) == bool(gpus)
+    assert ('--render_quality fast' in text) == (quality == 'standard')
+    assert advice.advise_rendering(config, 1000, gpus) is None
+
+
+def test_rendering_is_judged_by_the_prefill(tmp_path, monkeypatch, clock):
+    monkeypatch.setattr(advice, 'renderer', lambda: 'egl, llvmpipe (LLVM 15.0.7)')
+    output = io.StringIO()
+    measured(config_for(tmp_path), clock, output).finish()
+    # 8 simulator steps a second, 2 for a frame.
+    assert output.getvalue().count('advice: 4 frames a second') == 1
 
 
 @pytest.mark.parametrize('precision', ['32', '16', 'bfloat16'])
@@ -228,7 +272,7 @@ def test_certain_actor_is_told_once_and_only_where_returns_do_not_rise(tmp_path)
                 for step, score in enumerate(scores)
             )
         )
-        shown.log(100, 10, dict(values, action_ent_share=share))
+        shown.log(100, dict(values, action_ent_share=share))
         return output.getvalue().count('advice: the actor is certain')
 
     assert log([9] * 19, 0.01) == 0  # Too few to tell.
@@ -240,15 +284,15 @@ def test_certain_actor_is_told_once_and_only_where_returns_do_not_rise(tmp_path)
 
 
 def test_tuned_is_advised_where_discrete_actions_have_the_papers_settings(tmp_path):
-    def advice(task, *flags):
+    def advised(task, *flags):
         config = config_for(tmp_path, '--task', task, *flags)
         config = configs.fit_to_actions(config, not task.startswith('dmc'))
-        return progress.advise_tuned(config)
+        return advice.advise_tuned(config)
 
     for task in 'atari_pong', 'dmlab_rooms_watermaze':
-        assert '--configs tuned' in advice(task)
-        assert advice(task, '--configs', 'tuned') is None
-    assert advice('dmc_walker_walk') is None
+        assert '--configs tuned' in advised(task)
+        assert advised(task, '--configs', 'tuned') is None
+    assert advised('dmc_walker_walk') is None
 
 
 def test_means_of_metrics_of_two_versions():
@@ -264,19 +308,13 @@ def test_replay_by_the_end_of_the_run(tmp_path):
     assert progress.replay_size(config, 12_320) == (
         'by the end 30.8 GB on disk, 4 GB in memory'
     )
-    assert (
-        progress.advise_disk(config_for(tmp_path, '--steps', '1e4'), 12_320, 0) is None
-    )
     kept = dataclasses.replace(config, replay_capacity=200_000)
     assert progress.replay_size(kept, 12_320) == (
         'by the end 1.23 GB on disk, 1.23 GB in memory'
     )
-    huge = dataclasses.replace(config, steps=10**15)
-    assert not progress.advise_disk(
-        dataclasses.replace(huge, replay_capacity=1), 12_320, 0
-    )
-    assert 'are free' in progress.advise_disk(huge, 12_320, 0)
-    assert progress.advise_disk(huge, 12_320, 10**15) is None
+    assert progress.replay_bytes(kept, 12_320, 10**15) == 1.232e9
+    assert advice.advise_disk(config, 1000) is None
+    assert 'episodes to come take 1e+09 GB' in advice.advise_disk(config, 1e18)
 
 
 @pytest.mark.parametrize('no_color', [False, True])
@@ -421,7 +459,7 @@ def test_plain_lines_without_a_terminal(finished):
     rows = list(read_metrics(logdir))
     assert len(logged) == len([row for row in rows if 'model_loss' in row]) == 3
     for line in logged:
-        assert re.search(r'train return .*model_loss .* updates/s', line), line
+        assert re.search(r'train return .*KL .*entropy .* updates/s', line), line
         # Not before collecting and training have both been timed.
         assert line.endswith(' left') == (line != logged[0]), line
     evaluated = [line for line in lines if 'evaluation return' in line]
@@ -475,9 +513,9 @@ def test_bars_and_advice_on_a_terminal(finished, tmp_path):
     shutil.copytree(finished[0], logdir)
     collecting = r'collecting .* \d+/100 steps, .* steps/s, .* left'
     gpus = tf.config.list_physical_devices('GPU')
-    advice = [] if gpus else ['advice: without a GPU']
+    told = [] if gpus else ['advice: without a GPU']
     code, output = read_terminal(
-        [*short_run(logdir), '--steps', '1e12'], [collecting, *advice], NO_COLOR='1'
+        [*short_run(logdir), '--steps', '1e12'], [collecting, *told], NO_COLOR='1'
     )
     assert code == 0, output
     assert 'resumed at step 300' in output
