@@ -108,7 +108,7 @@ def lab(monkeypatch):
 
 # Files by what they take, the longest first: one that is started last runs on alone.
 LONGEST = """learning_baselines faults learning_discrete_float16 learning_continuous
-    learning_continuous_bfloat16 learning_discrete cli sweep jit run agent benchmark
+    learning_discrete cli sweep jit run agent benchmark
     machines streams replicas evaluate""".split()
 
 

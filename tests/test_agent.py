@@ -371,7 +371,9 @@ def test_losses_are_weighted_by_their_flags(data):
     )
 
 
-@pytest.mark.parametrize('precision', ['16', 'bfloat16'])
+@pytest.mark.parametrize(
+    'precision', [pytest.param('16', marks=pytest.mark.slow), 'bfloat16']
+)
 def test_low_precision_learns(data, precision):
     agent = make_agent(precision=precision)
     data = dict(data, image=tf.fill(data['image'].shape, tf.constant(255, tf.uint8)))

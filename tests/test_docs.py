@@ -16,9 +16,6 @@ PAGES = [
     *DOCS,
     *sorted(ROOT.glob('[a-z]*/**/README.md')),
 ]
-MOST_LINES = 150
-# What GitHub shows at once, and what people wait for.
-LARGEST_PICTURE = 2_000_000
 
 
 def prose(path):
@@ -64,21 +61,11 @@ def test_a_broken_link_is_found(tmp_path):
     assert list(broken(page)) == ['gone.md', '#gone', 'page.md#gone', 'gone.png']
 
 
-def test_readme_is_short_and_leads_to_every_page():
+def test_readme_leads_to_every_page():
     text = (ROOT / 'README.md').read_text()
-    assert len(text.splitlines()) <= MOST_LINES
     assert {f'docs/{path.name}' for path in DOCS} <= {
         link.partition('#')[0] for link in links(text)
     }
-
-
-def test_pictures_are_small_and_shown():
-    shown = {
-        (page.parent / link).resolve() for page in PAGES for link in links(prose(page))
-    }
-    for path in {*(ROOT / 'docs').iterdir()} - {*DOCS}:
-        assert path in shown
-        assert path.stat().st_size <= LARGEST_PICTURE
 
 
 @pytest.mark.parametrize('path', PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -63,15 +63,6 @@ def whole(value, std=None):
 # results/
 
 
-def test_results_are_in_folders_by_question():
-    found = {x.name for x in RESULTS.iterdir() if x.is_dir()}
-    assert found == {*FOLDERS, 'published'}
-    for folder in FOLDERS:
-        assert {x.name for x in (RESULTS / folder).iterdir() if x.is_file()} == {
-            'commands.sh'
-        }
-
-
 def commands(folder, tmp_path):
     """Words of dreamer.py that a `commands.sh` starts, by a Python that prints them."""
     python = tmp_path / 'python'

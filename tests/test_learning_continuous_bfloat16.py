@@ -1,9 +1,0 @@
-"""The agent learns continuous control in bfloat16."""
-
-import pytest
-from learners import CONTINUOUS, check_learns
-
-
-@pytest.mark.slow
-def test_agent_learns(tmp_path):
-    check_learns(tmp_path, 0, f'{CONTINUOUS} --precision bfloat16')
