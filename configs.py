@@ -20,17 +20,6 @@ CHANGEABLE = frozenset(
     'allow_config_change eval_video lab_renderer lab_level_cache lab_dataset'.split()
 )
 
-# Flags without effect, by method.
-_PLANS = 'plan_candidates', 'plan_iterations', 'plan_elites', 'plan_horizon'
-IDLE = dict(
-    dreamer=_PLANS,
-    no_value=('value_lr', 'disclam', *_PLANS),
-    planet=(
-        *('horizon', 'disclam', 'value_lr', 'actor_lr', 'actor_layers'),
-        *('actor_entropy_decay', 'action_init_std', 'expl_action'),
-    ),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:

@@ -1,15 +1,14 @@
-"""Draws local runs beside the published results: two figures and the tables.
+"""Draw local runs beside the published results: two figures and the tables.
 
     python plotting.py --logdir ./logs [--out DIR] [--tasks NAME ...] [--bin 1e4] ...
     python plotting.py --logdir ./logs --figure 7   # as in the paper
     python plotting.py --logdir ./logs --json ours.json --compare theirs.json
 
-Below `--logdir` every folder with a `metrics.jsonl` is a run. A folder three levels
-down is `task/method/seed`; any other one, the logdir itself included, is named by its
-`config.json`. Where both name a task, `config.json` is believed.
+Below `--logdir` every folder with a `metrics.jsonl` is a run. The path of a folder
+three levels down is `task/method/seed`. `config.json` names the run in any other
+folder, and in the logdir itself. If both name a task, that of `config.json` counts.
 
-What is read: see `support/scores/comparison.py`; how it is averaged: see `protocol.py`
-beside it.
+`support/scores/comparison.py` reads the runs. `protocol.py` beside it averages them.
 """
 
 import contextlib
@@ -48,7 +47,7 @@ def write_files(out, files):
 
 
 def add_runs(parser):
-    """Add the flags that say what is drawn, and where it goes."""
+    """Add the flags that choose what is drawn, and where it goes."""
     parser.add_argument(
         '--logdir',
         nargs='+',
@@ -75,10 +74,13 @@ def add_runs(parser):
         '--tasks',
         nargs='+',
         metavar='NAME',
-        help='only these, in '
-        'this order; paper: the 20 of the paper, runs or none '
+        help='only these, in this order; paper: the 20 of the paper, runs or none '
         '(default: all that have runs)',
     )
+
+
+def add_curves(parser):
+    """Add the flags for files of curves, as other authors publish theirs."""
     parser.add_argument(
         '--json',
         type=command_line.home_path,
@@ -97,12 +99,12 @@ def add_runs(parser):
 
 
 def add_averages(parser):
-    """Add the flags that say how runs are averaged and shown."""
+    """Add the flags on how runs are averaged and shown."""
     parser.add_argument(
         '--key',
         default='test/return',
-        help='metric (default: test/return); published results are '
-        'drawn beside returns only',
+        help='metric (default: test/return); published results are drawn beside '
+        'returns only',
     )
     parser.add_argument(
         '--bin',
@@ -125,11 +127,12 @@ def add_averages(parser):
 
 
 def parse(argv=None):
-    """The command line's words as a namespace; raises UserError."""
+    """Parse a command line; raise UserError on bad words."""
     parser = command_line.Parser(
         prog='plotting.py', description='Draw local runs beside the published results.'
     )
     add_runs(parser)
+    add_curves(parser)
     add_averages(parser)
     args = parser.parse_args(argv)
     for folder in args.logdir:
@@ -155,9 +158,9 @@ def parse(argv=None):
 class Results:
     """Runs, averaged.
 
-    `tasks` are the panels; `runs` are local ones; `groups` {(task, method): runs} and
-    `curves` {(task, method): protocol.Curve} have those of `--compare` too, as `rows`
-    of `protocol.Row` have; `notes` on what is not in them.
+    `tasks` are the panels, and `runs` the local runs. `groups` {(task, method): runs},
+    `curves` {(task, method): protocol.Curve} and `rows`, a list of `protocol.Row`,
+    cover the runs of `--compare` too. `notes` are lines on what was left out.
     """
 
     tasks: list
@@ -169,8 +172,8 @@ class Results:
 
 
 def is_short(figure, runs):
-    """Whether `runs` end before the middle of the axis of `figure`: then its axis and
-    its bins would hide them, and they have their own.
+    """Return whether `runs` end before the middle of the axis of `figure`. They then
+    have an axis and bins of their own, because those of the figure would hide them.
     """
     return bool(runs) and max(run.steps.max() for run in runs) < figure.steps / 2
 
@@ -212,7 +215,7 @@ def gather(args, published):
 
 
 def read_others(files, tasks, notes):
-    """The runs in `files` of curves on `tasks`; others are noted."""
+    """Return the runs on `tasks` in `files` of curves; note the others."""
     result = []
     for path in files:
         found = comparison.read_curves(path, notes)
@@ -223,6 +226,7 @@ def read_others(files, tasks, notes):
 
 
 def _silent(runs):
+    """Return a note if there are runs that have not stated that they finished."""
     silent = [run.folder for run in runs if finished.step_of(run.folder) < 0]
     return [
         f'{len(silent)} of {len(runs)} run(s) do not state that they have finished, '
@@ -232,7 +236,7 @@ def _silent(runs):
 
 
 def make_files(args, published):
-    """All figures and tables as {name: bytes}, and the `Results` in them.
+    """Return all figures and tables as {name: bytes}, and the `Results` in them.
 
     Raises UserError if there is nothing to draw.
     """
@@ -268,8 +272,8 @@ def make_files(args, published):
 
 
 def make_figure(args, published):
-    """A figure of the paper and its tables as {name: bytes}, and the `Results`, as
-    `make_files`; without runs it shows what is published.
+    """Return a figure of the paper and its tables, as `make_files` does. Without runs
+    the figure shows what is published.
     """
     from support.scores import drawing
 
@@ -306,6 +310,7 @@ def make_figure(args, published):
 
 
 def _missing(tasks, there, published):
+    """Return notes on tasks without runs, or without published results."""
     names = {
         'runs of': [x for x in tasks if x not in there],
         'published results for': [
@@ -316,7 +321,7 @@ def _missing(tasks, there, published):
 
 
 def main(argv=None):
-    """The command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     try:
         args = parse(argv)
         make = make_figure if args.figure else make_files

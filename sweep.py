@@ -4,11 +4,12 @@ r"""Many runs on Ray: tasks x methods x seeds, on one machine or on a cluster.
         --root DIR [--address HOST:PORT] [--dry_run] [-- further dreamer.py flags]
     python sweep.py --figure 7 --root DIR   # the runs of a figure of the paper
 
-Every run is `python dreamer.py --logdir ROOT/task/method/seed ...` in a process of its
-own, started by a Ray task; Ray says when and on which machine. On a cluster, this
-folder, its Python and the root must have the same path everywhere. A failed run is
-started again and resumes from its own logdir. The same command again goes on with what
-is not finished. What the runs print is in ROOT/output.
+Every run is a process `python dreamer.py --logdir ROOT/task/method/seed ...`, which a
+Ray task starts. Ray decides when, and on which machine. On a cluster, this folder, its
+Python and the root must have the same path on all machines.
+
+A run that fails is started again and resumes from its logdir. The same command, given
+again, resumes what has not finished. The output of the runs is in ROOT/output.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ GROUPS = {
 }
 
 # Hours for 1e6 environment steps on a V100, at the paper's settings (paper, section 6).
-# There is no figure for `no_value`, which counts as Dreamer.
+# The paper has none for `no_value`, for which those of Dreamer are taken.
 HOURS = {'dreamer': 3, 'no_value': 3, 'planet': 11}
 
 OWN_FLAGS = ('--logdir', '--task', '--method', '--seed', '--representation')
@@ -50,10 +51,10 @@ TAIL = 1 << 16  # bytes of a metrics file that are read
 
 @dataclasses.dataclass
 class Job:
-    """One run: its configuration, its command line, and how it stands.
+    """One run: its configuration, its command line, and its progress.
 
-    `state` is waiting, running, finished, failed or stopped; `step` [environment
-    steps] and `score`, the last test return, are read from its metrics.
+    `state` is waiting, running, finished, failed or stopped. `step` [environment steps]
+    and `score`, the last test return, are read from the metrics of the run.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Job:
     note: str = ''
 
     def look(self):
-        """Read how far the run is; False if its logdir says nothing about it."""
+        """Read the progress of the run; return False if it has not begun."""
         folder = pathlib.Path(self.config.logdir)
         if not config_file.exists(folder):
             return False
@@ -76,13 +77,13 @@ class Job:
 
     @property
     def finished(self):
-        """Whether the run has stated its end, with the steps that are asked for."""
+        """Whether the run has stated that it finished, after as many steps as asked."""
         stated = finished.step_of(pathlib.Path(self.config.logdir))
         return self.look() and stated >= self.config.steps
 
     @property
     def hours(self):
-        """What is left, in GPU hours of the paper's V100."""
+        """GPU hours that are left, on the V100 of the paper."""
         left = max(0, self.config.steps - self.step)
         return left / 1e6 * HOURS[self.config.method]
 
@@ -107,7 +108,7 @@ def read_progress(folder):
 
 
 def expand_tasks(words):
-    """Names of tasks for groups and names, each once."""
+    """Return the names of tasks that groups and names stand for, each once."""
     tasks = []
     for word in words:
         if word in GROUPS:
@@ -123,7 +124,7 @@ def expand_tasks(words):
 
 
 def check_flags(flags_of, extra):
-    """Raise UserError where two of those who set flags set the same one.
+    """Raise UserError if a flag is set twice: by the sweep, a method or the user.
 
     Args:
       flags_of: {name of a method: its flags}.
@@ -139,51 +140,56 @@ def check_flags(flags_of, extra):
 
 
 def make_jobs(args, extra):
-    """All runs, the first seed of everything first.
+    """Make all runs of a sweep: of the first seed first.
 
     Args:
       args: of `parse`.
-      extra: further flags for dreamer.py.
+      extra: further words for dreamer.py.
 
-    Raises UserError on flags that cannot run, and
-    where a logdir belongs to another configuration.
+    Raises:
+      UserError: the flags cannot run, or a logdir belongs to another configuration.
     """
     common = args.figure.flags if args.figure else []
     flags_of = {name: figures.flags_of(name) for name in args.methods}
     check_flags(flags_of, extra)
-    jobs = []
-    for seed, task, method in itertools.product(
-        range(args.seeds), expand_tasks(args.tasks), flags_of
-    ):
-        # A Gymnasium name may hold a slash; folders are task/method/seed.
-        name = f'{task.replace("/", "-")}/{method}/{seed}'
-        logdir = args.root.resolve() / name
-        flags = [
-            '--logdir',
-            str(logdir),
-            '--task',
-            task,
-            '--seed',
-            str(seed),
-            *common,
-            *flags_of[method],
-            *extra,
-        ]
-        config = configs.parse(flags)
-        # The name of a task need not tell whether its actions are discrete.
-        if config_file.differences(config_file.settle(flags, config, True), logdir):
-            config_file.refuse_changes(
-                config_file.settle(flags, config, False), logdir, '--root'
-            )
-        output = args.root.resolve() / 'output' / (name.replace('/', '.') + '.txt')
-        jobs.append(Job(name, config, [sys.executable, str(DREAMER), *flags], output))
-        if jobs[-1].finished:
-            jobs[-1].state = 'finished'
-    return jobs
+    return [
+        make_job(args.root.resolve(), task, method, seed, [*common, *flags, *extra])
+        for seed, task, (method, flags) in itertools.product(
+            range(args.seeds), expand_tasks(args.tasks), flags_of.items()
+        )
+    ]
+
+
+def make_job(root, task, method, seed, flags):
+    """Make one run of a sweep.
+
+    Args:
+      root: `pathlib.Path` of the folder of all runs.
+      task, method, seed: of the run; they name its folder.
+      flags: further words for dreamer.py.
+
+    Raises:
+      UserError: the flags cannot run, or the logdir belongs to another configuration.
+    """
+    # A Gymnasium name may hold a slash; folders are task/method/seed.
+    name = f'{task.replace("/", "-")}/{method}/{seed}'
+    logdir = root / name
+    flags = ['--logdir', str(logdir), '--task', task, '--seed', str(seed), *flags]
+    config = configs.parse(flags)
+    # The name of a task need not tell whether its actions are discrete.
+    if config_file.differences(config_file.settle(flags, config, True), logdir):
+        config_file.refuse_changes(
+            config_file.settle(flags, config, False), logdir, '--root'
+        )
+    output = root / 'output' / (name.replace('/', '.') + '.txt')
+    job = Job(name, config, [sys.executable, str(DREAMER), *flags], output)
+    if job.finished:
+        job.state = 'finished'
+    return job
 
 
 def describe(jobs, rows=True):
-    """The plan as lines of text, each run's first if `rows`."""
+    """Return the plan as lines of text; with `rows`, a line for every run first."""
     lines = (
         [
             f'{job.name}: {job.state}, {job.step:,} of {job.config.steps:,} steps, '
@@ -211,7 +217,7 @@ def describe(jobs, rows=True):
 
 
 def counts(jobs):
-    """How many are in which state, as text."""
+    """Return the number of runs in each state, as text."""
     states = [job.state for job in jobs]
     return ', '.join(f'{states.count(x)} {x}' for x in dict.fromkeys(states))
 
@@ -222,7 +228,7 @@ def _progress(job):
 
 
 def live_table(jobs):
-    """The runs that are under way or in trouble, as a table for a terminal."""
+    """Return a table for a terminal of the runs that run, or have failed."""
     from rich.table import Table
 
     table = Table(*'run state steps return attempts note'.split(), title=counts(jobs))
@@ -233,7 +239,7 @@ def live_table(jobs):
 
 
 class Lines:
-    """Plain lines, for files: changes of state, and now and then all that runs."""
+    """Plain lines where there is no terminal: changes of state, and regular reports."""
 
     def __init__(self):
         self._last = {}
@@ -258,7 +264,7 @@ class Lines:
 
 
 def run_all(ray, jobs, args):
-    """Work through `jobs` with a display that fits what stdout is."""
+    """Run the jobs, and show them by a table on a terminal and by lines elsewhere."""
     sweep = Sweep(ray, jobs, args)
     if not sys.stdout.isatty():
         sweep.work(Lines())
@@ -273,7 +279,7 @@ def run_all(ray, jobs, args):
 
 
 def add_runs(parser):
-    """Add the flags that say what is run."""
+    """Add the flags that choose the runs."""
     parser.add_argument(
         '--figure',
         type=command_line.number(int, 1),
@@ -311,7 +317,7 @@ def add_runs(parser):
 
 
 def add_ray(parser):
-    """Add the flags that say where and how often, and whether at all."""
+    """Add the flags on where the runs are run, and how often they are retried."""
     parser.add_argument(
         '--address',
         metavar='HOST:PORT',
@@ -347,7 +353,7 @@ def add_ray(parser):
 
 
 def parse(argv):
-    """The command line's words before `--`; raises UserError on bad ones."""
+    """Parse a command line up to `--`; raise UserError on bad words."""
     parser = command_line.Parser(
         prog='sweep.py',
         description='Many runs on Ray. Words after -- go to dreamer.py.',
@@ -379,7 +385,7 @@ def check_text(words):
 
 
 def main(argv=None):
-    """The command line; returns the exit code: 0 where all runs have finished, 1 where
+    """Run the command line; return the exit code: 0 if all runs have finished, 1 if
     some have not, 2 for bad input.
     """
     argv = list(sys.argv[1:] if argv is None else argv)

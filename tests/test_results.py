@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 import configs
-from support.run import config_file
+from support.run import advice, config_file
 from support.scores import comparison, protocol, tables
 from support.storage import metrics
 
@@ -94,7 +94,7 @@ def test_commands_make_the_runs_again(folder, tmp_path):
         config = config_file.settle(words, parsed, parsed.task.startswith('gym_'))
         recorded = json.loads((run / 'config.json').read_text())['config']
         assert recorded['logdir'] == logdir
-        idle = {*configs.IDLE[config.method], *configs.CHANGEABLE} - {'precision'}
+        idle = {*advice.IDLE[config.method], *configs.CHANGEABLE} - {'precision'}
         for name, value in recorded.items():
             if name not in idle and value is not None:
                 assert getattr(config, name) == value, name

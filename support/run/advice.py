@@ -21,6 +21,17 @@ SOFTWARE = ('llvmpipe', 'softpipe', 'swrast', 'software')
 # An update at the paper's sizes on two cores [seconds]; see docs/performance.md.
 CPU_UPDATE = 3
 
+# Flags without effect, by method.
+_PLANS = 'plan_candidates', 'plan_iterations', 'plan_elites', 'plan_horizon'
+IDLE = dict(
+    dreamer=_PLANS,
+    no_value=('value_lr', 'disclam', *_PLANS),
+    planet=(
+        *('horizon', 'disclam', 'value_lr', 'actor_lr', 'actor_layers'),
+        *('actor_entropy_decay', 'action_init_std', 'expl_action'),
+    ),
+)
+
 
 def warn_of_flags(argv, config):
     """Print warnings of flags that may not do what the user expects.
@@ -35,7 +46,7 @@ def warn_of_flags(argv, config):
         command_line.warn(
             f'without --pcont the agent cannot know that {config.task} can end early'
         )
-    idle = [f'--{name}' for name in flags if name in configs.IDLE[config.method]]
+    idle = [f'--{name}' for name in flags if name in IDLE[config.method]]
     if idle:
         plan = f'; plans have --plan_horizon {config.plan_horizon}'
         command_line.warn(

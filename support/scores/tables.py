@@ -111,36 +111,32 @@ def figure_markdown(paper, tasks, rows, groups, published, key):
         x for task in (*tasks, 'mean') for x in published.of_figure(paper.number, task)
     ]
     if points:
-        parts += [
-            '## The figure of the paper\n',
-            'Paper: ± error of reading, none where the value is printed or the error '
-            'unknown; `hidden` is behind another line. Ours: '
-            f'{protocol.EVALUATIONS} evaluations around the same steps.\n',
-            _markdown(
-                [
-                    'task',
-                    'method',
-                    'steps'
-                    if paper.kind != 'settings'
-                    else figures.split(paper.methods[0])[1],
-                    'ours',
-                    'paper',
-                    'source',
-                ],
-                [
-                    [
-                        point.task,
-                        point.method,
-                        f'{point.x:,}',
-                        format_score(_ours_at(paper, point, rows, groups)),
-                        mean_and_spread(point.score, point.error),
-                        point.source,
-                    ]
-                    for point in points
-                ],
-            ),
-        ]
+        parts += _points_markdown(paper, points, rows, groups)
     return '\n'.join(parts)
+
+
+def _points_markdown(paper, points, rows, groups):
+    """Return the table of `points` that were read off a figure, as parts of a page."""
+    varied = figures.split(paper.methods[0])[1]
+    lines = [
+        [
+            point.task,
+            point.method,
+            f'{point.x:,}',
+            format_score(_ours_at(paper, point, rows, groups)),
+            mean_and_spread(point.score, point.error),
+            point.source,
+        ]
+        for point in points
+    ]
+    x = varied if paper.kind == 'settings' else 'steps'
+    return [
+        '## The figure of the paper\n',
+        'Paper: ± error of reading, none where the value is printed or the error '
+        'unknown; `hidden` is behind another line. Ours: '
+        f'{protocol.EVALUATIONS} evaluations around the same steps.\n',
+        _markdown(['task', 'method', x, 'ours', 'paper', 'source'], lines),
+    ]
 
 
 def _ours_at(paper, point, rows, groups):

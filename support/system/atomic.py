@@ -1,9 +1,9 @@
-"""The one way to write a file: whole or not at all, also where the power fails.
+"""The one way to write a file: whole or not at all, also if the power fails.
 
-What is being written stands beside its place under a hidden name that ends in `.tmp`,
-so that nobody takes a part for a result, and gets its own name when all of it is on the
-disk. The process may be killed at any moment, and others may write the same file: the
-last one to finish wins.
+A file that is being written has a hidden name that ends in `.tmp`, so that nobody takes
+a part for the result. It gets its final name when all of it is on the disk. The process
+may be killed at any moment. Several processes may write the same file: the last one to
+finish wins.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import secrets
 
 @contextlib.contextmanager
 def writing(path):
-    """Give a file to write, which has the name `path` after the block.
+    """Open a file that gets the name `path` at the end of the block.
 
     Args:
       path: `pathlib.Path` in a folder that exists; a file there is replaced.
@@ -43,7 +43,7 @@ def write(path, data):
 
 
 def rename(path, target):
-    """Give a file its final name, which a loss of power does not take away again."""
+    """Give a file its final name, which a loss of power does not undo."""
     os.replace(path, target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
@@ -55,8 +55,8 @@ def rename(path, target):
 
 
 def clean(folder, name='*'):
-    """Delete what processes that were killed have left of files called `name`, a
-    pattern, in a folder where nobody is writing them.
+    """Delete the parts that killed processes have left of files whose names match the
+    pattern `name`. Nobody may be writing such files in the folder.
     """
     for path in folder.glob(f'.{name}.*tmp'):
         path.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
-"""A hook for tests: the process is killed or asked to stop, or a write fails, at a
-named place.
+"""A hook for tests: at a named place the process is killed, or asked to stop, or a
+write fails.
 
     DREAMER_FAULT=rename:3 python dreamer.py ...        killed at the third rename
     DREAMER_FAULT=rename:3:term python dreamer.py ...   sent SIGTERM there
@@ -8,7 +8,7 @@ named place.
 Places: write and rename (of an episode), written and checkpoint (before and while a
 checkpoint gets its name), saved (after that), metrics, video, config, update,
 evaluation.
-Without the variable `reach` does nothing.
+Without the variable, `reach` does nothing.
 """
 
 import errno

@@ -1,8 +1,8 @@
 """What this process may use of its machine: cores and memory.
 
 A batch system or a container grants a part of the machine, by affinity, by control
-groups (cgroups) and by resource limits. Groups are nested, so that the tightest limit
-on the way up to the top counts.
+groups (cgroups) and by resource limits. Groups are nested: the tightest limit of all
+groups up to the top one counts.
 """
 
 import os
@@ -47,7 +47,7 @@ def count_cores():
 
 
 def memory(root='/'):
-    """Return how much memory this process may take [bytes]; 8 GiB if nothing tells.
+    """Return how much memory this process may take [bytes]; 8 GiB if it is unknown.
 
     Args:
       root: folder that holds `proc` and `sys`.

@@ -21,14 +21,14 @@ TELLING = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 def _do_nothing(*_):
-    """A signal's handler: unlike one that is ignored, it still reaches the socket, and
-    programs that this process starts do not inherit it.
+    """Handle a signal by doing nothing. Unlike an ignored signal, it still reaches the
+    socket of `heed`, and programs that this process starts do not inherit the handler.
     """
 
 
 def end_by(*numbers):
-    """Let signals end the program without a word, also where it is the first process of
-    a container, which the system keeps from dying of signals that it does not handle.
+    """Let signals end the program without a message, also if it is the first process of
+    a container, which the system keeps alive unless it handles a signal.
     """
     for number in numbers:
         signal.signal(number, _exit if os.getpid() == 1 else signal.SIG_DFL)
@@ -39,16 +39,15 @@ def _exit(number, _):
 
 
 def heed(stop, what):
-    """From now on the first signal calls `stop`, in a thread, and a second one of
-    `ASKING` ends the program at once. What is ignored of `TELLING`, as by nohup, stays
-    so.
+    """Let the first signal call `stop`, in a thread, and a second one of `ASKING` end
+    the program at once. Signals of `TELLING` that are ignored, as by nohup, stay so.
 
-    Python's own handlers are not called before TensorFlow returns, which takes as long
-    as an update; what Python writes to the socket arrives while it computes.
+    Python calls handlers when TensorFlow returns, which takes as long as an update.
+    The number of the signal, which Python writes to a socket, arrives before.
 
     Args:
-      stop: without arguments.
-      what: is printed as what happens first.
+      stop: function without arguments.
+      what: what the program does before it ends, for the message.
     """
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
@@ -58,8 +57,8 @@ def heed(stop, what):
         signal.signal(number, _do_nothing)
 
     def restore():
-        # What an environment of this process forks shall die of signals as usual, and
-        # not report its own to the listener.
+        # Processes that an environment forks from this one must die of signals as
+        # usual, and must not report theirs to the listener.
         signal.set_wakeup_fd(-1)
         for number in numbers:
             if signal.getsignal(number) is _do_nothing:
@@ -67,41 +66,53 @@ def heed(stop, what):
 
     restore_in_forks(numbers, restore)
 
-    def listen(theirs):
-        stopping = asked = False
-        while True:
-            number = ours.recv(1)[0]
-            if number not in numbers:
-                continue
-            if asked and number in ASKING:
-                os._exit(128 + number)
-            asked = asked or number in ASKING
-            if stopping:
-                continue
-            stopping = True
-            stop()
-            print(
-                f'stopping: {what} first, again to quit at once',
-                file=sys.stderr,
-                flush=True,
-            )
+    threading.Thread(
+        target=_listen, args=(ours, theirs, numbers, stop, what), daemon=True
+    ).start()
 
-    threading.Thread(target=listen, args=(theirs,), daemon=True).start()
+
+def _listen(ours, theirs, numbers, stop, what):
+    """Act on signals; see `heed`.
+
+    Args:
+      ours: socket from which the numbers of signals are read.
+      theirs: socket into which Python writes them; it must not be collected.
+      numbers: signals that count.
+      stop, what: of `heed`.
+    """
+    stopping = asked = False
+    while True:
+        number = ours.recv(1)[0]
+        if number not in numbers:
+            continue
+        if asked and number in ASKING:
+            os._exit(128 + number)
+        asked = asked or number in ASKING
+        if stopping:
+            continue
+        stopping = True
+        stop()
+        print(
+            f'stopping: {what} first, again to quit at once',
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def leave_to_others(numbers):
-    """Let signals that reach every process of a job do nothing in this one: another
-    decides what they mean.
+    """Let signals do nothing in this process: they reach all processes of a job, and
+    another one decides what they mean.
 
-    What this process starts dies of them as usual. Programs begin without its handlers,
-    but would go on to ignore what it ignores; forks have the handlers taken back.
+    Processes that this one starts die of them as usual. Programs begin without
+    handlers, but would inherit that a signal is ignored. Forks have the handlers taken
+    back.
     """
     usual = {}
     for number in numbers:
-        # Whoever had it ignored (nohup, say) meant all that is started, too.
+        # A signal that was ignored (by nohup, say) is ignored in all processes.
         if signal.getsignal(number) not in (signal.SIG_IGN, _do_nothing):
             usual[number] = signal.signal(number, _do_nothing)
-            # Simulators need not know how to go on with an interrupted system call.
+            # Simulators need not know how to resume an interrupted system call.
             signal.siginterrupt(number, False)
 
     def restore():
@@ -137,8 +148,8 @@ def restore_in_forks(numbers, restore):
 
 
 def begin_worker():
-    """Set up a worker process, the leader of a session of its own, before it imports
-    anything else: it ends with its parent, and what it starts ends with it.
+    """Set up a worker process before it imports anything else. It leads a session, and
+    ends with its parent; the processes that it starts end with it.
     """
     # A simulator that hangs would not see that its killed parent is gone.
     die_with_parent()
@@ -147,7 +158,7 @@ def begin_worker():
 
 
 def die_with_parent():
-    """Let the system kill this process when its parent ends, however that comes."""
+    """Let the system kill this process when its parent ends, for whatever reason."""
     if sys.platform == 'linux':
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -162,7 +173,7 @@ def _fork_guard():
         os.setsid()
         for number in ASKING + TELLING:
             signal.signal(number, signal.SIG_IGN)
-        # Whoever reads what this process writes waits for the end of all who could.
+        # A reader of the worker's output waits until every copy of it is closed.
         os.closerange(0, 2**20)
         while os.getppid() == leader:
             time.sleep(0.5)
@@ -172,21 +183,21 @@ def _fork_guard():
 
 
 def end_session(leader):
-    """Kill all processes of a session, of which the leader may be gone: its group, and
-    where the system tells, those that have left it for a group of their own.
+    """Kill all processes of a session, whose leader may have ended: its group and, on
+    systems with `/proc`, the processes that have left the group.
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
     for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
         with contextlib.suppress(OSError):
-            # Behind the name, which may hold anything: state, parent, group, session.
+            # After the name, which may hold anything: state, parent, group, session.
             if int(path.read_text().rpartition(')')[2].split()[3]) == leader:
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def descendants(pid):
-    """Return the ids of the processes that a process has started, and those have
-    started; none where the system does not tell.
+    """Return the ids of the processes that a process has started, and of those that
+    these have started; none on systems without `/proc`.
     """
     found = []
     for path in pathlib.Path(f'/proc/{pid}/task').glob('*/children'):

@@ -1,8 +1,8 @@
 """Standard output and standard error that cannot end a program.
 
-A pipe whose reader has gone (`| head`), a terminal that was closed, a full disk, a
-descriptor that was closed before the start (`2>&-`), or an encoding that lacks a letter
-of a folder's name: a run goes on without what it cannot show.
+A run continues without what it cannot show: if the reader of a pipe has gone
+(`| head`), a terminal was closed, the disk is full, a descriptor was closed before the
+start (`2>&-`), or the encoding lacks a letter of a folder's name.
 """
 
 import io
@@ -14,10 +14,10 @@ import sys
 
 
 class SafeStream(io.FileIO):
-    """A descriptor for writing, of which what cannot be written is dropped.
+    """A descriptor for writing, which drops what cannot be written.
 
     Args:
-      descriptor: stays open when this is closed.
+      descriptor: number of the descriptor, which stays open when this is closed.
       lost: called with the OSError of the first write that fails.
     """
 
@@ -41,9 +41,10 @@ class SafeStream(io.FileIO):
 
 
 def protect():
-    """Make this process's standard streams such that no write raises an error. To be
-    called first: a file that is opened later must not get the number of one of them,
-    and receive what is meant for it.
+    """Replace this process's standard streams by ones whose writes raise no errors.
+
+    Call this first: otherwise a file that is opened later may get the number of a
+    closed stream, and receive what is meant for that stream.
     """
     for descriptor in range(3):
         try:

@@ -9,9 +9,9 @@ import tempfile
 
 
 def provide(program, words=None):
-    """Let temporary files go into the logdir where all usual folders are read-only, and
-    delete them when this process ends. To be called first: libraries look for a folder
-    while they are imported. If nothing can be written, end the program with one line.
+    """Put temporary files into the logdir if all usual folders are read-only, and
+    delete them when this process ends. If nothing can be written, end the program with
+    one line. Call this first: libraries look for a folder while they are imported.
 
     Args:
       program: its name, for the line.
@@ -39,6 +39,7 @@ def provide(program, words=None):
 
 
 def _named(words):
+    """Return the folder that `--logdir` or `--root` names."""
     for number, word in enumerate(words):
         name, equals, value = word.partition('=')
         if name in ('--logdir', '--root'):
@@ -48,6 +49,7 @@ def _named(words):
 
 
 def _delete(path, made, process):
+    """Delete a folder, and those that were made for it, at the end of a process."""
     if os.getpid() != process:
         return  # A fork's end.
     shutil.rmtree(path, ignore_errors=True)
