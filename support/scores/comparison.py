@@ -1,7 +1,7 @@
 """What is compared: local runs, files of curves, and the published results.
 
-Published results are in `results/published/`. How runs become scores and curves: see
-`protocol.py`.
+Published results are in `results/published/`. `protocol.py` makes scores and curves of
+runs.
 
 Shapes: P points of a run.
 """
@@ -39,11 +39,11 @@ BASELINES = {
 
 
 def baseline_label(column):
-    """`planet_5e6` as `PlaNet (5e6)`: the score is of that many steps."""
+    """Return `PlaNet (5e6)` for `planet_5e6`, a score after that many steps."""
     return f'{BASELINES[column]} ({column.split("_")[1]})'
 
 
-# What has to be known wherever a score is held against the released curves.
+# For readers of every comparison with the released curves.
 WARNING = (
     'The released Dreamer curves are of an earlier setting of the hyperparameters than '
     'the released code, which their author calls better in general and slower on '
@@ -56,8 +56,8 @@ WARNING = (
 class Points:
     """One run's points: `steps` [P] environment steps, ascending, `values` [P] finite.
 
-    `method` is the name of the folder; `algorithm` is what was run, by which published
-    results are found, and empty where that is not known.
+    `method` is the name of the folder. `algorithm` is what was run, as published
+    results are named; it is empty if that is unknown.
     """
 
     task: str
@@ -71,10 +71,10 @@ class Points:
 
 @dataclasses.dataclass(frozen=True)
 class ReadOff:
-    """A value of a figure of the paper: `score` of `method` on `task` at `x`, which is
-    the value of a flag in figure 4 and environment steps elsewhere.
+    """A value that was read off a figure of the paper: `score` of `method` on `task` at
+    `x`. In figure 4, `x` is the value of a flag; elsewhere it is environment steps.
 
-    `error` is that of reading, None where it is unknown or the value is printed.
+    `error` is the error of reading, None if it is unknown or the value is printed.
     """
 
     figure: int
@@ -87,16 +87,16 @@ class ReadOff:
 
     @property
     def label(self):
-        """Where it is from, for a legend."""
+        """The source, for a legend."""
         return self.source.removesuffix(', hidden')
 
 
 class Published:
     """The tables of `results/published/`.
 
-    `finals`: {task: {column: score}}; `curves`: {task: array [4, points]} of step,
-    mean, std and seeds of the released Dreamer curves; `read_off`: list of `ReadOff`.
-    Raises UserError if a table is missing or unreadable.
+    `finals` is {task: {column: score}}. `curves` is {task: array [4, points]} with
+    step, mean, std and seeds of the released Dreamer curves. `read_off` is a list of
+    `ReadOff`. Raises UserError if a table is missing or unreadable.
     """
 
     def __init__(self, folder=SCORES):
@@ -127,9 +127,8 @@ class Published:
         self.curves = {task: np.array(rows).T for task, rows in points.items()}
 
     def steps(self, task, algorithm):
-        """Where results of `algorithm` were published, ascending [environment steps].
-
-        PlaNet has its final score only.
+        """Return the environment steps of published results of `algorithm`, ascending.
+        Of PlaNet only the final score was published.
         """
         if algorithm == 'dreamer' and task in self.curves:
             return [int(x) for x in self.curves[task][0]]
@@ -138,8 +137,8 @@ class Published:
         return []
 
     def at(self, task, algorithm, step):
-        """Published mean and spread at one of `steps(task, algorithm)`; PlaNet's has no
-        spread. (None, None) at any other step.
+        """Return the published mean and spread at one of `steps(task, algorithm)`, and
+        (None, None) at any other step. The spread of PlaNet is None.
         """
         steps = self.steps(task, algorithm)
         if step not in steps:
@@ -150,11 +149,11 @@ class Published:
         return float(mean), float(std)
 
     def of_figure(self, number, task):
-        """What was read off a figure of the paper for `task`."""
+        """Return what was read off a figure of the paper for `task`."""
         return [x for x in self.read_off if (x.figure, x.task) == (number, task)]
 
     def means(self, suite='dmc'):
-        """Mean of each column over the tasks of `suite` that have it, if most have."""
+        """Return the mean of each column over the tasks of `suite`, if most have it."""
         tables = [x for task, x in self.finals.items() if task.startswith(f'{suite}_')]
         columns = [
             c
@@ -178,7 +177,7 @@ def _read_csv(path):
 
 
 def name_run(folder, root):
-    """The run in `folder` below `root` as (task, method, seed), and its algorithm.
+    """Return (task, method, seed) of a run in `folder` below `root`, and its algorithm.
 
     Raises UserError if neither the path nor `config.json` names them.
     """
@@ -204,11 +203,15 @@ def name_run(folder, root):
 
 
 def run_folders(root, notes, seen):
-    """Folders below `root`, and itself, with a `metrics.jsonl`; those without one are
-    noted. There may be runs below a run.
+    """Yield `root` and the folders below it that have a `metrics.jsonl`. There may be
+    runs below a run.
 
-    Symbolic links are followed, after what is here without them; no folder is looked
-    at twice: what was is in the set `seen`, which grows.
+    Symbolic links are followed last. No folder is visited twice.
+
+    Args:
+      root: `pathlib.Path`.
+      notes: list, which gets a line for every run without that file.
+      seen: set of the folders that were visited, which grows.
     """
     tops = [root]
     for top in tops:
@@ -228,10 +231,9 @@ def run_folders(root, notes, seen):
 
 
 def find_runs(roots, key, tasks=None):
-    """All runs below the folders `roots` that have a point of `key`.
-
-    Returns runs, sorted by task, method and seed, and notes: a line for each thing
-    that was left out, skipped or unexpected. `tasks` keeps those tasks only.
+    """Return all runs below the folders `roots` that have a point of `key`, sorted by
+    task, method and seed, and notes: a line for everything that was left out, skipped
+    or unexpected. `tasks`, if given, leaves out all other tasks.
     """
     runs, notes, seen = {}, [], set()
     for root in roots:
@@ -257,7 +259,7 @@ def find_runs(roots, key, tasks=None):
 
 
 def load_run(folder, name, key, notes, algorithm=''):
-    """The Points in `folder` with `name` (task, method, seed); skips are noted.
+    """Return the `Points` of the run `name` (task, method, seed); note what is skipped.
 
     Raises UserError if it has no point of `key`.
     """
@@ -281,7 +283,7 @@ def load_run(folder, name, key, notes, algorithm=''):
 
 
 def curves_json(runs):
-    """`runs` as JSON: a list of objects with task, method, seed, xs and ys."""
+    """Return `runs` as JSON: a list of objects with task, method, seed, xs and ys."""
     objects = [
         dict(
             task=run.task,
@@ -296,9 +298,9 @@ def curves_json(runs):
 
 
 def read_curves(path, notes):
-    """The runs in a file of curves, plain or with gzip, as Points sorted by task,
-    method and seed. Methods are named after the file too. Values that are no finite
-    numbers are skipped, with a note.
+    """Return the runs in a file of curves, plain or with gzip, as `Points` sorted by
+    task, method and seed. The name of the file is added to those of the methods. Values
+    that are no finite numbers are skipped, with a note.
 
     Raises UserError if the file is not of that form.
     """
@@ -327,7 +329,7 @@ def read_curves(path, notes):
 
 
 def _read_object(curve):
-    """Task, method, seed, steps, and values, None where one is no finite number."""
+    """Return task, method, seed, steps and values; None for values not finite."""
     steps, values = curve['xs'], curve['ys']
     if len(steps) != len(values):
         raise ValueError(f'{len(steps)} xs and {len(values)} ys')

@@ -66,8 +66,8 @@ MARKS = "Marks at the right edge: the paper's final scores, after 5e6 steps."
 
 
 def method_colors(methods):
-    """A colour for each of `methods`, the same in every figure. A name whose last word
-    is a method, as in `small planet`, has the colour of that method.
+    """Return a colour for each of `methods`, the same in every figure. A name whose
+    last word is a method, such as `small planet`, has the colour of that method.
     """
     spare, result = itertools.cycle(SPARE_COLORS), dict(COLORS)
     for name in sorted(set(methods) - result.keys()):
@@ -77,7 +77,7 @@ def method_colors(methods):
 
 
 def task_title(task):
-    """`dmc_walker_walk` as `Walker Walk`, and `gym_CartPole-v1` as `CartPole-v1`."""
+    """Return the title of a task: `Walker Walk` for `dmc_walker_walk`."""
     if task.startswith('gym_'):
         return task.removeprefix('gym_')
     return (
@@ -90,8 +90,8 @@ def task_title(task):
 
 
 def make_grid(count, height, width=2.6, columns=5, **kwargs):
-    """A figure with `count` panels, and their axes: rows of `columns` or, where that
-    leaves a short last one, of fewer.
+    """Return a figure with `count` panels, and their axes. Rows have `columns` panels,
+    or fewer if the last row would be short otherwise.
     """
     lines = math.ceil(count / columns)
     columns = math.ceil(count / lines)
@@ -108,10 +108,12 @@ def make_grid(count, height, width=2.6, columns=5, **kwargs):
 def draw_curves(
     tasks, curves, published, colors, key='test/return', xmax=None, paper=None
 ):
-    """Learning curves: a panel for each of `tasks`, local ones solid with the spread
-    over seeds as a band, or with the evaluations of a single run as pale points; the
-    released ones dashed; final scores of the paper as marks at the right edge. With
-    `paper`, a `figures.Figure`, its lines only, and what was read off it as points.
+    """Draw learning curves in a panel for each of `tasks`.
+
+    Local curves are solid. A band is the spread over seeds; pale points are the
+    evaluations of a single run. Released curves are dashed, and the paper's final
+    scores are marks at the right edge. With `paper`, a `figures.Figure`, there are only
+    its lines, and points for what was read off it.
     """
     figure, panels = make_grid(len(tasks), 2.0, columns=4 if paper else 5)
     handles, marked = {}, False
@@ -146,19 +148,19 @@ def draw_curves(
 
 
 def ours(method):
-    """A local method's name in a legend; that of a file has the file's name already."""
+    """Return the name of a local method in a legend. One of a file names the file."""
     return method if method.endswith(')') else f'{method}, ours'
 
 
 def key_label(key):
-    """A metric's name in words."""
+    """Return the name of a metric in words."""
     return {'test/return': 'episode return', 'train/return': 'training return'}.get(
         key, key
     )
 
 
 def _draw_curve(ax, curve, color):
-    """A method's mean and spread, or a single run's evaluations; return the line."""
+    """Draw a method's mean and spread, or a run's evaluations; return the line."""
     marker = '.' if len(curve.steps) <= 25 and curve.raw is None else None
     (line,) = ax.plot(
         curve.steps, curve.mean, color=color, marker=marker, lw=1.8, zorder=3
@@ -171,6 +173,7 @@ def _draw_curve(ax, curve, color):
 
 
 def _draw_published(ax, task, published, colors, handles, paper, end):
+    """Draw what was published for a task; add it to the `handles` of the legend."""
     if task in published.curves and (not paper or 'dreamer' in paper.methods):
         curve = published.curves[task]
         # What lies far behind the end of this axis would stretch the other one.
@@ -195,8 +198,8 @@ def _draw_published(ax, task, published, colors, handles, paper, end):
 
 
 def _draw_marks(ax, task, published, curves, colors):
-    """The paper's final scores at the right edge, of Dreamer and of the local methods;
-    return whether there are any. They leave the range of the axis as it is.
+    """Mark the paper's final scores of Dreamer and of the local methods at the right
+    edge; return whether there are any. The range of the axis stays as it is.
     """
     methods = {'dreamer'} | {m.split(' ')[-1] for t, m in curves if t == task}
     finals = {
@@ -223,7 +226,7 @@ def _draw_marks(ax, task, published, curves, colors):
 
 
 def _draw_points(ax, points, color, **style):
-    """Values of a figure of the paper with the error of reading; return the handle."""
+    """Draw values of a figure of the paper with their errors; return the handle."""
     return ax.errorbar(
         [point.x for point in points],
         [point.score for point in points],
@@ -234,9 +237,9 @@ def _draw_points(ax, points, color, **style):
 
 
 def draw_settings(paper, tasks, rows, published, colors):
-    """Final scores over the value of the flag that `paper`, a `figures.Figure`, varies:
-    a panel for each of `tasks`, local ones solid with the spread over seeds, what was
-    read off the paper dashed.
+    """Draw final scores over the value of the flag that `paper`, a `figures.Figure`,
+    varies, in a panel for each of `tasks`. Local scores are solid, with the spread over
+    seeds; scores that were read off the paper are dashed.
     """
     figure, panels = make_grid(len(tasks), 2.6, columns=4)
     handles = {}
@@ -276,8 +279,8 @@ def draw_settings(paper, tasks, rows, published, colors):
 
 
 def draw_bars(paper, tasks, rows, published, colors):
-    """Final scores in one panel: for each of `tasks` and their mean a bar of each
-    method, local ones solid, published ones pale and hatched.
+    """Draw final scores in one panel: a bar of each method for each of `tasks` and for
+    their mean. Local scores are solid, published ones pale and hatched.
     """
     series = list(_series_of_bars(paper, tasks, rows, published))
     figure = Figure((0.72 * (len(tasks) + 1) + 2, 5), layout='constrained')
@@ -363,8 +366,8 @@ def _legend(figure, handles):
 
 
 def draw_finals(tasks, rows, published, colors):
-    """Scores: a panel for each of `tasks`, a bar for each method. Published ones are
-    pale and hatched, and measured at the steps that they say.
+    """Draw scores in a panel for each of `tasks`, with a bar for each method. Published
+    scores are pale and hatched; their labels say after how many steps they are.
     """
     bars = {task: _bars(task, rows, published) for task in tasks}
     bars = {task: found for task, found in bars.items() if found}
@@ -432,7 +435,7 @@ class Bar:
 
 
 def _bars(task, rows, published):
-    """The bars of one panel, from the top."""
+    """Return the bars of one panel, from the top."""
     bars, released = [], {}
     for row in (row for row in rows if row.task == task):
         label = f'{ours(row.method)} ({_steps(row.ends.max())})'
@@ -456,7 +459,7 @@ def _steps(count):
 
 
 def render(figure):
-    """A figure as {suffix: bytes}, the same bytes for the same figure."""
+    """Return a figure as {suffix: bytes}, the same bytes for the same figure."""
     files = {}
     for kind, metadata in (('png', {}), ('pdf', {'CreationDate': None})):
         file = io.BytesIO()

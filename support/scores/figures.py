@@ -188,7 +188,7 @@ _OTHERS = {
 
 
 def find(number):
-    """The `Figure` with `number`; UserError where the paper has no such runs."""
+    """Return the `Figure` with `number`; raise UserError if it needs no runs."""
     if number not in FIGURES:
         what = f' is {_OTHERS[number]}' if number in _OTHERS else ' does not exist'
         raise UserError(
@@ -199,19 +199,19 @@ def find(number):
 
 
 def split(name):
-    """A method's name as (METHOD or METHOD_REPRESENTATION, flag, value), the last two
-    empty where it has none.
+    """Split a method's name into METHOD or METHOD_REPRESENTATION, flag and value. The
+    last two are empty if it has none.
     """
     method, flag, value = (*name.split('-', 2), '', '')[:3]
     return method, flag, value
 
 
 def flags_of(name):
-    """Flags of dreamer.py for a method's name.
+    """Return the flags of dreamer.py for a method's name.
 
     `repeat` is short for `action_repeat`, and the `horizon` of PlaNet is that of its
-    plan. Raises UserError on an unknown method; whether dreamer.py has the flag, and
-    takes the value, is not looked at.
+    plan. Raises UserError on an unknown method. Whether dreamer.py accepts the flag and
+    its value is not checked.
     """
     base, flag, value = split(name)
     for method, representation in itertools.product(METHODS, REPRESENTATIONS):

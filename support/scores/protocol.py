@@ -116,7 +116,7 @@ class Row:
 
 
 def spread(values):
-    """Population standard deviation over seeds, None for a single one."""
+    """Return the population standard deviation over seeds; None for a single one."""
     return float(values.std()) if len(values) > 1 else None
 
 
@@ -124,12 +124,13 @@ def spread(values):
 
 
 def evaluations_around(steps, step=None):
-    """Which evaluations of a run count at `step`, as a slice of `steps` [P] ascending.
+    """Return which evaluations of a run count at `step`: a slice of `steps` [P], which
+    ascend.
 
-    They are five: the one at `step` or the last before it, two before that and two
-    after it. Where the run ends sooner they are its last five. Without a `step` they
-    are the last five, or all that there are. None where the run has no evaluation as
-    late as `step`, fewer than three up to it, or fewer than five in all.
+    Five count: the last one up to `step`, two before it and two after it, or the last
+    five if fewer than two come after it. Without a `step`, the last five count, or all
+    if there are fewer. The result is None if the run has no evaluation at or after
+    `step`, fewer than three up to it, or fewer than five in all.
     """
     count = len(steps)
     if step is None:
@@ -143,8 +144,8 @@ def evaluations_around(steps, step=None):
 
 
 def score_at(run, step=None):
-    """Mean of the evaluations of `run`, a `comparison.Points`, that count at `step`,
-    and the last of their steps; (None, None) where there are none.
+    """Return the mean of the evaluations of `run`, a `comparison.Points`, that count at
+    `step`, and the last of their steps; (None, None) if none count.
     """
     which = evaluations_around(run.steps, step)
     if which is None:
@@ -153,18 +154,18 @@ def score_at(run, step=None):
 
 
 def scores_at(runs, step):
-    """Values [S] of all `runs` around `step`, None where one has none."""
+    """Return the scores [S] of all `runs` around `step`; None if a run has none."""
     values = [score_at(run, step)[0] for run in runs]
     return None if None in values else np.array(values)
 
 
 def make_row(task, method, runs, published=None, step=None, notes=None):
-    """The `Row` of the `runs` of a method on a task; None if none has a score.
+    """Return the `Row` of the `runs` of a method on a task; None if no run has a score.
 
     Args:
       published: `comparison.Published`, or None for no comparison.
       step: score the runs around so many environment steps instead of at their ends.
-      notes: a list, which gets a line for each thing that a reader has to know.
+      notes: list, which gets a line for everything that a reader has to know.
     """
     notes = [] if notes is None else notes
     found = [score_at(run, step) for run in runs]
@@ -198,7 +199,7 @@ def make_row(task, method, runs, published=None, step=None, notes=None):
 
 
 def make_rows(groups, published=None, step=None, notes=None):
-    """The table's rows for `groups` {(task, method): runs}."""
+    """Return the rows of the table for `groups` {(task, method): runs}."""
     rows = [
         make_row(task, method, runs, published, step, notes)
         for (task, method), runs in groups.items()
@@ -207,8 +208,8 @@ def make_rows(groups, published=None, step=None, notes=None):
 
 
 def count_verdicts(rows):
-    """How many of `rows` lie inside, above and below the published scores, as a
-    sentence; empty where there is no verdict.
+    """Return how many of `rows` lie inside, above and below the published scores, as a
+    sentence; an empty one if there is no verdict.
     """
     verdicts = [row.verdict for row in rows if row.verdict]
     if not verdicts:
@@ -224,7 +225,7 @@ def count_verdicts(rows):
 
 
 def group(runs):
-    """Sorted `runs` as {(task, method): list}."""
+    """Return sorted `runs` as {(task, method): list}."""
     return {
         name: list(found)
         for name, found in itertools.groupby(runs, lambda run: (run.task, run.method))
@@ -232,8 +233,8 @@ def group(runs):
 
 
 def smooth(values):
-    """Running mean of five of `values` [P]: two before and two after each, fewer at the
-    ends.
+    """Return the running mean of `values` [P] over five: each with two before and two
+    after it, fewer at the ends.
     """
     half = EVALUATIONS // 2
     return np.array(

@@ -8,7 +8,7 @@ from support.scores.comparison import BASELINES, baseline_label
 
 
 def format_score(value, digits=None):
-    """A score with the decimals that its size asks for, or with `digits`."""
+    """Return a score with decimals by its size, or with `digits`."""
     if value is None:
         return '-'
     if digits is None:
@@ -22,13 +22,13 @@ def _markdown(header, rows):
 
 
 def mean_and_spread(mean, std):
-    """`mean ± std`, without the spread where there is none."""
+    """Return `mean ± std`, or the mean alone if there is no spread."""
     text = format_score(mean)
     return text if std is None else f'{text} ± {format_score(std)}'
 
 
 def scores_markdown(rows, tasks, published, aggregates, key):
-    """The tables as Markdown: scores of runs, published final ones, aggregates."""
+    """Return tables in Markdown: scores of runs, published scores, aggregates."""
     parts = ['# Scores\n', *_runs_markdown(rows, published, key)]
     if published:
         parts += _finals_markdown(tasks, published)
@@ -95,14 +95,14 @@ def _runs_markdown(rows, published, key):
 
 
 def range_of(steps):
-    """Environment steps of several runs: one number where all are equal."""
+    """Return the environment steps of several runs: one number if all are equal."""
     low, high = int(min(steps)), int(max(steps))
     return f'{low:,}' if low == high else f'{low:,} to {high:,}'
 
 
 def figure_markdown(paper, tasks, rows, groups, published, key):
-    """The tables of a figure of the paper, a `figures.Figure`: scores of runs, and what
-    was read off it beside the runs of `groups` {(task, method): runs} there.
+    """Return the tables of a figure of the paper, a `figures.Figure`: scores of runs,
+    and what was read off it beside the scores of `groups` {(task, method): runs} there.
     """
     parts = [f'# Figure {paper.number}: {paper.title}\n']
     parts += [f'{paper.unknown}\n'] * bool(paper.unknown)
@@ -140,7 +140,7 @@ def _points_markdown(paper, points, rows, groups):
 
 
 def _ours_at(paper, point, rows, groups):
-    """The runs' score where a value was read off; None if one has not got there."""
+    """Return our score where a value was read off; None if a run did not get there."""
     if paper.kind == 'settings':
         name = (point.method, f'{point.x}')
         scores = [
@@ -183,8 +183,8 @@ def _interval(value, low, high):
 
 
 def scores_csv(rows):
-    """The table of scores as CSV; an empty cell is a number that there is not. `steps`
-    is where the first of the seeds ends.
+    """Return the table of scores as CSV. An empty cell means that there is no number.
+    `steps` is the shortest length of a seed's run.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator='\n')
