@@ -16,7 +16,7 @@ from support.system.command_line import UserError, flag
 # Flags that may change when a run is resumed; all others define it.
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every envs eval_envs parallel precision '
-    'jit deterministic verbose worker_timeout replay_memory replay_capacity '
+    'jit deterministic verbose worker_timeout replay_memory replay_capacity profile '
     'allow_config_change eval_video lab_renderer lab_level_cache lab_dataset'.split()
 )
 
@@ -77,6 +77,10 @@ class Config:
         False,
         'the same numbers in every run on a GPU, too, which is slower; without a GPU '
         'they always are',
+    )
+    profile: bool = flag(
+        False,
+        "record TensorFlow's profile of ten updates for TensorBoard, once a start",
     )
     allow_config_change: bool = flag(
         False, 'resume a logdir that was started with other settings'

@@ -49,8 +49,10 @@ from support.run import (
     progress,
     reporting,
     saving,
+    timing,
     updates,
 )
+from support.run.timing import timed
 from support.scaling import machines
 from support.scaling.team import MachineLost, WeightsDiffer
 from support.storage import episodes, finished
@@ -108,7 +110,9 @@ class Run(saving.Resumable, reporting.Reporting):
             capacity=config.replay_capacity // config.action_repeat,
         )
         self.progress = progress.Progress(config, automatic=automatic)
-        self.updates = updates.make(self.agent, config, strategy, self.keep_choice)
+        self.updates = updates.make(
+            self.agent, config, strategy, self.keep_choice, self.progress.line
+        )
         # One half of the environments steps while the policy chooses for the other.
         halves = 2 if config.envs > 1 and config.parallel == 'process' else 1
         seed = tools.spawn_seed(config.seed, 'episodes')
@@ -120,6 +124,7 @@ class Run(saving.Resumable, reporting.Reporting):
         self.eval_envs = eval_envs
         self.eval_policy = Policy(self.agent, len(eval_envs), training=False)
         self.stop = False
+        self.stopwatch = timing.Stopwatch()
         self.restore()
 
     @property
@@ -156,6 +161,7 @@ class Run(saving.Resumable, reporting.Reporting):
                 self.phase.episodes + config.train_episodes,
                 config.steps,
             )
+        self.updates.end()
         self.save()
         if not self.stop:
             finished.state(self.logdir, self.step)
@@ -174,6 +180,7 @@ class Run(saving.Resumable, reporting.Reporting):
             self.agent.train_start = self.step
             self.phase = tools.Phase(0, self.step, self.episodes)
 
+    @timed('collect')
     def collect(self, policy, steps, episodes=0, end=np.inf, name='collecting'):
         """Act in the environments and put the episodes that end into the replay.
 
@@ -194,6 +201,7 @@ class Run(saving.Resumable, reporting.Reporting):
             self.keep(ended)
             self.save_between_episodes()
 
+    @timed('train')
     def train(self):
         """Make the updates that are due: `pretrain` after the prefill, and
         `train_steps` for every `train_every` environment steps. Those that a stop has

@@ -47,7 +47,7 @@ import tools
 import wrappers
 from agent import Dreamer, Policy
 from support.acting import workers
-from support.run import checkpoints, config_file, logger, openloop
+from support.run import checkpoints, config_file, openloop, video
 from support.scores import comparison
 from support.system.command_line import UserError
 
@@ -184,13 +184,15 @@ def dream(agent, episode, sequences=3):
     """Frames [L, H, W, 3] uint8: a row of real image, prediction and error for each of
     up to `sequences` parts of `episode`.
     """
-    video = predict_images(agent, episode, sequences).transpose(0, 1, 3, 2, 4, 5)
+    rows = predict_images(agent, episode, sequences).transpose(0, 1, 3, 2, 4, 5)
     return np.stack(
         [
             label(
                 frame, ('real', 'model, seen' if t < CONTEXT else 'imagined', 'error')
             )
-            for t, frame in enumerate(enlarge(video.reshape(len(video), -1, 3 * 64, 3)))
+            for t, frame in enumerate(
+                video.enlarge(rows.reshape(len(rows), -1, 3 * 64, 3))
+            )
         ]
     )
 
@@ -199,16 +201,11 @@ def strip(agent, episode):
     """A picture [H, W, 3] uint8 of the first `DREAM` images of `episode`: those of
     `STRIP_IMAGES` that it has, above predictions of them.
     """
-    video = predict_images(agent, episode, 1)[:, 0, :2]
-    numbers = [number for number in STRIP_IMAGES if number <= len(video)]
-    images = video[np.array(numbers) - 1].transpose(1, 2, 0, 3, 4)
+    pairs = predict_images(agent, episode, 1)[:, 0, :2]
+    numbers = [number for number in STRIP_IMAGES if number <= len(pairs)]
+    images = pairs[np.array(numbers) - 1].transpose(1, 2, 0, 3, 4)
     picture = images.reshape(1, 2 * 64, len(numbers) * 64, 3)
-    return label(enlarge(picture)[0], tuple(map(str, numbers)))
-
-
-def enlarge(frames, factor=2):
-    """[L, H, W, 3] to [L, factor*H, factor*W, 3]."""
-    return frames.repeat(factor, 1).repeat(factor, 2)
+    return label(video.enlarge(picture)[0], tuple(map(str, numbers)))
 
 
 def label(frame, names, height=16):
@@ -239,20 +236,8 @@ def write_dream(path, agent, episode):
 
 
 def write_video(path, frames, fps):
-    """Write `frames` [L, H, W, 3] uint8, H and W even; the file is whole or absent."""
-    if path.suffix == '.gif':
-        data = logger.encode_gif(frames, fps)
-    else:
-        data = imageio.v3.imwrite(
-            '<bytes>',
-            frames,
-            extension=path.suffix,
-            plugin='FFMPEG',
-            fps=fps,
-            codec='libx264',
-            macro_block_size=2,
-        )
-    atomic.write(path, data)
+    """Write `video.write`, and say so."""
+    video.write(path, frames, fps)
     print(f'written: {path}', flush=True)
 
 
@@ -287,7 +272,9 @@ def evaluate(agent, env, args):
             flush=True,
         )
         if not number and args.video:
-            write_video(args.video, enlarge(episode['image'][:LONGEST_VIDEO], 4), 20)
+            write_video(
+                args.video, video.enlarge(episode['image'][:LONGEST_VIDEO], 4), 20
+            )
         if args.dream and not args.dream.exists() and lengths[-1] >= CONTEXT:
             write_dream(args.dream, agent, episode)
     return scores, lengths

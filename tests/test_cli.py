@@ -765,9 +765,9 @@ def check_files(logdir, losses):
         for event in tf.compat.v1.train.summary_iterator(str(path))
         for value in event.summary.value
     }
-    assert tags >= set(map(logger.tag, losses)) | {
+    assert tags >= {logger.TAGS[key] for key in losses} | {
         'train/return',
-        'test/return',
+        'eval/return',
         'videos/eval',
         'videos/openloop',
         'config',

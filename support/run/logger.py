@@ -8,32 +8,47 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from tensorboard.plugins.hparams import api as hparams
 
-from support.run import startup
+from support.run import startup, timing, video
 from support.storage import metrics
 from support.system import atomic, faults
 
-# Groups of TensorBoard's scalars by the first word of a metric; others are the world
-# model's losses. Names with a group of their own, such as test/return, keep it.
-TAG_GROUPS = dict(
-    actor='actor',
-    action='actor',
-    value='value',
-    fps='time',
-    updates='time',
-    jit='time',
-    gradient='time',
-    episodes='replay',
-)
-
-
-# Pixels of a video, 2048 frames of 64x64: noise, which compresses worst, takes 12 MB.
-LARGEST_VIDEO = 2**23
-
-
-def tag(key):
-    """The name in TensorBoard of the metric `key`, with its group."""
-    return key if '/' in key else f'{TAG_GROUPS.get(key.split("_")[0], "model")}/{key}'
+# Names in TensorBoard by the keys of `metrics.jsonl`.
+TAGS = {
+    'train/return': 'train/return',
+    'train/length': 'train/length',
+    'test/return': 'eval/return',
+    'test/length': 'eval/length',
+    'model_loss': 'model/loss',
+    'image_loss': 'model/image_loss',
+    'state_loss': 'model/state_loss',
+    'reward_loss': 'model/reward_loss',
+    'pcont_loss': 'model/discount_loss',
+    'contrastive_loss': 'model/contrastive_loss',
+    'div': 'model/kl',
+    'prior_ent': 'model/prior_entropy',
+    'post_ent': 'model/posterior_entropy',
+    'actor_loss': 'actor/loss',
+    'action_ent': 'actor/entropy',
+    'action_ent_share': 'actor/entropy_share',
+    'value_loss': 'value/loss',
+    **{
+        f'{network}_{key}': f'{network}/{key}'
+        for network in ('model', 'decoder', 'actor', 'value')
+        for key in ('grad_norm', 'skipped')
+    },
+    'episodes': 'replay/episodes',
+    'episodes_dropped': 'replay/dropped',
+    'episodes_skipped': 'replay/skipped',
+    'gradient_step': 'time/gradient_step',
+    'fps': 'time/steps_per_s',
+    'updates_per_s': 'time/updates_per_s',
+    **{f'time_{phase}': f'time/{phase}' for phase in timing.PHASES},
+    'jit_compiled': 'jit/compiled',
+    'jit_graph_ms': 'jit/graph_ms',
+    'jit_xla_ms': 'jit/xla_ms',
+}
 
 
 class Logger:
@@ -64,7 +79,20 @@ class Logger:
         with startup.disk_errors(self._logdir), self._writer.as_default(step=int(step)):
             for key, value in values.items():
                 if value is not None:
-                    tf.summary.scalar(tag(key), value)
+                    tf.summary.scalar(TAGS.get(key, key), value)
+            self._writer.flush()
+
+    def hyperparameters(self, values):
+        """Write the settings of a run, a dict, for TensorBoard's table of runs."""
+        values = {
+            # Names of files need not be UTF-8.
+            name: value.encode(errors='backslashreplace').decode()
+            if isinstance(value, str)
+            else value
+            for name, value in values.items()
+        }
+        with startup.disk_errors(self._logdir), self._writer.as_default(step=0):
+            hparams.hparams(values)
             self._writer.flush()
 
     def text(self, step, name, markdown):
@@ -79,7 +107,7 @@ class Logger:
         TensorBoard, which shows GIFs as images: the first of them, of long episodes.
         """
         height, width = frames.shape[1:3]
-        data = encode_gif(frames[: max(1, LARGEST_VIDEO // (height * width))], fps)
+        data = video.encode_gif(video.shorten(frames), fps)
         self._show(step, name, '.gif', data, (width, height))
 
     def picture(self, step, name, data):
@@ -121,23 +149,3 @@ def means(rows):
         finite = numbers[np.isfinite(numbers)]
         result[key] = finite.mean() if finite.size else np.nan
     return result
-
-
-def encode_gif(frames, fps):
-    """`frames` [T, H, W, 3] uint8 as the bytes of a looping GIF."""
-    # Median cut, which is Pillow's own choice, gives rare colours to their neighbours
-    # (yellow shows as pink), and takes ten times as long for files twice as large.
-    images = [
-        Image.fromarray(frame).quantize(method=Image.Quantize.FASTOCTREE)
-        for frame in np.asarray(frames)
-    ]
-    buffer = io.BytesIO()
-    images[0].save(
-        buffer,
-        'gif',
-        save_all=True,
-        append_images=images[1:],
-        duration=1000 / fps,
-        loop=0,
-    )
-    return buffer.getvalue()

@@ -1,5 +1,6 @@
 """What a run reports: losses, speeds, returns of episodes, evaluations, videos."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 import tools
 from support.acting.collector import Collector
 from support.run import config_file, logger, openloop
+from support.run.timing import timed
 from support.storage import finished
 from support.system import faults
 
@@ -20,7 +22,11 @@ class Reporting:
         self.progress.header(self.agent, self.row_bytes, self.step, choice)
         finished.withdraw(self.logdir)
         self.logger.text(self.step, 'config', config_file.as_table(self.config))
+        settings = dataclasses.asdict(self.config)
+        del settings['logdir']
+        self.logger.hyperparameters(settings)
 
+    @timed('log')
     def log(self):
         """Log the means of the losses since the last call, speeds and counts."""
         now = (time.monotonic(), self.step, self.gradient_step)
@@ -34,6 +40,7 @@ class Reporting:
             updates_per_s=updates / seconds if seconds else 0,
             episodes_skipped=self.replay.skipped,
             episodes_dropped=self.dropped + self.collector.dropped,
+            **self.stopwatch.lap(),
         )
         for name, optimizer in self.agent.optimizers.items():
             values[f'{name}_skipped'] = int(optimizer.skipped.numpy())
@@ -42,6 +49,7 @@ class Reporting:
         self.metrics = []
         self.logged, self.log_start = self.step, now
 
+    @timed('log')
     def log_episodes(self, mode, episodes, count):
         """Log the mean raw return and length [agent steps] of episodes.
 
@@ -61,6 +69,7 @@ class Reporting:
         else:
             self.progress.evaluated(self.step, score, length)
 
+    @timed('evaluate')
     def evaluate(self):
         """Log the return of one episode in every evaluation environment, and videos."""
         # An evaluation that is interrupted is repeated when the run is resumed.

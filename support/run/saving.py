@@ -14,6 +14,7 @@ import numpy as np
 
 import tools
 from support.run import logger, startup
+from support.run.timing import timed
 from support.storage import replay
 from support.system.command_line import UserError
 
@@ -56,6 +57,7 @@ def open_replay(config, action_size, state_size, **kwargs):
 class Resumable:
     """What `dreamer.Run` does to be saved and resumed."""
 
+    @timed('save')
     def save(self):
         """Write a checkpoint. A run that is resumed has lost its unfinished episodes,
         so that they count as dropped there.

@@ -7,7 +7,7 @@ import time
 import tensorflow as tf
 
 from support.learning import xla
-from support.run import config_file
+from support.run import config_file, profiling
 from support.system import faults
 
 # Of each form the first update compiles it, and as many more are timed.
@@ -30,7 +30,7 @@ def may_compile(config, gpus, replicas=1):
     return automatic and gpus == 1 and replicas == 1
 
 
-def make(agent, config, strategy, keep):
+def make(agent, config, strategy, keep, tell):
     """Make the `Updates` of a run, with the choice that it has made before.
 
     Args:
@@ -38,11 +38,14 @@ def make(agent, config, strategy, keep):
       config: `configs.Config`.
       strategy: of `replicas.make_strategy`; None for one device.
       keep: of `Updates`.
+      tell: of `profiling.Profile`.
     """
     gpus = len(tf.config.list_physical_devices('GPU'))
     replicas = strategy.num_replicas_in_sync if strategy else 1
-    choice = config_file.read_choice(pathlib.Path(config.logdir))
-    return Updates(agent, may_compile(config, gpus, replicas), choice, keep)
+    logdir = pathlib.Path(config.logdir)
+    choice = config_file.read_choice(logdir)
+    profile = profiling.Profile(logdir, tell) if config.profile else None
+    return Updates(agent, may_compile(config, gpus, replicas), choice, keep, profile)
 
 
 class Updates:
@@ -59,11 +62,14 @@ class Updates:
         `start`, the number of its first update; of `graph_ms` and `xla_ms`, medians of
         an update. Only `compiled` is there if XLA could not compile.
       keep: takes the choice as soon as it is made.
+      profile: `profiling.Profile` of updates in the form that stays, or None.
     """
 
-    def __init__(self, agent, may_compile, choice=None, keep=lambda choice: None):
+    def __init__(
+        self, agent, may_compile, choice=None, keep=lambda choice: None, profile=None
+    ):
         self._agent, self._keep = agent, keep
-        self._active = may_compile
+        self._active, self._profile = may_compile, profile
         self.choice = choice if may_compile else None
         self._start = (self.choice or {}).get('start')
         self._seconds = {False: [], True: []}
@@ -77,21 +83,32 @@ class Updates:
 
     def __call__(self, data):
         """Make an update by `Dreamer.train`; return its metrics."""
-        metrics = self._train(data)
+        turn = self._turn()
+        metrics = self._train(data, turn)
         faults.reach('update')
+        if self._profile:
+            self._profile.updated(metrics, turn is None)
         return metrics
 
-    def _train(self, data):
+    def end(self):
+        """The run makes no more updates."""
+        if self._profile:
+            self._profile.end()
+
+    def _turn(self):
+        """Which update of the trial the next one is; None if it is of none."""
+        if not self._active or self._start is None:
+            return None
+        turn = self._agent.gradient_step - self._start
+        return turn if 0 <= turn < NEEDED else None
+
+    def _train(self, data, turn):
         agent = self._agent
         if not self._active:
             return agent.train(data)
-        turn = NEEDED
-        if self._start is not None:
-            turn = agent.gradient_step - self._start
-        tried = 0 <= turn < NEEDED
         faster = bool(self.choice and self.choice['compiled'])
-        agent.compiled = bool(turn % 2) if tried else faster
-        if self.choice or not tried:
+        agent.compiled = faster if turn is None else bool(turn % 2)
+        if self.choice or turn is None:
             return agent.train(data)
         return self._try(data, turn)
 

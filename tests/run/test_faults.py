@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from support.run import checkpoints
+from support.run import checkpoints, timing
 from support.storage import finished
 from support.storage.metrics import read as read_metrics
 
@@ -30,7 +30,7 @@ SMALL = (
     f'--eval_every 120 --time_limit {LENGTH} --precision 32'
 ).split()
 # Wall time.
-SPEEDS = {'fps', 'updates_per_s'}
+SPEEDS = {'fps', 'updates_per_s', *(f'time_{name}' for name in timing.PHASES)}
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import CLEAN, ROOT, short_run
-from PIL import Image, ImageSequence
 from rich.console import Console
 
 import configs
@@ -331,66 +330,6 @@ def test_colours_of_the_bars(tmp_path, monkeypatch, no_color):
     assert bool(COLOUR.search(output.getvalue())) != no_color
 
 
-def test_colours_of_videos():
-    """One pixel of yellow among thousands of red and green is yellow."""
-    ramp = np.arange(64, dtype=np.uint8) * 4
-    frames = np.zeros((3, 64, 64, 3), np.uint8)
-    frames[:, :32, :, 0] = ramp
-    frames[:, 32:, :, 1] = ramp
-    for i in range(3):
-        frames[i, 10 + i, 5] = 200, 200, 0
-    shown = Image.open(io.BytesIO(logger.encode_gif(frames, 20)))
-    for i, image in enumerate(ImageSequence.Iterator(shown)):
-        pixels = np.asarray(image.convert('RGB')).astype(int)
-        assert np.abs(pixels - frames[i]).max() <= 32
-    assert i == 2 and shown.info['duration'] == 50
-
-
-@pytest.mark.parametrize('shape, most', [((64, 64), 2048), ((192, 384), 113)])
-def test_videos_have_a_bound(tmp_path, shape, most):
-    noise = np.random.default_rng(0).integers(0, 256, (50, *shape, 3), np.uint8)
-    frames = noise[np.arange(3000 if shape == (64, 64) else 300) % 50]
-    written = logger.Logger(tmp_path)
-    written.video(7, 'eval', frames)
-    written.video(8, 'eval', frames[:20])
-    written.close()
-    long, short = sorted((tmp_path / 'videos').iterdir())
-    assert Image.open(long).n_frames == most and Image.open(short).n_frames == 20
-    (events,) = tmp_path.glob('events.*')
-    assert 5e6 < long.stat().st_size < 13e6 and events.stat().st_size < 14e6
-
-
-def test_tensorboard_groups():
-    assert [
-        logger.tag(key)
-        for key in (
-            'test/return',
-            'image_loss',
-            'div',
-            'model_grad_norm',
-            'actor_loss',
-            'action_ent',
-            'value_skipped',
-            'fps',
-            'updates_per_s',
-            'gradient_step',
-            'episodes',
-        )
-    ] == [
-        'test/return',
-        'model/image_loss',
-        'model/div',
-        'model/model_grad_norm',
-        'actor/actor_loss',
-        'actor/action_ent',
-        'value/value_skipped',
-        'time/fps',
-        'time/updates_per_s',
-        'time/gradient_step',
-        'replay/episodes',
-    ]
-
-
 @pytest.mark.parametrize(
     'words, wanted',
     [
@@ -513,11 +452,16 @@ def test_bars_and_advice_on_a_terminal(finished, tmp_path):
     shutil.copytree(finished[0], logdir)
     collecting = r'collecting .* \d+/100 steps, .* steps/s, .* left'
     gpus = tf.config.list_physical_devices('GPU')
-    told = [] if gpus else ['advice: without a GPU']
+    told = [r'profile: 10 updates recorded'] + ['advice: without a GPU'] * (not gpus)
     code, output = read_terminal(
-        [*short_run(logdir), '--steps', '1e12'], [collecting, *told], NO_COLOR='1'
+        [*short_run(logdir), '--steps', '1e12', '--profile'],
+        [collecting, *told],
+        NO_COLOR='1',
     )
     assert code == 0, output
+    assert output.count('profile: ') == 1
+    (profile,) = (logdir / 'plugins' / 'profile').rglob('*.xplane.pb')
+    assert profile.stat().st_size > 10_000
     assert 'resumed at step 300' in output
     assert '999,999,999,700 to go, 300 of 1,000,000,000,000 done' in output
     assert 'advice: the episodes to come take 1.23e+07 GB' in output
@@ -538,14 +482,15 @@ def test_bars_and_advice_on_a_terminal(finished, tmp_path):
 def test_tensorboard_shows_the_run(finished):
     """As TensorBoard itself reads it; looked at in a browser by hand."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
     from tensorboard.util.tensor_util import make_ndarray
 
     events = EventAccumulator(str(finished[0]), size_guidance={'tensors': 0})
     events.Reload()
     tags = events.Tags()['tensors']
-    assert {tag.split('/')[0] for tag in tags} == {
+    assert {tag.split('/')[0] for tag in tags} - {'_hparams_'} == {
         'train',
-        'test',
+        'eval',
         'model',
         'actor',
         'value',
@@ -556,7 +501,7 @@ def test_tensorboard_shows_the_run(finished):
     }
     returns = [
         (event.step, float(make_ndarray(event.tensor_proto)))
-        for event in events.Tensors('test/return')
+        for event in events.Tensors('eval/return')
     ]
     rows = list(read_metrics(finished[0]))
     assert returns == [
@@ -564,6 +509,15 @@ def test_tensorboard_shows_the_run(finished):
         for row in rows
         if 'test/return' in row
     ]
+    written = {key for row in rows for key in row} - {'step'}
+    assert written <= {*logger.TAGS}
+    assert {logger.TAGS[key] for key in written} <= {*tags}
+    assert {'actor/loss', 'value/loss', 'model/kl', 'time/train'} <= {*tags}
+    settings = plugin_data_pb2.HParamsPluginData.FromString(
+        events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    ).session_start_info.hparams
+    assert settings['task'].string_value == 'dummy_continuous'
+    assert settings['horizon'].number_value == 16
     text = make_ndarray(events.Tensors('config')[0].tensor_proto).item().decode()
     assert '| task | dummy_continuous |' in text and '| horizon | 16 |' in text
     for name in 'eval', 'openloop':
