@@ -16,7 +16,7 @@ from support.scores import comparison, protocol, tables
 from support.storage import metrics
 
 RESULTS = ROOT / 'results'
-FOLDERS = 'control', 'discrete', 'methods', 'ablation'
+FOLDERS = 'control', 'states', 'discrete', 'methods', 'ablation'
 
 
 @pytest.fixture(scope='module')
@@ -203,6 +203,35 @@ def test_learning_has_the_last_evaluations(groups):
                 ', '.join(f'{x:,.0f}' for x in values),
                 whole(values.mean()),
             ]
+
+
+def states_table(groups):
+    """Last five evaluations from states, beside those from images at these steps."""
+    lines = []
+    for folder, task, _ in groups:
+        if folder != 'states':
+            continue
+        (run,) = groups[folder, task, 'small-state']
+        last = int(run.steps[-1])
+        images = groups.get(('control', task, 'small'))
+        there = protocol.scores_at(images, last) if images else None
+        values = run.values[-5:]
+        lines.append(
+            [
+                f'`{short(task)}`',
+                run.seed,
+                f'{last:,}',
+                ', '.join(f'{x:,.0f}' for x in values),
+                whole(values.mean()),
+                '-' if there is None else whole(there.mean(), protocol.spread(there)),
+            ]
+        )
+    return lines
+
+
+def test_learning_has_the_runs_from_states(groups):
+    rows = rows_of(page('docs/learning.md'), 'From states')
+    assert [row[:6] for row in rows] == states_table(groups)
 
 
 def ablation_table(groups):
