@@ -32,7 +32,7 @@ class Counting(workers.LocalWorker):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('envs', [1, 2, 4])
+@pytest.mark.parametrize('envs', [1, 4])
 def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
     flags = (
         '--task dummy_continuous --configs debug --steps 171 '
@@ -128,14 +128,14 @@ def test_phases_by_episodes_are_the_same_after_resuming(tmp_path, envs):
             for line in lines
         ]
 
-    whole = follow(tmp_path / 'whole')
-    updates = [line['gradient_step'] for line in whole if 'gradient_step' in line]
-    assert len(updates) > 4 and updates[-1] > updates[0]
-    if envs == 1:  # With several, a save drops what is unfinished.
-        assert follow(tmp_path / 'parts', 150, 250) == whole
-    else:
+    if envs == 1:
         parts = follow(tmp_path / 'parts', 150, 250)
-        assert parts == follow(tmp_path / 'again', 150, 250)
+        assert parts == follow(tmp_path / 'whole')
+    else:  # With several, a save drops what is unfinished.
+        parts = follow(tmp_path / 'parts', 200)
+        assert parts == follow(tmp_path / 'again', 200)
+    updates = [line['gradient_step'] for line in parts if 'gradient_step' in line]
+    assert len(updates) > 4 and updates[-1] > updates[0]
 
 
 @pytest.mark.slow
@@ -238,15 +238,6 @@ def quick(monkeypatch):
     many there were: what is tested is around them.
     """
     called = {}
-    lock, locks = checkpoints.Lock, []
-
-    def free_before(folder):
-        for held in locks:
-            held.release()  # As if the process before had ended.
-        locks.append(lock(folder))
-        return locks[-1]
-
-    monkeypatch.setattr(checkpoints, 'Lock', free_before)
     build = agent.Dreamer.__init__
 
     def init(self, *args):
@@ -426,7 +417,7 @@ def test_the_last_step_is_logged_once_where_no_training_phase_ends(tmp_path):
         run = dreamer.Run(config, group[:1], group[1:])
         run.loop()
         run.logger.close()
-        run.lock = None
+        run.lock.release()
         return [line for line in read_metrics(tmp_path) if 'fps' in line]
 
     assert [line['step'] for line in lines()][-2:] == [100, 130]

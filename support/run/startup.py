@@ -105,6 +105,9 @@ with screen, keras_by_default():
     import keras  # noqa: F401
     import tensorflow as tf
 
+    # Its Keras, an older one, reads the same file.
+    import tensorflow_probability  # noqa: F401
+
 from support.learning import xla  # noqa: E402
 from support.system.command_line import UserError  # noqa: E402
 

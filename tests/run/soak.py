@@ -15,7 +15,8 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / 'run')]
 
 from test_faults import LENGTH, Ledger, episodes, finish, start, wait_for  # noqa: E402
 
@@ -30,17 +31,17 @@ def kill_once(logdir, instant, running):
         count = len(episodes(logdir))
         wait_for(lambda: len(episodes(logdir)) > count, process)
     time.sleep(instant)
-    assert process.poll() is None, process.stdout.read()
+    assert process.poll() is None, process.output()
     process.kill()
     finish(process, -signal.SIGKILL)
     return time.monotonic() - born
 
 
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--kills', type=int, default=100)
     parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     rng = random.Random(args.seed)
     folder = pathlib.Path(tempfile.mkdtemp())
     print(f'in {folder}, which stays there if anything fails', flush=True)
@@ -48,7 +49,7 @@ def main():
     ledger = Ledger(logdir)
     for number in range(1, args.kills + 1):
         running = rng.random() < 0.5
-        seconds = kill_once(logdir, rng.uniform(0, 4 if running else 15), running)
+        seconds = kill_once(logdir, rng.uniform(0, 4 if running else 10), running)
         ledger.check()
         print(
             f'kill {number} after {seconds:.1f} s: {len(ledger.seen)} episodes',

@@ -1,0 +1,139 @@
+"""Programs without the seconds of processor time that importing TensorFlow takes.
+
+Each is a fork of one process, which has imported what the programs need of others'
+code, runs no other thread and has computed nothing. The project's own code is imported
+by the fork, under the environment variables of the program.
+
+As a program this is that process: it reads orders from stdin, one JSON a line.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def server():
+    """The process that forks, and the lock of whoever talks to it."""
+    process = subprocess.Popen(
+        [sys.executable, __file__],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    return process, threading.Lock()
+
+
+def ask(**order):
+    process, lock = server()
+    with lock:
+        print(json.dumps(order), file=process.stdin, flush=True)
+        return json.loads(process.stdout.readline())
+
+
+class Program:
+    """A script of the project's that runs, as `subprocess.Popen` has it; stdout and
+    stderr go to one file.
+    """
+
+    def __init__(self, script, words, env=None, cwd=None):
+        file, self._path = tempfile.mkstemp()
+        os.close(file)
+        self.returncode = None
+        self.pid = ask(
+            script=str(ROOT / script),
+            words=[*map(str, words)],
+            env=dict(os.environ if env is None else env),
+            cwd=str(cwd or os.getcwd()),
+            output=self._path,
+        )
+
+    def poll(self):
+        if self.returncode is None:
+            self.returncode = ask(pid=self.pid)
+        return self.returncode
+
+    def wait(self, timeout):
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired('a fork', timeout, self.output())
+            time.sleep(0.05)
+        return self.returncode
+
+    def output(self):
+        """What it has printed so far."""
+        return pathlib.Path(self._path).read_text()
+
+    def finish(self, timeout=900):
+        """Wait for its end; return what it has printed."""
+        self.wait(timeout)
+        output = self.output()
+        os.unlink(self._path)
+        return output
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+def become(script, words, env, cwd, output):
+    """Run a script in this process, which is a fork."""
+    for target, name, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, output, os.O_WRONLY | os.O_APPEND),
+        (2, output, os.O_WRONLY | os.O_APPEND),
+    ):
+        file = os.open(name, flags)
+        os.dup2(file, target)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    sys.argv = [script, *words]
+    sys.path[:1] = [str(ROOT), *filter(None, env.get('PYTHONPATH', '').split(':'))]
+    runpy.run_path(script, run_name='__main__')
+
+
+def result(pid):
+    """The exit code of a fork, None while it runs."""
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def serve():
+    sys.path.insert(0, str(ROOT))
+    import dreamer  # noqa: F401
+    import evaluate  # noqa: F401
+
+    ours = {'support', *(path.stem for path in ROOT.glob('*.py'))}
+    for name in [*sys.modules]:
+        if name.split('.')[0] in ours:
+            del sys.modules[name]
+    # Not by the lines of a file object, which a fork's end would give back to the pipe.
+    while line := sys.stdin.readline():
+        order = json.loads(line)
+        if 'pid' in order:
+            answer = result(**order)
+        else:
+            answer = os.fork()
+            if not answer:
+                return become(**order)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == '__main__':
+    serve()
