@@ -1,4 +1,4 @@
-"""Times a whole update with one form of `support/learning/layers.py` replaced by Keras'
+"""Time a whole update with one form of `support/learning/layers.py` replaced by Keras'
 own layer, in turn with the update as it is.
 
     python benchmarks/layers.py                # --configs small, on one core

@@ -136,6 +136,7 @@ def test_troubleshooting_has_no_other_message():
         for name in (
             'setup.sh',
             'evaluate.py',
+            'support/run/advice.py',
             'support/run/progress.py',
             'support/run/startup.py',
             'support/acting/simulator.py',
