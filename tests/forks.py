@@ -22,21 +22,23 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+LOCK = threading.Lock()
+
+
 @functools.cache
 def server():
-    """The process that forks, and the lock of whoever talks to it."""
-    process = subprocess.Popen(
+    """The process that forks."""
+    return subprocess.Popen(
         [sys.executable, __file__],
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    return process, threading.Lock()
 
 
 def ask(**order):
-    process, lock = server()
-    with lock:
+    with LOCK:
+        process = server()
         print(json.dumps(order), file=process.stdin, flush=True)
         return json.loads(process.stdout.readline())
 
