@@ -78,13 +78,6 @@ class Run(saving.Resumable, reporting.Reporting):
       envs, eval_envs: workers.
       strategy: of `replicas.make_strategy`; None for one device.
       automatic: whether `--precision auto` chose the precision.
-
-    Attributes:
-      stop: whether the run was asked to save and end.
-      phase: `tools.Phase`, the current training phase.
-      episodes: training episodes kept since the run began.
-      dropped: episodes that were not kept, but for those of `collector.dropped`.
-      metrics: of the updates since the last log, a dict each.
     """
 
     def __init__(self, config, envs, eval_envs, strategy=None, automatic=False):
@@ -98,7 +91,7 @@ class Run(saving.Resumable, reporting.Reporting):
         )
         configs.check_length(config, self.row_bytes)
         self.lock = checkpoints.Lock(self.logdir)
-        self.agent = self.make_agent(strategy)
+        self.agent = Dreamer(config, self.action_size, strategy, self.state_size)
         self.checkpoints = checkpoints.Checkpoints(
             self.logdir / 'checkpoints', self.agent
         )
@@ -138,7 +131,11 @@ class Run(saving.Resumable, reporting.Reporting):
         return self.agent.gradient_step
 
     def loop(self):
-        """Algorithm 1 of the paper."""
+        """Run Algorithm 1 of the paper.
+
+        `prefill` collects its seed episodes, `train` makes its updates of the world
+        model and the behavior, and `collect` interacts with the environment.
+        """
         config = self.config
         self.announce()
         self.prefill()
@@ -256,10 +253,6 @@ class Run(saving.Resumable, reporting.Reporting):
         if self.config.action_dist == 'onehot':
             return np.eye(size, dtype=np.float32)[self.random.integers(size, size=envs)]
         return self.random.uniform(-1, 1, (envs, size))
-
-    def make_agent(self, strategy):
-        """Make the agent for the environment's actions."""
-        return Dreamer(self.config, self.action_size, strategy, self.state_size)
 
     def request_stop(self):
         """Let the run end its current step, save and exit."""

@@ -11,8 +11,9 @@ from support.acting.workers import WorkerError
 
 
 def episode_seed(seed, env, index):
-    """Return the seed of an environment's episode of this index. It is below 2^31: some
-    environments take signed integers of 32 bits.
+    """Return the seed of an environment's episode of this index.
+
+    It is below 2^31, because some environments take signed integers of 32 bits.
     """
     return int(np.random.SeedSequence((seed, env, index)).generate_state(1)[0] >> 1)
 
@@ -20,28 +21,28 @@ def episode_seed(seed, env, index):
 class Collector:
     """Step environments together and cut what happens into episodes.
 
-    With two groups, the environments of one compute their next step while the policy
-    chooses for the other, and while the agent learns, with actions from before that.
-    An environment that fails is restarted, and its unfinished episode is dropped.
+    With two groups, one computes its next step while the policy chooses actions for the
+    other. The same group also computes while the agent learns: its actions are from
+    before. An environment that fails is restarted. Its unfinished episode is dropped.
 
     Args:
       envs: workers, see workers.py.
-      seed: episodes are seeded from it, the environment's and the episode's index.
-      groups: number of groups, taken in turn.
+      seed: of the run's episodes; see `episode_seed`.
+      groups: number of groups, which take turns.
 
     Attributes:
       groups: the environments' indices, a list for each group.
-      started: index of each environment's next episode; set it to go on from there.
-      dropped: episodes that were dropped.
+      started: index of each environment's next episode. A run that is resumed sets it.
+      dropped: how many episodes were dropped.
     """
 
-    FAILURES = 5  # In a row, without a finished episode, that end the run.
+    FAILURES = 5  # As many in a row, without a finished episode, end the run.
 
     def __init__(self, envs, seed, groups=1):
         self._envs = envs
         self._seed = seed
         self._episodes = [None] * len(envs)
-        self._sent = [None] * len(envs)  # Actions whose results have not been seen.
+        self._sent = [None] * len(envs)  # Actions without a result so far.
         self._steps = [0] * len(envs)
         self._failures = [0] * len(envs)
         self._failure = None
@@ -54,8 +55,8 @@ class Collector:
 
     @property
     def unfinished(self):
-        """Episodes of which a step was seen, but not their end: simulator steps so far
-        by (environment, episode index).
+        """Simulator steps so far of the episodes that have at least one step and no
+        end, by (environment, episode index).
         """
         return {
             (i, self.started[i] - 1): self._steps[i]
@@ -65,8 +66,9 @@ class Collector:
 
     @property
     def to_start(self):
-        """What `started` would be without the episodes that have begun, but of which no
-        step was seen; it may be longer than the environments are many.
+        """What `started` would be without the episodes that have no step yet.
+
+        It can be longer than `envs`, in a run that had more of them before.
         """
         indices = list(self.started)
         for i, rows in enumerate(self._episodes):
@@ -74,20 +76,20 @@ class Collector:
         return indices
 
     def step(self, policy):
-        """One agent step in every environment of a group.
+        """Take an agent step in every environment of a group.
 
         Args:
-          policy: (dict of observations [E, ...], is_first [E]) to action [E, A], where
-            E counts the environments of a group; a list of these, if there are several.
+          policy: takes a dict of observations [E, ...] and is_first [E], and returns
+            actions [E, A]. With several groups it can be a list with a policy for each.
 
         Returns:
-          simulator steps that were seen to be taken, all environments together; the
-          episodes that ended, dicts of arrays with T = agent steps + 1 rows, and
-          `origin` [3]: environment, episode index and simulator steps.
+          steps: simulator steps that were taken, of all environments of the group.
+          ended: the episodes that ended, a dict each: arrays of T = agent steps + 1
+            rows, and `origin` [3]: environment, episode index, simulator steps.
 
         Raises:
-          WorkerError: if an environment has failed `FAILURES` times in a row; what the
-            others had finished by then was returned before.
+          WorkerError: an environment has failed `FAILURES` times in a row. The episodes
+            that the others had finished by then were returned before.
         """
         if self._failure:
             raise self._failure
@@ -98,7 +100,7 @@ class Collector:
         return self._finish(self.groups[self._turn])
 
     def _start(self, group, policy):
-        """Let the environments of a group begin their next step."""
+        """Start the next step of a group."""
         while idle := [i for i in group if self._episodes[i] is None]:
             self._reset(idle)
         rows = [self._episodes[i] for i in group]
@@ -116,14 +118,14 @@ class Collector:
         self._sent[i] = action
 
     def _finish(self, group):
-        """Take up what the steps have led to that a group has begun."""
+        """Wait for the results of the step that a group has started."""
         before, finished, ended = sum(self._steps), [], []
         for i in group:
             try:
                 if self._sent[i] is not None and self._guard(i, self._observe, i):
                     finished.append(i)
             except WorkerError as error:
-                self._failure = error  # After what the others have finished.
+                self._failure = error  # Raised after the others' episodes are returned.
         steps = sum(self._steps) - before
         for i in finished:
             rows, self._episodes[i] = self._episodes[i], None
@@ -138,13 +140,13 @@ class Collector:
         return steps, ended
 
     def _observe(self, i):
-        """Append what the step led to; return whether the episode has ended."""
+        """Append the step's result; return whether the episode has ended."""
         action, self._sent[i] = self._sent[i], None
         observation, reward, terminated, truncated, info = self._envs[i].result()
         self._steps[i] += info['simulator_steps']
         _check(observation)
         try:
-            with np.errstate(over='ignore'):  # Beyond float32 it becomes infinite.
+            with np.errstate(over='ignore'):  # Too large numbers become infinite.
                 number = np.float32(np.asarray(reward).item())
         except (TypeError, ValueError, OverflowError):
             number = np.float32(np.nan)
@@ -186,8 +188,8 @@ class Collector:
         )
 
     def _guard(self, i, call, *args):
-        """Return what `call` does; if the environment fails, drop its episode and
-        restart it instead.
+        """Call and return the result. If the environment fails, drop its episode and
+        restart it.
         """
         try:
             return call(*args)
@@ -218,7 +220,7 @@ class Collector:
 
 
 def _check(observation):
-    """Raise WorkerError where a state vector has numbers that are not finite."""
+    """Raise WorkerError if a state vector has numbers that are not finite."""
     state = observation.get('state', np.zeros(0))
     if not np.isfinite(state).all():
         raise WorkerError(

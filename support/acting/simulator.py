@@ -1,7 +1,4 @@
-"""What runs in a worker process: one environment, at its parent's command.
-
-The parent's side is workers.py.
-"""
+"""Simulators in worker processes: the child's side. The parent's is in workers.py."""
 
 import contextlib
 import math
@@ -19,7 +16,7 @@ from support.system import streams
 
 
 def main():
-    """Serve the environment that the parent process asks for."""
+    """Make and serve the environment that the parent asks for."""
     streams.protect()
     connection = Connection(int(sys.argv[1]))
     try:
@@ -29,7 +26,7 @@ def main():
 
 
 class SharedObservation:
-    """The arrays of an observation, in memory that parent and child have both mapped.
+    """The arrays of an observation, in memory that parent and child share.
 
     Args:
       descriptor: of a file in memory, of at least `shared_bytes(space)`.
@@ -45,7 +42,7 @@ class SharedObservation:
             self._arrays[name] = array.reshape(box.shape)
 
     def write(self, observation):
-        """Show the other process an observation."""
+        """Store an observation for the other process."""
         for name, array in self._arrays.items():
             array[...] = observation[name]
 
@@ -65,10 +62,12 @@ def _box_bytes(box):
 
 @contextlib.contextmanager
 def _without_model_warnings():
-    """Keep MuJoCo from its remarks on a model that others have written, unless
-    `--verbose` is on; a simulation that goes wrong later is still reported.
+    """Silence MuJoCo's warnings while its model is loaded, unless `--verbose` is on.
 
-    Yields what is to be done with MuJoCo once it is imported.
+    Users cannot change these models. Warnings of the simulation are still printed.
+
+    Yields:
+      function that must be called with the module `mujoco` once it is imported.
     """
     if 'DREAMER_VERBOSE' in os.environ:
         yield lambda mujoco: None
@@ -81,8 +80,9 @@ def _without_model_warnings():
 
 
 def _serve(connection, descriptor):
-    """Answer the parent's questions until there are no more; observations go into the
-    file of `descriptor`, everything else through the connection.
+    """Make the environment and answer the parent until it closes the connection.
+
+    Observations go into the file of `descriptor`, all else through the connection.
     """
     _, (task, kwargs) = connection.recv()
 
@@ -111,7 +111,7 @@ def _serve(connection, descriptor):
 
 
 def _answer(env, connection, shared):
-    """Reset and step the environment as the parent asks; never return."""
+    """Reset and step the environment as the parent asks, without end."""
     commands = {'reset': lambda seed: env.reset(seed=seed), 'step': env.step}
     while True:
         command, argument = connection.recv()
@@ -125,16 +125,16 @@ def _answer(env, connection, shared):
 
 
 def explain(error):
-    """Return what went wrong in an environment: a traceback, unless we know."""
+    """Return what went wrong in an environment: a traceback, or a known cause."""
     if isinstance(error, UnsupportedEnv):
         return f' {error}'
     text = f'\n{traceback.format_exc()}'
-    # Some show its last line alone.
+    # Some readers show the last line alone, which must not be empty of words.
     return text if str(error).strip() else f'{text}{one_line(error)}\n'
 
 
 def close(env, task):
-    """Close an environment. Its work is done: an error is no more than a warning."""
+    """Close an environment. As its work is done, errors become warnings."""
     try:
         env.close()
     except Exception as error:

@@ -1,17 +1,17 @@
-"""Simulators in processes of their own.
+"""Simulators in worker processes: the parent's side. The child's is in simulator.py.
 
-TensorFlow and Mesa's software renderer crash in one process, so the simulators run
-beside the training process, also when there is only one of them. A worker process
-is a script of its own: it imports neither TensorFlow nor the caller's main script, so
-it starts fast and stays small, and its crash is not the run's.
+TensorFlow and Mesa's software renderer crash in one process. So every simulator has a
+process of its own, also if there is only one. That process imports neither TensorFlow
+nor the caller's main script: it starts fast and stays small. If it crashes, the run
+continues with a fresh one.
 
     workers = make_workers('dmc_walker_walk', 4, {'action_repeat': 2})
     for worker in workers:
         worker.start_reset(seed)
     observations = [worker.result()[0] for worker in workers]
 
-Parent and child talk over a socket, whose end also ends the child. Images travel
-through memory that both have mapped. What runs in the child is in simulator.py.
+Parent and child talk over a socket. If it closes, the child ends. Observations travel
+through memory that both processes have mapped.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ from support.acting import simulator
 from support.envs import rendering
 from support.system import signals
 
-# With these errors an environment refuses to be made. Their messages, of one line,
-# are meant for the user, and arrive without the child's traceback.
+# By these errors an environment refuses to be made. Their messages are one line for the
+# user, without the child's traceback.
 _REFUSALS = {'ValueError': ValueError, 'RuntimeError': RuntimeError}
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -42,10 +42,10 @@ SCRIPT = (
     'from support.acting import simulator; simulator.main()'
 )
 
-# Simulators take their time to be imported, under load and on network drives too.
+# Importing a simulator can take minutes under load or on a network drive.
 STARTUP = 300  # seconds at least
 
-# An environment may have to end what it has started, but may hang there as well.
+# An environment needs time to close, but may hang.
 CLOSING = 10  # seconds at most
 
 
@@ -54,7 +54,7 @@ class WorkerError(RuntimeError):
 
 
 class Stepped:
-    """Gymnasium's two calls, for callers that do nothing meanwhile."""
+    """Gymnasium's two calls, for callers that have nothing to do meanwhile."""
 
     def reset(self, seed=None):
         """Start a new episode; return `(obs, info)`."""
@@ -68,18 +68,18 @@ class Stepped:
 
 
 class Worker(Stepped):
-    """An environment in a process of its own.
+    """An environment in a worker process.
 
-    Every `start_reset` or `start_step` is followed by one `result`. The two are apart
-    so that several workers can compute at the same time.
+    Call `result` once after each `start_reset` or `start_step`. Start several workers
+    before the first `result`, and they compute at the same time.
 
     Args:
       task: name of the task, as `wrappers.make` takes it.
       kwargs: further arguments of `wrappers.make`.
-      env: environment variables of the child, on top of this process's own. MuJoCo's
-        renderer is seen to where the environment turns out to need it.
-      timeout: longest time in seconds that an answer may take; until the environment is
-        made, `STARTUP` where that is longer.
+      env: environment variables of the child, besides those of this process. A renderer
+        is chosen if the environment turns out to need MuJoCo's.
+      timeout: longest time in seconds that an answer may take. Making the environment
+        may take `STARTUP` seconds in any case.
       wait: whether to wait until the environment is made; if not, call `ready`.
 
     Attributes:
@@ -107,7 +107,7 @@ class Worker(Stepped):
         return self._process.pid
 
     def ready(self):
-        """Wait until the environment is made; close the worker if that fails."""
+        """Wait until the environment is made. If that fails, close the worker."""
         try:
             self.observation_space, self.action_space = self._receive(
                 max(self._timeout, STARTUP)
@@ -140,7 +140,7 @@ class Worker(Stepped):
     def _receive(self, timeout):
         try:
             if not self._await_answer(timeout):
-                # Its late answer would be taken for that to a later question.
+                # A late answer would be taken for the answer to the next question.
                 self._kill()
                 raise WorkerError(
                     f'The simulator process of {self._task} gave no answer within '
@@ -159,8 +159,10 @@ class Worker(Stepped):
         raise WorkerError(f'The environment of {self._task} failed:{value}')
 
     def _await_answer(self, timeout):
-        """Return whether an answer comes in time. Time in which this process itself was
-        suspended does not count: the worker may have been, too.
+        """Return whether an answer comes in time.
+
+        The time is waited in pieces, so that a pause of both processes, such as a
+        computer's sleep, counts as one piece at most.
         """
         while timeout > 0:
             piece = min(timeout, 1)
@@ -170,23 +172,21 @@ class Worker(Stepped):
         return False
 
     def restart(self):
-        """Put a fresh process in place of the present one, dead or alive.
-
-        The new environment begins with a reset.
-        """
+        """Replace the process, dead or alive. The new environment needs a reset."""
         self.close()
         self._start()
         self.ready()
 
     def hang_up(self):
-        """Let the child close its environment and end, without waiting for it."""
+        """Tell the child to close its environment and end; do not wait for it."""
         self._connection.close()
         self._memory.close()
         self._deadline = self._deadline or time.monotonic() + CLOSING
 
     def close(self):
-        """Close the environment, end the process and wait for its end, which takes
-        `CLOSING` seconds at most; can be called more than once.
+        """Close the environment and end the process, within `CLOSING` seconds.
+
+        It can be called more than once.
         """
         self.hang_up()
         try:
@@ -197,9 +197,7 @@ class Worker(Stepped):
         self._end_session()
 
     def _kill(self):
-        """Kill the process, and what its environment has started: that would go on
-        without anyone who could end it.
-        """
+        """Kill the process and all processes that its environment has started."""
         started = signals.descendants(self.pid)
         self._process.kill()
         for pid in started:
@@ -208,8 +206,9 @@ class Worker(Stepped):
         self._end_session()
 
     def _end_session(self):
-        """Kill what a process that has ended, or was killed, has left behind; once, for
-        others may have its number later.
+        """Kill the processes that a dead child has left behind.
+
+        This happens once: later another process may have the child's number.
         """
         if self._has_session:
             self._has_session = False
@@ -218,7 +217,7 @@ class Worker(Stepped):
     def _start(self):
         self._connection, theirs = Pipe()
         self._deadline = None
-        # Connection.poll makes a selector every time, which takes as long as the rest.
+        # Faster than Connection.poll, which makes a selector every time.
         self._answers = select.poll()
         self._answers.register(self._connection.fileno(), select.POLLIN)
         self._memory = _open_memory()
@@ -229,7 +228,7 @@ class Worker(Stepped):
             env={**os.environ, **self._env},
             stdin=subprocess.DEVNULL,
             pass_fds=descriptors,
-            # What it starts has it too, and can be ended by it.
+            # What the child starts is in this session too, and can be ended with it.
             start_new_session=True,
         )
         self._has_session = True
@@ -255,8 +254,8 @@ class Worker(Stepped):
 
 
 def _open_memory():
-    """Return a file in memory. Without a name, it is gone with the last process that
-    has it open, whatever ends them.
+    """Return a file in memory. It has no name, so that it is gone with the last process
+    that has it open.
     """
     if hasattr(os, 'memfd_create'):
         return open(os.memfd_create('observation'), 'r+b')
@@ -269,10 +268,10 @@ def _find_renderer(task, env, kwargs):
 
 
 class LocalWorker(Stepped):
-    """The interface of `Worker` for an environment in this very process.
+    """The interface of `Worker` for an environment in this process.
 
-    For debugging, and for environments that need no process of their own. MuJoCo
-    without a GPU is not one of them where TensorFlow is loaded.
+    It is for debugging, and for environments that run safely beside TensorFlow. MuJoCo
+    does not, without a GPU.
 
     Args:
       task: name of the task, as `wrappers.make` takes it.
@@ -311,12 +310,12 @@ class LocalWorker(Stepped):
             ) from error
 
     def restart(self):
-        """Make the environment anew; it begins with a reset."""
+        """Make a new environment, which needs a reset."""
         self.close()
         self._start()
 
     def hang_up(self):
-        """Do nothing: in this process there is nobody to do it meanwhile."""
+        """Do nothing; `close` does all."""
 
     def close(self):
         """Close the environment; can be called more than once."""
@@ -351,8 +350,8 @@ def make_workers(
       task, kwargs: the arguments of `wrappers.make`.
       count: number of environments.
       parallel: 'process' for processes of their own, 'none' for this process.
-      devices: indices of the GPUs that MuJoCo shall render on, dealt out in turn,
-        unless the user has set MUJOCO_EGL_DEVICE_ID.
+      devices: indices of the GPUs that MuJoCo shall render on, in turn, unless the
+        user has set MUJOCO_EGL_DEVICE_ID.
       timeout: seconds after which a silent environment counts as dead.
       evaluation: how many of them, the last ones, are made for evaluation.
 
@@ -368,15 +367,7 @@ def make_workers(
         raise ValueError(
             f"Unknown kind of parallelism '{parallel}': use 'process' or 'none'"
         )
-    settings = [
-        {
-            **(kwargs or {}),
-            'training': index < count - evaluation,
-            'film': index >= count - evaluation and (kwargs or {}).get('film', False),
-            'quiet': index > 0,  # What one warns of, all would.
-        }
-        for index in range(count)
-    ]
+    settings = _settings(kwargs or {}, count, evaluation)
     deal = devices and rendering.DEVICE not in os.environ
     env = {rendering.DEVICE: str(devices[0])} if deal else {}
     if parallel == 'none':
@@ -395,8 +386,22 @@ def make_workers(
     return workers
 
 
+def _settings(kwargs, count, evaluation):
+    """Return the arguments of `wrappers.make` for each of `count` environments."""
+    training = count - evaluation
+    return [
+        {
+            **kwargs,
+            'training': index < training,
+            'film': index >= training and kwargs.get('film', False),
+            'quiet': index > 0,  # All would give the same warnings.
+        }
+        for index in range(count)
+    ]
+
+
 def close_workers(workers):
-    """Close all of them at the same time, see `Worker.close`."""
+    """Close all workers at the same time; see `Worker.close`."""
     for worker in workers:
         worker.hang_up()
     for worker in workers:
@@ -410,9 +415,15 @@ def state_size(env):
 
 
 def make_envs(config, training, evaluation, devices):
-    """Workers with environments of the configuration's task, those for training first.
+    """Start the workers of a run, those for training first.
 
-    Raises ValueError or RuntimeError where the task cannot be made.
+    Args:
+      config: `configs.Config`.
+      training, evaluation: how many workers.
+      devices: of `make_workers`.
+
+    Raises:
+      ValueError, RuntimeError: the task cannot be made.
     """
     kwargs = {
         name: value for name, value in vars(config).items() if name in wrappers.SETTINGS

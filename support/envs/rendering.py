@@ -108,7 +108,7 @@ def variables(device=None):
 
 
 class TaskRenderer:
-    """Find the renderer for an environment that turns out to need MuJoCo's.
+    """Choose a renderer if an environment turns out to need MuJoCo's.
 
     Args:
       task: name of the task.
@@ -138,13 +138,13 @@ class TaskRenderer:
         except RuntimeError as error:
             if self._needed and self._task.startswith('dmc_'):
                 raise
-            # It may use the physics alone.
+            # The task may use MuJoCo's physics alone.
             self._trouble = str(error)
             return {}
 
     def explain(self, error):
-        """Return why the environment could not be made: the error, with the trouble
-        that the renderer made, if it did.
+        """Return an error of making the environment, with that of its renderer added if
+        there was one.
         """
         if self._trouble and isinstance(error, RuntimeError):
             return RuntimeError(f'{error} ({self._trouble})')

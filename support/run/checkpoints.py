@@ -1,8 +1,8 @@
-"""What a run needs to go on: checkpoints that are whole or absent, and a lock.
+"""What a run needs to be resumed: checkpoints that are whole or absent, and a lock.
 
-A checkpoint is `ckpt-N.index` with its data beside it. It is written elsewhere first,
-and `ckpt-N.index` appears last: what has that name was whole, or was damaged later,
-which TensorFlow's checksums show.
+A checkpoint is the file `ckpt-N.index` with its data beside it. Both are written under
+other names first, and `ckpt-N.index` gets its name last. So a file of that name was
+whole once. TensorFlow's checksums show if it was damaged later.
 """
 
 import contextlib
@@ -25,14 +25,15 @@ from support.system.command_line import UserError
 
 DATA, INDEX = '.data-00000-of-00001', '.index'
 STATE = 'state/.ATTRIBUTES/VARIABLE_VALUE'
-# Of the agent, in which they are Python numbers.
+# Python numbers of the agent, which are variables in a checkpoint.
 COUNTERS = 'gradient_step', 'env_step', 'train_start'
 NAME = re.compile(r'(ckpt|damaged)-(\d+)\.(index|data.*)')
 
 
 class Lock:
-    """Hold a run's folder, which is made if need be, until `release` or the process's
-    end, also by `kill -9`.
+    """Hold a run's folder until `release`. It is made if it does not exist.
+
+    The system releases it when the process ends, also after `kill -9`.
 
     Args:
       folder: of the run.
@@ -63,7 +64,7 @@ class Lock:
         self._file.truncate(0)
         self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         self._file.flush()
-        # A process that was killed left these; none was ever complete.
+        # Unfinished files of a process that was killed.
         for name in 'episodes', 'checkpoints', 'videos':
             atomic.clean(folder / name)
         atomic.clean(folder, 'config.json')
@@ -94,10 +95,10 @@ class Checkpoints:
         """Write a checkpoint with `state`, a dict that JSON can hold.
 
         Raises:
-          OSError: it could not be written; those before are untouched.
+          OSError: it could not be written. Older checkpoints are as before.
         """
         self._folder.mkdir(exist_ok=True)
-        # A number is never used twice, so that nothing is written over.
+        # No number is used twice, so that no file is overwritten.
         names = map(NAME.fullmatch, os.listdir(self._folder))
         number = 1 + max((int(name[2]) for name in names if name), default=0)
         unfinished = self._folder / 'unfinished'
@@ -120,7 +121,7 @@ class Checkpoints:
         faults.reach('saved')
 
     def write(self, prefix, state=None):
-        """Write the files `prefix`.index and so on, and see them on the disk.
+        """Write the files of a checkpoint, `prefix`.index and so on, to the disk.
 
         Raises:
           OSError: they could not be written.
@@ -134,14 +135,13 @@ class Checkpoints:
                 os.fsync(file.fileno())
 
     def restore(self):
-        """Load the newest whole checkpoint; one that is damaged is named and kept
-        under another name.
+        """Load the newest whole checkpoint. Damaged ones are named and renamed.
 
         Returns:
-          its state; an empty dict without checkpoints.
+          its state; an empty dict if there are no checkpoints.
 
         Raises:
-          UserError: there are only damaged ones, or it is of another network.
+          UserError: all are damaged, or it is of another network.
         """
         damaged = []
         for path, state in find_whole(self._folder, lambda *one: damaged.append(one)):
@@ -182,7 +182,7 @@ class Checkpoints:
         return list(map(number_of, find(self._folder)))
 
     def _announce(self):
-        """Tell TensorFlow's own tools which checkpoints there are."""
+        """List the checkpoints in the file that TensorFlow's tools read."""
         names = [f'"ckpt-{number}"' for number in self.numbers()]
         lines = [
             f'model_checkpoint_path: {names[-1]}',
@@ -194,11 +194,11 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def plain(prefix):
-    """Name a checkpoint so that TensorFlow finds it, whatever its folder is called.
+    """Give a checkpoint a name that TensorFlow can read, whatever its folder's name.
 
-    TensorFlow takes the prefix that it reads from as a pattern, in which brackets and
-    backslashes stand for others, and only names in UTF-8: such folders get a link of a
-    plain name while the block runs.
+    TensorFlow takes the prefix as a pattern, in which brackets and backslashes have a
+    meaning, and reads only UTF-8. Other folders get a link with a plain name while the
+    block runs.
 
     Args:
       prefix: path without `.index`.
@@ -209,7 +209,7 @@ def plain(prefix):
     if is_plain(prefix):
         yield str(prefix)
         return
-    # Where temporary files go may have such a name itself.
+    # The folder of temporary files may have such a name too.
     places = [place for place in (tempfile.gettempdir(), '/tmp') if is_plain(place)]
     with tempfile.TemporaryDirectory(dir=places[0]) as folder:
         link = pathlib.Path(folder, 'link')
@@ -218,7 +218,7 @@ def plain(prefix):
 
 
 def is_plain(path):
-    """Whether TensorFlow takes a path as it stands."""
+    """Return whether TensorFlow can read a path under its name."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -227,8 +227,9 @@ def is_plain(path):
 
 
 def find(folder):
-    """Paths `ckpt-N` of the checkpoints in a folder, without a suffix, by their number;
-    those that have an index, whether they are whole or not.
+    """Return the paths `ckpt-N`, without a suffix, of the checkpoints in a folder.
+
+    They are in order of N. Damaged checkpoints that have an index are among them.
     """
     paths = [path.with_suffix('') for path in pathlib.Path(folder).glob('ckpt-*.index')]
     return sorted(
@@ -237,19 +238,20 @@ def find(folder):
 
 
 def number_of(path):
-    """N of `ckpt-N`."""
+    """Return the N of `ckpt-N`."""
     return int(path.name.removeprefix('ckpt-'))
 
 
 def find_whole(folder, pass_over):
-    """Read the checkpoints in a folder, the newest first, and change nothing there.
+    """Read the checkpoints in a folder, the newest first. Nothing is changed there.
 
     Args:
       folder: of the checkpoints.
-      pass_over: called with the path of each that is damaged, and the reason in a line.
+      pass_over: called with the path of each damaged checkpoint, and a reason of one
+        line.
 
     Yields:
-      path and state of each that is whole.
+      path and state of each whole checkpoint.
     """
     for path in reversed(find(folder)):
         try:
@@ -263,8 +265,8 @@ def find_whole(folder, pass_over):
 
 @contextlib.contextmanager
 def counting_in_variables(agent):
-    """Make variables of an agent's counters while the block runs: such are they in a
-    checkpoint, where they stand beside the networks.
+    """Make an agent's counters variables while the block runs, as a checkpoint has
+    them.
     """
     with tf.device('CPU:0'):
         for name in COUNTERS:
@@ -274,20 +276,19 @@ def counting_in_variables(agent):
     finally:
         for name in COUNTERS:
             number = int(getattr(agent, name))
-            delattr(agent, name)  # TensorFlow would go on to save the variable.
+            delattr(agent, name)  # Otherwise TensorFlow keeps tracking the variable.
             setattr(agent, name, number)
 
 
 def load_into(checkpoint, path):
-    """Load a whole checkpoint into a `tf.train.Checkpoint` with an `agent`, or some of
-    its objects.
+    """Load a whole checkpoint into a `tf.train.Checkpoint` that has an `agent`.
 
     Raises:
       UserError: it is of another network.
     """
     try:
         with plain(path) as name, counting_in_variables(checkpoint.agent):
-            # It also holds what only a run needs, to go on.
+            # The checkpoint also holds what only a run needs.
             status = checkpoint.read(name).expect_partial()
             status.assert_existing_objects_matched()
     except (ValueError, AssertionError, tf.errors.OpError) as error:
@@ -297,10 +298,10 @@ def load_into(checkpoint, path):
 
 
 def read(path):
-    """Read a whole checkpoint, for its checksums; return its state.
+    """Read all of a checkpoint, which checks its checksums; return its state.
 
     Raises:
-      Exception: one of many kinds, if it is damaged.
+      Exception: it is damaged. TensorFlow has many kinds.
     """
     with plain(path) as name:
         reader = tf.train.load_checkpoint(name)

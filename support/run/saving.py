@@ -55,7 +55,17 @@ def open_replay(config, action_size, state_size, **kwargs):
 
 
 class Resumable:
-    """What `dreamer.Run` does to be saved and resumed."""
+    """What `dreamer.Run` does to be saved and resumed.
+
+    Attributes:
+      should_log, should_eval, should_save: `tools.Every`, of environment steps.
+      phase: `tools.Phase`, the current training phase.
+      episodes: number of training episodes kept since the run began.
+      dropped: number of episodes that were not kept, without `collector.dropped`.
+      metrics: of the updates since the last log, a dict each.
+      logged: environment steps at the last log.
+      random: generator of the random actions of the prefill.
+    """
 
     @timed('save')
     def save(self):

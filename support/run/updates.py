@@ -1,4 +1,4 @@
-"""Which form a run's updates have: TensorFlow's graph, or what XLA compiles of it."""
+"""The form of a run's updates: TensorFlow's graph, or that graph compiled by XLA."""
 
 import pathlib
 import statistics
@@ -10,13 +10,13 @@ from support.learning import xla
 from support.run import config_file, profiling
 from support.system import faults
 
-# Of each form the first update compiles it, and as many more are timed.
+# The first update of each form compiles it. This many more are timed.
 TIMED = 5
 NEEDED = 2 * (1 + TIMED)
 
 
 def may_compile(config, gpus, replicas=1):
-    """Whether `--jit auto` may find that XLA is faster.
+    """Return whether `--jit auto` has a choice.
 
     Args:
       config: `configs.Config`.
@@ -24,7 +24,8 @@ def may_compile(config, gpus, replicas=1):
       replicas: among which updates are split; XLA compiles for one.
 
     Returns:
-      False, too, with `--deterministic`: another run could choose otherwise.
+      whether it has; never with `--deterministic`, as another run could choose
+      otherwise.
     """
     automatic = config.jit == 'auto' and not config.deterministic
     return automatic and gpus == 1 and replicas == 1
@@ -49,19 +50,21 @@ def make(agent, config, strategy, keep, tell):
 
 
 class Updates:
-    """Makes updates, and finds out meanwhile which form of them is faster.
+    """Make updates, and find out which form of them is faster.
 
-    The first phase that has enough of them tries both forms in turn. All are ordinary
-    updates. Those that come after have the faster form. A run that goes on from before
-    the trial repeats it update by update, without a clock: its numbers are the same.
+    The first phase that has enough updates tries both forms in turn. These are ordinary
+    updates. Later updates have the faster form. A run that is resumed from before the
+    trial takes the same form for each update of the trial again, without measuring. So
+    its numbers are the same.
 
     Args:
       agent: `agent.Dreamer`.
-      may_compile: of the function of this name; without it updates are as the agent's.
-      choice: what came of the trial, if it has been made: a dict of `compiled`; of
-        `start`, the number of its first update; of `graph_ms` and `xla_ms`, medians of
-        an update. Only `compiled` is there if XLA could not compile.
-      keep: takes the choice as soon as it is made.
+      may_compile: result of the function of this name; if False, the agent's form is
+        kept.
+      choice: result of the trial; None before. A dict of `compiled`, `start` (number of
+        the trial's first update), `graph_ms` and `xla_ms` (medians of an update), or of
+        `compiled` alone if XLA could not compile.
+      keep: function that takes the choice as soon as it is made.
       profile: `profiling.Profile` of updates in the form that stays, or None.
     """
 
@@ -75,57 +78,57 @@ class Updates:
         self._seconds = {False: [], True: []}
 
     def begin(self, count):
-        """A phase of `count` updates begins."""
+        """Begin a phase of `count` updates."""
         if self._active and not self.choice:
             enough = count >= NEEDED
             self._start = self._agent.gradient_step if enough else None
             self._seconds = {False: [], True: []}
 
-    def __call__(self, data):
+    def __call__(self, batch):
         """Make an update by `Dreamer.train`; return its metrics."""
         turn = self._turn()
-        metrics = self._train(data, turn)
+        metrics = self._train(batch, turn)
         faults.reach('update')
         if self._profile:
             self._profile.updated(metrics, turn is None)
         return metrics
 
     def end(self):
-        """The run makes no more updates."""
+        """End the profile: the run makes no more updates."""
         if self._profile:
             self._profile.end()
 
     def _turn(self):
-        """Which update of the trial the next one is; None if it is of none."""
+        """Return the next update's index in the trial; None if it is not part of it."""
         if not self._active or self._start is None:
             return None
         turn = self._agent.gradient_step - self._start
         return turn if 0 <= turn < NEEDED else None
 
-    def _train(self, data, turn):
+    def _train(self, batch, turn):
         agent = self._agent
         if not self._active:
-            return agent.train(data)
+            return agent.train(batch)
         faster = bool(self.choice and self.choice['compiled'])
         agent.compiled = faster if turn is None else bool(turn % 2)
         if self.choice or turn is None:
-            return agent.train(data)
-        return self._try(data, turn)
+            return agent.train(batch)
+        return self._try(batch, turn)
 
-    def _try(self, data, turn):
-        """An update of the trial, by the clock."""
+    def _try(self, batch, turn):
+        """Make an update of the trial and measure it."""
         agent, began = self._agent, time.perf_counter()
         try:
-            metrics = agent.train(data)
+            metrics = agent.train(batch)
         except tf.errors.OpError as error:
-            # It has changed nothing yet.
+            # Only the first compilation may fail: the weights are as before.
             if turn != 1:
                 raise
             xla.warn('the training step', error)
             agent.compiled = False
             self._choose(dict(compiled=False))
-            return agent.train(data)
-        float(next(iter(metrics.values())))  # Until the GPU has done it.
+            return agent.train(batch)
+        float(next(iter(metrics.values())))  # Waits for the GPU.
         if turn > 1:
             self._seconds[agent.compiled].append(time.perf_counter() - began)
         if turn == NEEDED - 1:
@@ -148,7 +151,7 @@ class Updates:
 
 
 def describe(choice):
-    """A choice in words."""
+    """Return a choice in words."""
     form = 'compiled by XLA' if choice['compiled'] else 'not compiled'
     if 'graph_ms' not in choice:
         return f'{form}: XLA cannot; chosen by --jit auto'

@@ -1,8 +1,8 @@
-"""Many runs on Ray, each a process of its own: started, shared out, started again.
+"""Many runs on Ray, each in a process, which is started again if it fails.
 
-A job has a `name`, a `command`, an `output` (the file that takes what it prints), a
-`state` (waiting, running, finished, failed or stopped), `attempts`, a `note`, and says
-by `look()` and `finished` how far it is.
+A job has a `name`, a `command`, an `output` (the file for what it prints), a `state`
+(waiting, running, finished, failed or stopped), `attempts` and a `note`. Its methods
+`look()` and `finished` tell how far it is.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from support.system.command_line import UserError
 REFRESH = 2  # seconds between looks at the runs
 ANSWER = 30  # seconds within which a cluster has to answer
 HEADER = '--- on '  # begins the line above an attempt's output
-# Lines of dreamer.py: why it ended, and what it could save then.
+# How dreamer.py begins the lines that say why it ended, and what it saved then.
 SAID = re.compile('dreamer: (error|stopped): ')
 SAVED = re.compile('dreamer: saved')
 
@@ -31,18 +31,18 @@ SAVED = re.compile('dreamer: saved')
 def run_job(command, output, threads):
     """Start a run and wait for its end; return its exit code.
 
-    When Ray cancels the task, the run gets SIGTERM, and its saving is waited for. When
-    Ray kills this process, for lack of memory, the run is killed too, so that its next
-    attempt finds its logdir free.
+    If Ray cancels the task, the run gets SIGTERM, and this waits until it has saved. If
+    Ray kills this process, for lack of memory, the run is killed too. Then the next
+    attempt finds the logdir free.
 
     Args:
       command: words.
-      output: path of the file that takes what it prints.
-      threads: that TensorFlow computes with, unless the user has set them.
+      output: path of the file for what it prints.
+      threads: for TensorFlow, unless the user has set another number.
     """
-    # Ray cancels by an interrupt, which programs in the background ignore.
+    # Ray cancels by SIGINT, which programs in the background ignore.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # The run gets these as well, and saves.
+    # The run gets these signals too, and saves.
     signals.leave_to_others(signals.TELLING)
     env = dict(os.environ)
     env.setdefault('TF_NUM_INTRAOP_THREADS', str(threads))
@@ -52,7 +52,7 @@ def run_job(command, output, threads):
             words = ' '.join(command)
             file.write(f'{HEADER}{socket.gethostname()}: {words}\n'.encode())
             file.flush()
-            # In a session of its own, where a terminal's Ctrl-C does not reach it.
+            # In a new session, which a terminal's Ctrl-C does not reach.
             process = subprocess.Popen(
                 command,
                 env=env,
@@ -62,7 +62,7 @@ def run_job(command, output, threads):
                 start_new_session=True,
                 preexec_fn=signals.die_with_parent,
             )
-        # Ray interrupts Python code, not a system call that waits.
+        # Ray interrupts Python code, but no system call that waits.
         while process.poll() is None:
             time.sleep(0.2)
     except BaseException:
@@ -92,7 +92,7 @@ def connect(args):
             'Ray is not installed; install it with: pip install -r '
             'requirements-sweep.txt'
         ) from None
-    # Never one that happens to run here already.
+    # A new cluster, even if another one runs on this machine.
     where = dict(
         address='local',
         num_cpus=limits.cores(),
@@ -122,7 +122,7 @@ def _share(ray, args):
     """Settle what a run gets; raise UserError if that cannot be."""
     nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
     if not args.address:
-        # Ray does not know the limits of nested groups.
+        # Ray does not see the memory limits of nested control groups.
         for node in nodes:
             node['memory'] = min(node['memory'], limits.memory())
     if args.gpus_per_run is None:
@@ -150,8 +150,8 @@ def _share(ray, args):
 
 
 def share_memory(nodes, args):
-    """What a run may hold of its replay, in bytes: an equal part of half of its
-    machine's memory. 0 if no machine is large enough for a run.
+    """Return the bytes of replay that a run may hold in memory: an equal part of half
+    of its machine's memory. 0 if no machine is large enough for a run.
 
     Args:
       nodes: resources of each machine, as Ray names them.
@@ -172,8 +172,8 @@ def share_memory(nodes, args):
 def check_address(address):
     """Raise UserError unless a cluster answers at `address`.
 
-    In a process of its own: Ray waits for minutes where nothing answers, and then ends
-    the process that asks.
+    Another process asks: if nothing answers, Ray waits for minutes and then ends the
+    process.
     """
     join = 'import sys, ray; ray.init(sys.argv[1], log_to_driver=False)'
     try:
@@ -198,7 +198,7 @@ def check_address(address):
 
 
 def make_task(ray, args):
-    """`run_job` as a task of Ray's, with what a run needs."""
+    """Return `run_job` as a task of Ray's, with the resources of a run."""
     return ray.remote(
         num_cpus=args.cpus_per_run, num_gpus=args.gpus_per_run, max_retries=0
     )(run_job)
@@ -221,7 +221,7 @@ class Sweep:
         self._stop = False
 
     def work(self, show):
-        """Run everything; `show` is called with the jobs every few seconds."""
+        """Run all jobs; call `show` with them every few seconds."""
         for number in signals.ASKING + signals.TELLING:
             if signal.getsignal(number) != signal.SIG_IGN or number in signals.ASKING:
                 signal.signal(number, self._request_stop)
@@ -244,7 +244,7 @@ class Sweep:
         job.output.parent.mkdir(parents=True, exist_ok=True)
         job.state, job.attempts = 'waiting', job.attempts + 1
         self._sizes[job.name] = _size(job.output)
-        # First, so that a flag of the user's has the last word.
+        # First, because of a flag given twice the last one counts, which is the user's.
         command = [
             *job.command[:2],
             '--replay_memory',
@@ -257,7 +257,7 @@ class Sweep:
         self._pending[reference] = job
 
     def _settle(self, job, reference):
-        """Decide what the end of an attempt means."""
+        """Set the state of a job whose attempt has ended, or start the next attempt."""
         try:
             code = self._ray.get(reference)
             job.note = cause_of(code, job.output)
@@ -298,11 +298,11 @@ def _size(path):
 
 
 def cause_of(code, output):
-    """Why an attempt ended with `code`, as one line.
+    """Return why an attempt ended with `code`, in one line.
 
     Args:
       code: exit code, or minus the signal's number.
-      output: path of the file with what this attempt and those before it printed.
+      output: path of the file with what this and earlier attempts printed.
     """
     if code < 0:
         return f'killed by {signal.Signals(-code).name}'
@@ -314,6 +314,6 @@ def cause_of(code, output):
     said = [i for i, line in enumerate(lines) if SAID.match(line)]
     if not said:
         return f'exit code {code}: {lines[-1] if lines else "without a word"}'
-    # An error of an environment's has a traceback below, whose last line tells.
+    # Below an environment's error is a traceback, whose last line names the error.
     first, last = lines[said[-1]], lines[-1].strip()
     return f'{first} {last}' if first.endswith(':') and last != first else first

@@ -18,7 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 import tools
+import wrappers
 from agent import Dreamer
+from support.acting import workers
 from support.learning import replicas
 from support.run import checkpoints, config_file, saving, startup
 from support.scaling.team import SHARE, MachineLost, Team, WeightsDiffer, checksum
@@ -114,19 +116,16 @@ class Leading:
 
     Args:
       team: `Team`.
-      args: of `dreamer.Run`.
+      config, envs, args: of `dreamer.Run`.
     """
 
-    def __init__(self, team, *args):
+    def __init__(self, team, config, envs, *args):
         self.team = team
+        actions = envs[0].action_space
+        discrete = isinstance(actions, wrappers.OneHotSpace)
         with team.connected():
-            super().__init__(*args)
-
-    def make_agent(self, strategy):
-        """Make the agent, once all machines are known to have the same settings."""
-        discrete = self.config.action_dist == 'onehot'
-        self.team.check_settings(self.action_size, discrete, self.state_size)
-        return super().make_agent(strategy)
+            team.check_settings(*actions.shape, discrete, workers.state_size(envs[0]))
+            super().__init__(config, envs, *args)
 
     def restore(self):
         """Go on from the newest checkpoint, all machines from the same."""
