@@ -14,7 +14,8 @@ BASELINES = dict(
         --kl_scale 0.3 --train_steps 60 --steps 13500""",
     no_value=f'{CONTINUOUS} --method no_value --steps 16500',
     planet=f"""{CONTINUOUS} --method planet --plan_candidates 100 --plan_iterations 5
-        --plan_elites 10 --plan_horizon 8 --steps 8500 --train_every 200""",
+        --plan_elites 10 --plan_horizon 8 --steps 8500 --train_every 200
+        --envs 4 --eval_envs 4""",
 )
 
 
