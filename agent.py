@@ -580,13 +580,10 @@ class Policy:
         Returns:
           [E, A] float32, in [-1, 1] or one-hot.
         """
-        seen = {name: tf.constant(observation[name]) for name in self._names}
+        names = self._agent.config.observes
+        seen = {name: tf.constant(observation[name]) for name in names}
         step = tf.constant(self._agent.gradient_step, tf.int64)
         return self._traced(seen, tf.constant(is_first), step).numpy()
-
-    @property
-    def _names(self):
-        return self._agent.config.observes
 
     def _trace(self, compiled):
         """The function from observations to actions, traced once."""
@@ -612,7 +609,8 @@ class Policy:
             )
 
     def choose(self, embed, is_first, step):
-        """Actions [E, A] given embedded observations [E, its size].
+        """Actions [E, A] given embedded observations [E, its size]; belief and action
+        become those of this step.
 
         Args:
           embed, is_first: of the environments.
@@ -629,7 +627,7 @@ class Policy:
         if config.method == 'planet':
             action = planet.choose(self._agent.world, latent, rng, config)
         else:
-            action = self._act(latent)
+            action = self._from_actor(latent)
         amount = config.eval_noise
         if self._training:
             amount = tools.linear_schedule(
@@ -642,7 +640,7 @@ class Policy:
             variable.assign(latent[key])
         return self.action.assign(action)
 
-    def _act(self, state):
+    def _from_actor(self, state):
         """Actions [E, A] of the actor in `state` [E, ...], drawn or the most likely."""
         agent, shape = self._agent, self.action.shape
         policy = agent.behavior.actor.dist(agent.world.rssm.feature(state))

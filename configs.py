@@ -467,8 +467,7 @@ IF_STATE = {
         stoch_size=20,
         num_units=100,
         rssm_units=100,
-        # Few numbers say less than many pixels do beside the KL.
-        kl_scale=0.02,
+        kl_scale=0.02,  # Few numbers say less than many pixels.
     )
 }
 # Suites with discrete actions alone. In other suites the simulator has to tell.

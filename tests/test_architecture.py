@@ -117,8 +117,10 @@ def test_tools_import_no_other_file():
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_functions_fit_on_a_page(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def test_files_are_short_and_functions_fit_on_a_page(path):
+    text = path.read_text()
+    assert text.count('\n') <= 650
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
 
