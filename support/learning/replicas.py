@@ -101,19 +101,19 @@ def _resolve(hosts):
             time.sleep(5)
 
 
-def place(strategy, data):
+def place(strategy, batch):
     """A batch of arrays as tensors on the device that trains on them, of several each
     replica's rows on its own. To be done ahead, in another thread: it takes time, and
     GPUs have no kernel that would split images.
 
     Args:
       strategy: of `make_strategy`, or None.
-      data: batch of replay, [B, L, ...]; of several machines, this one's rows of it.
+      batch: batch of replay, [B, L, ...]; of several machines, this one's rows of it.
     """
 
     def upload(device, rows):
         with tf.device(device):
-            return {key: tf.identity(x[rows]) for key, x in data.items()}
+            return {key: tf.identity(x[rows]) for key, x in batch.items()}
 
     if strategy is None:
         gpu = tf.config.list_physical_devices('GPU')
@@ -122,34 +122,34 @@ def place(strategy, data):
 
     def part(context):
         index = context.replica_id_in_sync_group % len(devices)
-        rows = len(data['reward']) // len(devices)
+        rows = len(batch['reward']) // len(devices)
         return upload(devices[index], slice(index * rows, (index + 1) * rows))
 
     return strategy.experimental_distribute_values_from_function(part)
 
 
-def batch_shape(strategy, data):
+def batch_shape(strategy, batch):
     """B and L of what `place` has placed, on all replicas together."""
     if strategy is None:
-        return data['reward'].shape
-    rows, length = strategy.experimental_local_results(data['reward'])[0].shape
+        return batch['reward'].shape
+    rows, length = strategy.experimental_local_results(batch['reward'])[0].shape
     return rows * strategy.num_replicas_in_sync, length
 
 
-def run(strategy, update, data, noise):
-    """`update(data, noise)`, each replica with its part of the batch.
+def run(strategy, update, batch, noise):
+    """`update(batch, noise)`, each replica with its part of the batch.
 
     Args:
       strategy: of `make_strategy`, or None.
       update: returns scalar metrics by name.
-      data: of `place`; without a strategy any batch of replay.
+      batch: of `place`; without a strategy any batch of replay.
       noise: of `Dreamer.noise`, for the whole batch of all machines.
 
     Returns:
       metrics, their means over replicas.
     """
     if strategy is None:
-        return update(data, noise)
+        return update(batch, noise)
 
     def part(context):
         count, index = context.num_replicas_in_sync, context.replica_id_in_sync_group
@@ -157,14 +157,14 @@ def run(strategy, update, data, noise):
             key: tf.split(x, count, NOISE_AXES[key])[index] for key, x in noise.items()
         }
 
-    def step(data, noise):
-        metrics = update(data, noise)
+    def step(batch, noise):
+        metrics = update(batch, noise)
         return dict(zip(metrics, mean(list(metrics.values())), strict=True))
 
     parts = strategy.experimental_distribute_values_from_function(part)
     return {
         name: strategy.experimental_local_results(value)[0]
-        for name, value in strategy.run(step, (data, parts)).items()
+        for name, value in strategy.run(step, (batch, parts)).items()
     }
 
 

@@ -226,19 +226,19 @@ class Replay:
             state=(self.state_size or 0,),
             action=(self.action_size or 0,),
         )
-        data = {
+        drawn = {
             key: np.empty(
                 (batch, self._length, *shapes.get(key, ())),
                 np.uint8 if key == 'image' else np.float32,
             )
             for key in self._keys
         }
-        data['is_first'] = np.zeros((batch, self._length), bool)
+        drawn['is_first'] = np.zeros((batch, self._length), bool)
         for row in range(batch):
-            self._fill({key: array[row] for key, array in data.items()})
-        return data
+            self._fill({key: array[row] for key, array in drawn.items()})
+        return drawn
 
-    def stream(self, batch, count, prepare=lambda data: data):
+    def stream(self, batch, count, prepare=lambda drawn: drawn):
         """Yield `count` batches, with the next `AHEAD` on their way while the caller
         uses one: a thread draws, and another hands what was drawn to `prepare`.
 
@@ -266,10 +266,10 @@ class Replay:
                 for _ in range(min(count, self.AHEAD)):
                     start()
                 for remaining in reversed(range(count)):
-                    data, state = upcoming.popleft().result()
+                    drawn, state = upcoming.popleft().result()
                     if remaining >= self.AHEAD:
                         start()
-                    yield data
+                    yield drawn
         finally:
             self.set_state(state)
 
