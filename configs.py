@@ -15,9 +15,10 @@ from support.system.command_line import UserError, flag
 
 # Flags that may change when a run is resumed; all others define it.
 CHANGEABLE = frozenset(
-    'logdir steps eval_every log_every save_every envs eval_envs parallel precision '
-    'jit deterministic verbose worker_timeout replay_memory replay_capacity profile '
-    'allow_config_change eval_video lab_renderer lab_level_cache lab_dataset'.split()
+    'logdir steps eval_every log_every save_every keep_checkpoints envs eval_envs '
+    'parallel precision jit deterministic verbose worker_timeout replay_memory '
+    'replay_capacity profile allow_config_change eval_video lab_renderer '
+    'lab_level_cache lab_dataset'.split()
 )
 
 
@@ -60,6 +61,7 @@ class Config:
         'again [environment steps]',
         minimum=1,
     )
+    keep_checkpoints: int = flag(2, 'of which the newest stay', minimum=1)
     precision: str = flag(
         'auto',
         'of the networks: float16, float32 or bfloat16; auto is bfloat16 on GPUs of '

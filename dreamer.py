@@ -46,6 +46,7 @@ from support.run import (
     advice,
     checkpoints,
     config_file,
+    exporting,
     progress,
     reporting,
     saving,
@@ -93,7 +94,7 @@ class Run(saving.Resumable, reporting.Reporting):
         self.lock = checkpoints.Lock(self.logdir)
         self.agent = Dreamer(config, self.action_size, strategy, self.state_size)
         self.checkpoints = checkpoints.Checkpoints(
-            self.logdir / 'checkpoints', self.agent
+            self.logdir / 'checkpoints', self.agent, config.keep_checkpoints
         )
         self.replay = saving.open_replay(
             config,
@@ -279,6 +280,7 @@ def set_up(argv):
     try:
         config = configs.parse(argv)
         advice.warn_of_flags(argv, config)
+        exporting.refuse_to_train(config.logdir)
         startup.keep_freed_memory()
         config = config_file.resume_precision(config)
         automatic = config.precision == 'auto'

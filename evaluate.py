@@ -1,4 +1,4 @@
-"""Evaluate a run's newest checkpoint and show what the agent does and dreams.
+"""Evaluate a checkpoint of a run and show what the agent does and dreams.
 
     python evaluate.py --logdir ./logs/walker --episodes 10 --video out.mp4
 
@@ -47,7 +47,7 @@ import tools
 import wrappers
 from agent import Dreamer, Policy
 from support.acting import workers
-from support.run import checkpoints, config_file, openloop, video
+from support.run import checkpoints, config_file, exporting, openloop, video
 from support.scores import comparison
 from support.system.command_line import UserError
 
@@ -58,31 +58,37 @@ DREAM = 50  # frames of a dream
 STRIP_IMAGES = (6, *range(10, DREAM + 1, 5))
 
 
-def load_newest(agent, folder):
-    """Load the newest checkpoint in `folder` that is whole and fits the agent.
+def load_checkpoint(agent, folder, number=None):
+    """Load the newest checkpoint in `folder` that is whole and fits the agent, or the
+    one of this number, and change nothing there.
 
-    Returns its path. Raises UserError if there is none. Only reads.
+    Returns its path. Raises UserError if there is none.
     """
     problems = []
-
-    def tell(problem):
-        problems.append(problem)
-        print(f'evaluate: cannot be used: {problem}', file=sys.stderr)
-
-    checkpoint = tf.train.Checkpoint(agent=agent)
     for path, _ in checkpoints.find_whole(
-        folder, lambda path, reason: tell(f'{path}: {reason}')
+        folder, lambda path, reason: problems.append(f'{path}: {reason}'), number
     ):
         try:
-            checkpoints.load_into(checkpoint, path)
-            return path
+            checkpoints.load_weights(agent, path)
         except UserError as error:
-            tell(error)
+            problems.append(error)
+            continue
+        for problem in problems:
+            print(f'evaluate: cannot be used: {problem}', file=sys.stderr)
+        return path
+    which = 'no checkpoint' if number is None else f'no checkpoint {number}'
     if problems:
-        raise UserError(f'no checkpoint in {folder} can be used ({problems[-1]})')
+        raise UserError(f'{which} in {folder} can be used ({problems[-1]})')
+    there = ', '.join(
+        str(checkpoints.number_of(path)) for path in checkpoints.find(folder)
+    )
     raise UserError(
-        f'there is no checkpoint in {folder}; the run saves one '
-        'every --save_every steps, and when it ends'
+        f'there is {which} in {folder}; '
+        + (
+            f'possible: {there}'
+            if there
+            else 'the run saves one every --save_every steps, and when it ends'
+        )
     )
 
 
@@ -129,13 +135,13 @@ def _no_run(folder, most=5):
     )
 
 
-def load(logdir, **changes):
+def load(logdir, checkpoint=None, **changes):
     """What a run has learned, to act with it from Python: as `build`, with the newest
-    whole checkpoint. Raises UserError, too, where there is none that fits.
+    whole checkpoint or the one of a number. Raises UserError, too, where none fits.
     """
     agent, env, config = build(logdir, **changes)
     try:
-        load_newest(agent, pathlib.Path(logdir) / 'checkpoints')
+        load_checkpoint(agent, pathlib.Path(logdir) / 'checkpoints', checkpoint)
     except BaseException:
         env.close()
         raise
@@ -261,7 +267,7 @@ def check_pictures(args, agent, env):
 
 def evaluate(agent, env, args):
     """Play, print, write the videos; return returns and lengths [agent steps]."""
-    scores, lengths = [], []
+    scores, lengths, dreamt = [], [], None
     for number, episode in zip(
         range(args.episodes), episodes(agent, env, args.seed), strict=False
     ):
@@ -275,8 +281,11 @@ def evaluate(agent, env, args):
             write_video(
                 args.video, video.enlarge(episode['image'][:LONGEST_VIDEO], 4), 20
             )
-        if args.dream and not args.dream.exists() and lengths[-1] >= CONTEXT:
-            write_dream(args.dream, agent, episode)
+        if dreamt is None and lengths[-1] >= CONTEXT:
+            dreamt = episode
+    # At the end: its noise must not change what is played.
+    if args.dream and dreamt is not None:
+        write_dream(args.dream, agent, dreamt)
     return scores, lengths
 
 
@@ -290,12 +299,21 @@ def main(argv=None):
         command_line.fail(error, 'evaluate')
     try:
         check_pictures(args, agent, env)
-        checkpoint = load_newest(agent, logdir / 'checkpoints')
-        step = agent.env_step
+        checkpoint = load_checkpoint(agent, logdir / 'checkpoints', args.checkpoint)
         print(
-            f'{config.task}: {checkpoint.name} of {logdir}, step {step:,}', flush=True
+            f'{config.task}: {checkpoint.name} of {logdir}, step {agent.env_step:,}',
+            flush=True,
         )
         scores, lengths = evaluate(agent, env, args)
+        score = dict(
+            seed=args.seed,
+            mean=float(np.mean(scores)),
+            std=float(np.std(scores)),
+            returns=scores,
+            lengths=lengths,
+        )
+        if args.export:
+            exporting.write(args.export, agent, logdir, checkpoint.name, score)
     except (ValueError, OSError) as error:
         command_line.fail(error, 'evaluate')
     except (workers.WorkerError, MemoryError, tf.errors.OpError) as error:
@@ -303,21 +321,21 @@ def main(argv=None):
         return 1
     finally:
         env.close()
-    mean, std = float(np.mean(scores)), float(np.std(scores))
-    print(f'mean {mean:.1f}, standard deviation {std:.1f}, {len(scores)} episodes')
+    if args.export:
+        print(f'written: {args.export}')
+    print(
+        f'mean {score["mean"]:.1f}, standard deviation {score["std"]:.1f}, '
+        f'{len(scores)} episodes'
+    )
     print(
         json.dumps(
             dict(
                 task=config.task,
                 logdir=str(logdir),
                 checkpoint=checkpoint.name,
-                step=step,
+                step=agent.env_step,
                 gradient_step=agent.gradient_step,
-                seed=args.seed,
-                mean=mean,
-                std=std,
-                returns=scores,
-                lengths=lengths,
+                **score,
             )
         )
     )

@@ -22,7 +22,8 @@ import wrappers
 from agent import Dreamer
 from support.acting import workers
 from support.acting.collector import Collector
-from support.run import checkpoints, config_file
+from support.run import checkpoints, config_file, exporting
+from support.system.command_line import UserError
 
 
 def contents(folder):
@@ -114,6 +115,62 @@ def test_older_checkpoint_where_the_newest_is_damaged(finished, tmp_path, capsys
     assert 'no checkpoint' in capsys.readouterr().err.splitlines()[-1]
 
 
+def networks(agent):
+    """All that an agent of images has learned, arrays."""
+    parts = [*agent.world.parts, *agent.behavior.parts.values()]
+    return [weight.numpy() for part in parts for weight in part.trainable_weights]
+
+
+@pytest.mark.slow
+def test_an_exported_agent_plays_as_its_run_does(finished, tmp_path, capsys):
+    """The chosen checkpoint's; and a damaged one is refused in one line."""
+
+    def play(*words):
+        assert evaluate.main(['--episodes', '2', *map(str, words)]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    folder = tmp_path / 'agent'
+    run = play('--logdir', finished[0], '--checkpoint', 1, '--export', folder)
+    assert run['checkpoint'] == 'ckpt-1' and run['step'] < 300
+    dream = tmp_path / 'dream.png'
+    assert play('--logdir', folder, '--dream', dream) == dict(run, logdir=str(folder))
+    assert dream.exists()
+    agent, env, config = evaluate.load(folder, checkpoint=1)
+    env.close()
+    whole_agent = Dreamer(config, 2)
+    checkpoints.Checkpoints(finished[0] / 'checkpoints', whole_agent).load(1)
+    for old, new in zip(networks(whole_agent), networks(agent), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert agent.gradient_step == run['gradient_step'] and config.horizon == 16
+    origin = json.loads((folder / 'origin.json').read_text())
+    assert (origin['task'], origin['step']) == ('dummy_continuous', run['step'])
+    assert origin['score']['returns'] == run['returns']
+    assert origin['versions']['tensorflow'] == tf.__version__
+    assert str(finished[0]) not in (folder / 'config.json').read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['agent', 'dream.png']
+    (data,) = (folder / 'checkpoints').glob('*.data*')
+    (whole,) = (finished[0] / 'checkpoints').glob('ckpt-1.data*')
+    # Adam has two numbers for each weight.
+    assert data.stat().st_size < 0.4 * whole.stat().st_size
+    data.write_bytes(data.read_bytes()[:-100])
+    words = ['--logdir', str(folder)]
+    for path, expected in (
+        (folder, 'no checkpoint'),
+        (finished[0], 'there is no checkpoint 9 in .*; possible: 1, 2'),
+    ):
+        words = ['--logdir', str(path), '--checkpoint', '1' if path == folder else '9']
+        with pytest.raises(SystemExit) as error:
+            evaluate.main(words)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert error.value.code == 2 and re.search(expected, line), line
+
+
+def test_training_does_not_begin_in_an_exported_folder(tmp_path):
+    (tmp_path / 'origin.json').touch()
+    with pytest.raises(UserError, match='evaluate.py --logdir .* plays it'):
+        exporting.refuse_to_train(tmp_path)
+
+
 def write_config(folder, change=None):
     """A run's folder without a checkpoint; `change` may spoil its configuration."""
     path = folder / 'config.json'
@@ -144,6 +201,9 @@ def write_config(folder, change=None):
             None,
             ['--dream', 'no folder', '/a'],
         ),
+        (['--logdir', '{}', '--export', '{}/runs'], None, ['runs exists']),
+        (['--logdir', '{}', '--export', '{}/a/b'], None, ['no folder', '/a']),
+        (['--logdir', '{}', '--checkpoint', '0'], None, ['--checkpoint', 'at least 1']),
         (['--logdir', '{}', '--video', '{}/x.png'], None, ['--video', '.gif or .mp4']),
         (['--logdir', '{}', '--dream', '{}/here.gif'], None, ['here.gif exists']),
         (

@@ -57,6 +57,12 @@ class Optimizer(tf.Module):
         """The variables that it trains, and Adam's averages."""
         return [*self._variables, *self._adam.variables]
 
+    def without_averages(self):
+        """Return a module of what it trains alone, by the names of a checkpoint."""
+        trained = tf.Module()
+        trained._variables = self._variables
+        return trained
+
     def apply(self, tape, loss):
         """Differentiate a scalar loss and take one step; return the norm before
         clipping.

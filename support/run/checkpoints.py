@@ -75,18 +75,20 @@ class Lock:
 
 
 class Checkpoints:
-    """Save and restore the agent and a state; keep the newest two.
+    """Save and restore the agent and a state.
 
     Args:
       folder: of the checkpoints.
       agent: `agent.Dreamer`.
+      keep: how many of the newest stay, from 1 on.
 
     Attributes:
       restored: number of the checkpoint that was restored; 0 for none.
     """
 
-    def __init__(self, folder, agent):
+    def __init__(self, folder, agent, keep=2):
         self.restored = 0
+        self._keep = keep
         self._folder = pathlib.Path(folder)
         self._state = tf.Variable('', dtype=tf.string)
         self._checkpoint = tf.train.Checkpoint(agent=agent, state=self._state)
@@ -114,7 +116,7 @@ class Checkpoints:
                 faults.reach('checkpoint')
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        for old in self.numbers()[:-2]:
+        for old in self.numbers()[: -self._keep]:
             for path in (self._folder / f'ckpt-{old}{s}' for s in (INDEX, DATA)):
                 path.unlink(missing_ok=True)
         self._announce()
@@ -242,18 +244,21 @@ def number_of(path):
     return int(path.name.removeprefix('ckpt-'))
 
 
-def find_whole(folder, pass_over):
+def find_whole(folder, pass_over, number=None):
     """Read the checkpoints in a folder, the newest first. Nothing is changed there.
 
     Args:
       folder: of the checkpoints.
       pass_over: called with the path of each damaged checkpoint, and a reason of one
         line.
+      number: of the only checkpoint to read; None for all.
 
     Yields:
       path and state of each whole checkpoint.
     """
     for path in reversed(find(folder)):
+        if number not in (None, number_of(path)):
+            continue
         try:
             state = read(path)
         except Exception as error:  # Damage has many kinds.
@@ -295,6 +300,44 @@ def load_into(checkpoint, path):
         raise UserError(
             f'{path} is of another network or version ({str(error).splitlines()[0]})'
         ) from None
+
+
+def load_weights(agent, path):
+    """Load networks and counters from a whole checkpoint, of a run or `write_weights`.
+
+    Raises:
+      UserError: it is of another network.
+    """
+    weights = _weights_of(agent)
+    load_into(tf.train.Checkpoint(agent=weights), path)
+    for name in COUNTERS:
+        setattr(agent, name, getattr(weights, name))
+
+
+def write_weights(agent, prefix):
+    """Write networks and counters as the checkpoint `prefix`.index and so on.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    weights = _weights_of(agent)
+    with startup.disk_errors(prefix), plain(prefix) as name:
+        with counting_in_variables(weights):
+            tf.train.Checkpoint(agent=weights).write(name)
+
+
+def _weights_of(agent):
+    """Networks and counters, by the names that an agent has for them in checkpoints:
+    of the networks the optimisers know all variables.
+    """
+    weights = tf.Module()
+    weights.optimizers = {
+        name: optimizer.without_averages()
+        for name, optimizer in agent.optimizers.items()
+    }
+    for name in COUNTERS:
+        setattr(weights, name, getattr(agent, name))
+    return weights
 
 
 def read(path):

@@ -146,6 +146,11 @@ def refuse_changes(config, logdir, flag='--logdir'):
         )
 
 
+def read_versions(logdir):
+    """Return the versions of the libraries with which a run was started."""
+    return _load(logdir).get('versions', {})
+
+
 def read_choice(logdir):
     """Return what `--jit auto` chose in a run; None if it has not chosen yet."""
     return _load(logdir).get('jit_choice') if exists(logdir) else None

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import tempfile
 
+import keras
 import pytest
 import tensorflow as tf
 
 import evaluate
+from support.learning.optimizer import Optimizer
 from support.run import checkpoints, logger
 from support.system import faults
 from support.system.command_line import UserError
@@ -19,12 +21,13 @@ from support.system.command_line import UserError
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def make(folder, value=0.0, size=1000):
+def make(folder, value=0.0, size=1000, keep=2):
     """Return the checkpoints of an agent whose weights are `value`."""
     agent = tf.Module()
-    agent.weight = tf.Variable(tf.fill((size,), float(value)))
+    agent.weight = keras.Variable(tf.fill((size,), float(value)))
+    agent.optimizers = {'model': Optimizer('model', [agent.weight], 1e-3, 100.0)}
     agent.gradient_step, agent.env_step, agent.train_start = 0, 0, -1
-    return agent, checkpoints.Checkpoints(folder, agent)
+    return agent, checkpoints.Checkpoints(folder, agent, keep)
 
 
 def fill(folder, count=3):
@@ -54,6 +57,16 @@ def test_newest_two_are_kept_and_the_newest_is_restored(tmp_path):
     ]
     assert restored(tmp_path) == (3, 3)
     assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'ckpt-3')
+
+
+@pytest.mark.parametrize(
+    'keep, names', [(1, ['ckpt-4']), (3, ['ckpt-2', 'ckpt-3', 'ckpt-4'])]
+)
+def test_as_many_are_kept_as_asked_for(tmp_path, keep, names):
+    _, saved = make(tmp_path, keep=keep)
+    for number in range(4):
+        saved.save({'number': number})
+    assert [path.stem for path in sorted(tmp_path.glob('*.index'))] == names
 
 
 ODD = ['a [b] c', 'a\\b', 'a*?b', '[!a]', os.fsdecode(b'a\xff')]
@@ -114,7 +127,7 @@ def test_a_checkpoint_that_claims_more_than_there_is_is_not_read(tmp_path):
     fill(tmp_path, 1)
     data = tmp_path / f'ckpt-1{checkpoints.DATA}'
     os.truncate(data, 3999)
-    with pytest.raises(ValueError, match='claims 40.. bytes'):
+    with pytest.raises(ValueError, match='claims 12... bytes'):
         checkpoints.read(tmp_path / 'ckpt-1')
 
 
@@ -149,7 +162,7 @@ def test_evaluation_passes_over_what_a_run_refuses_or_renames(tmp_path, capfd):
 
     before = contents()
     agent, _ = make(tmp_path)
-    assert evaluate.load_newest(agent, tmp_path) == tmp_path / 'ckpt-1'
+    assert evaluate.load_checkpoint(agent, tmp_path) == tmp_path / 'ckpt-1'
     assert agent.weight[0] == 1 and contents() == before
     damaged, other = capfd.readouterr().err.splitlines()
     assert damaged.startswith(f'evaluate: cannot be used: {tmp_path}/ckpt-10: ')
@@ -158,7 +171,7 @@ def test_evaluation_passes_over_what_a_run_refuses_or_renames(tmp_path, capfd):
         (tmp_path / f'{name}.index').write_bytes(b'')
     before = contents()
     with pytest.raises(UserError, match='no checkpoint .* can be used') as e:
-        evaluate.load_newest(agent, tmp_path)
+        evaluate.load_checkpoint(agent, tmp_path)
     assert '\n' not in str(e.value)
     assert contents() == before
 
