@@ -80,10 +80,7 @@ class Config:
         'the same numbers in every run on a GPU, too, which is slower; without a GPU '
         'they always are',
     )
-    profile: bool = flag(
-        False,
-        "record TensorFlow's profile of ten updates for TensorBoard, once a start",
-    )
+    profile: bool = flag(False, "record TensorFlow's profile of ten updates")
     allow_config_change: bool = flag(
         False, 'resume a logdir that was started with other settings'
     )
