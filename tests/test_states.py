@@ -20,7 +20,7 @@ import wrappers
 from agent import Dreamer, Policy
 from support.acting import workers
 from support.acting.collector import Collector
-from support.run import openloop
+from support.run import advice, openloop
 from support.storage import episodes
 
 BATCH, LENGTH, ACTION, SIZE = 3, 6, 2, 5
@@ -136,6 +136,13 @@ def test_images_are_rendered_where_they_are_observed_or_filmed(film):
 def test_unknown_observation_is_refused():
     with pytest.raises(ValueError, match="'pixels'; possible: image, state, both"):
         configs.parse(['--observation', 'pixels'])
+
+
+def test_flags_of_images_are_told_to_have_no_effect(capsys):
+    for observation, warns in (('state', True), ('both', False)):
+        words = ['--observation', observation, '--cnn_depth', '8']
+        advice.warn_of_flags(words, configs.parse(words))
+        assert ('makes no use of --cnn_depth' in capsys.readouterr().err) == warns
 
 
 # The agent

@@ -31,6 +31,8 @@ IDLE = dict(
         *('actor_entropy_decay', 'action_init_std', 'expl_action'),
     ),
 )
+# Flags without effect where no images are observed.
+OF_IMAGES = 'cnn_depth', 'cnn_act', 'image_noise'
 
 
 def warn_of_flags(argv, config):
@@ -53,6 +55,9 @@ def warn_of_flags(argv, config):
             f'--method {config.method} makes no use of '
             f'{", ".join(idle)}{plan * ("--horizon" in idle)}'
         )
+    of_images = [f'--{name}' for name in flags if name in OF_IMAGES]
+    if of_images and 'image' not in config.observes:
+        command_line.warn(f'--observation state makes no use of {", ".join(of_images)}')
     crowd = max(config.envs, config.eval_envs)
     if crowd > 2 * limits.cores():
         command_line.warn(
