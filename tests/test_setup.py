@@ -30,6 +30,15 @@ def test_make_has_the_targets_that_the_readme_names():
     assert named <= set(targets)
 
 
+def test_the_container_has_what_the_set_up_installs():
+    text = (ROOT / 'Dockerfile').read_text()
+    packages = re.search(r'packages=\((.+)\)', (ROOT / 'setup.sh').read_text())[1]
+    assert f'--no-install-recommends {packages} ' in text
+    copied = re.search(r'^COPY (.+) \./$', text, re.M)[1].split()
+    assert all((ROOT / name).exists() for name in copied)
+    assert '-r requirements-gpu.txt' in text and 'requirements-gpu.txt' in copied
+
+
 # Whose messages users see. Other errors become part of one of these.
 ERRORS = {
     'UserError',
