@@ -76,19 +76,16 @@ def load_checkpoint(agent, folder, number=None):
         for problem in problems:
             print(f'evaluate: cannot be used: {problem}', file=sys.stderr)
         return path
-    which = 'no checkpoint' if number is None else f'no checkpoint {number}'
     if problems:
-        raise UserError(f'{which} in {folder} can be used ({problems[-1]})')
-    there = ', '.join(
-        str(checkpoints.number_of(path)) for path in checkpoints.find(folder)
-    )
-    raise UserError(
-        f'there is {which} in {folder}; '
-        + (
-            f'possible: {there}'
-            if there
-            else 'the run saves one every --save_every steps, and when it ends'
+        raise UserError(f'no checkpoint in {folder} can be used ({problems[-1]})')
+    there = [str(checkpoints.number_of(path)) for path in checkpoints.find(folder)]
+    if there:
+        raise UserError(
+            f'there is no checkpoint {number} in {folder}; possible: {", ".join(there)}'
         )
+    raise UserError(
+        f'there is no checkpoint in {folder}; the run saves one '
+        'every --save_every steps, and when it ends'
     )
 
 
