@@ -133,6 +133,28 @@ def core_minutes():
     return result
 
 
+# pretrained/
+
+
+def test_trained_agents_scored_what_their_table_says():
+    rows = rows_of(page('pretrained/README.md'), 'Trained agents')
+    folders = {x.name for x in (ROOT / 'pretrained').iterdir() if x.is_dir()}
+    assert {name.strip('`') for name, *_ in rows} == folders
+    for name, run, steps, score in rows:
+        folder = ROOT / 'pretrained' / name.strip('`')
+        origin = json.loads((folder / 'origin.json').read_text())
+        assert score == whole(origin['score']['mean'], origin['score']['std'])
+        assert steps == f'{origin["step"]:,}'
+        *_, last = metrics.read(ROOT / run.strip('`'))
+        assert last['step'] == origin['step']
+        trained = config_file.read(folder)
+        recorded = config_file.read(ROOT / run.strip('`'))
+        for key in 'task', 'seed', 'observation', 'num_units':
+            assert getattr(trained, key) == getattr(recorded, key)
+        size = sum(x.stat().st_size for x in folder.rglob('*') if x.is_file())
+        assert size < 5e6
+
+
 # README.
 
 
