@@ -8,7 +8,6 @@ The last line is one JSON object: by form, the median update with Keras' layer d
 by the median update with ours. Above 1.04 the form earns its place.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -32,6 +31,7 @@ import numpy as np
 import configs
 from agent import Dreamer
 from support.learning import layers
+from support.system import command_line
 
 ACTIONS = 6
 
@@ -91,11 +91,14 @@ def seconds(update):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.Parser(prog='layers.py', description=__doc__.splitlines()[0])
     parser.add_argument('--paper', action='store_true', help="at the paper's sizes")
-    parser.add_argument('--repeats', type=int, default=9, help='timed updates of each')
+    parser.add_argument(
+        '--repeats', type=command_line.number(int, 1), default=9, help='timed updates'
+    )
     parser.add_argument('--forms', nargs='+', choices=REPLACED, default=[*REPLACED])
-    args = parser.parse_args()
+    with command_line.refusing('layers'):
+        args = parser.parse_args()
     words = [] if args.paper else ['--configs', 'small']
     config = configs.parse([*words, '--precision', '32'])
     ours, ratios = make(config), {}

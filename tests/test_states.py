@@ -229,6 +229,7 @@ def test_open_loop_from_states_and_its_plot():
 # A run
 
 
+@pytest.mark.slow
 def test_run_from_states_is_resumed_evaluated_and_drawn(tmp_path, capsys):
     words = '--configs debug --task dummy_discrete --observation state --parallel none'
     argv = [*words.split(), '--precision', '32', '--logdir', str(tmp_path / 'run')]

@@ -255,7 +255,7 @@ def test_no_images(third):
     with pytest.raises(ValueError, match='no images') as caught:
         wrappers.make('gym_third/Vector-v1', **third)
     assert 'it observes a vector of shape (' in str(caught.value)
-    assert str(caught.value).endswith("has no render_mode 'rgb_array'")
+    assert str(caught.value).endswith('possible: --observation state')
 
 
 def test_failing_environment(third):
