@@ -41,13 +41,15 @@ class Profile:
     def end(self):
         """Write the profile of what has been recorded, if it is not yet written."""
         done, self._done = self._done, None
-        if not done:
+        if done is None:
             return
         try:
             with startup.disk_errors(self._logdir):
-                tf.profiler.experimental.stop()
+                tf.profiler.experimental.stop(save=done > 0)
         except (tf.errors.OpError, OSError) as error:
             self._tell(f'profile: not written: {startup.explain(error)}')
+            return
+        if not done:
             return
         self._tell(
             f'profile: {done} updates recorded in {self._logdir}/plugins/profile; '
