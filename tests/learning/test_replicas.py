@@ -40,6 +40,9 @@ class TestTwoReplicas:
     def test_compiled_update(self, results):
         check_same(results['graph'])
 
+    def test_states_beside_images(self, results):
+        check_same(results['states'])
+
     def test_norm_of_the_mean_gradient_is_clipped(self, results):
         check_same(results['clip'])
         assert (

@@ -20,7 +20,7 @@ import tools  # noqa: E402
 from agent import Dreamer  # noqa: E402
 from support.learning import layers, replicas
 
-BATCH, LENGTH, ACTION = 4, 5, 2
+BATCH, LENGTH, ACTION, STATE = 4, 5, 2, 3
 layers.PART = 7  # Of 20 rows, and of 10 on each device.
 FLAGS = f'--configs debug --batch_size {BATCH} --batch_length {LENGTH}'.split()
 FLAGS += ['--precision', '32']
@@ -40,6 +40,7 @@ def make_data():
         key: tf.constant(value)
         for key, value in dict(
             image=image,
+            state=rng.normal(size=(BATCH, LENGTH, STATE)).astype(np.float32),
             action=action,
             reward=reward,
             is_first=is_first,
@@ -58,7 +59,7 @@ def strategy():
 def make_agents(flags):
     """One agent on one device and one on two, alike."""
     config = configs.parse([*FLAGS, *map(str, flags)])
-    agents = [Dreamer(config, ACTION), Dreamer(config, ACTION, strategy())]
+    agents = [Dreamer(config, ACTION, x, STATE) for x in (None, strategy())]
     assert apart(*map(numbers, agents)) == 0
     return agents
 
@@ -173,6 +174,7 @@ def main():
     loud, smooth = ('--kl_scale', 1e4), ('--cnn_act', 'elu')
     results = dict(
         graph=compare('--free_nats', 0, '--pcont', 'true', graph=True),
+        states=compare('--free_nats', 0, '--observation', 'both'),
         clip=compare('--free_nats', 0, '--grad_clip', 0.05),
         above=compare('--free_nats', (low + mean) / 2, *loud),
         below=compare('--free_nats', (high + mean) / 2, *loud),
