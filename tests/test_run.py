@@ -192,14 +192,14 @@ def test_steps_of_episodes_that_were_open_at_a_save_count_once(tmp_path):
 def test_nothing_is_traced_twice_in_a_whole_run(tmp_path, monkeypatch):
     """With evaluations, videos, saves and episodes of different lengths."""
     traced = collections.Counter()
-    for name in 'act', '_update':
-        plain = getattr(agent.Dreamer, name)
+    for kind, name in (agent.Policy, 'choose'), (agent.Dreamer, '_update_replica'):
+        plain = getattr(kind, name)
 
         def count(self, *args, name=name, plain=plain):
             traced[name] += 1
             return plain(self, *args)
 
-        monkeypatch.setattr(agent.Dreamer, name, count)
+        monkeypatch.setattr(kind, name, count)
     flags = (
         '--task dummy_discrete --configs debug --steps 400 '
         '--train_every 25 --eval_every 100 --parallel none '
@@ -212,7 +212,7 @@ def test_nothing_is_traced_twice_in_a_whole_run(tmp_path, monkeypatch):
     run.logger.close()
     assert run.gradient_step > 10
     # One policy acts in training and one in evaluation.
-    assert traced == dict(act=2, _update=1)
+    assert traced == dict(choose=2, _update_replica=1)
     assert run.agent.form.experimental_get_tracing_count() == 1
     assert run.agent.openloop.experimental_get_tracing_count() == 1
 

@@ -152,29 +152,31 @@ def test_a_run_that_goes_on_has_the_numbers_of_one_that_was_not_interrupted():
 @pytest.mark.slow
 def test_what_xla_cannot_compile_goes_on_without(monkeypatch, capfd):
     """`numpy_function` is Python, of which XLA knows nothing."""
-    train, act = Dreamer._train, Dreamer.act
+    update, choose = Dreamer.update, Policy.choose
 
     def python(x):
         return tf.ensure_shape(tf.numpy_function(np.copy, [x], x.dtype), x.shape)
 
     monkeypatch.setattr(
         Dreamer,
-        '_train',
-        lambda self, data: train(self, dict(data, reward=python(data['reward']))),
+        'update',
+        lambda self, batch: update(self, dict(batch, reward=python(batch['reward']))),
     )
     monkeypatch.setattr(
-        Dreamer, 'act', lambda self, embed, *others: act(self, python(embed), *others)
+        Policy,
+        'choose',
+        lambda self, embed, *others: choose(self, python(embed), *others),
     )
     agent, kept = make_agent(), []
     data = batch_of_noise(BATCH, LENGTH, ACTION)
-    update = updates.Updates(agent, True, keep=kept.append)
-    update.begin(14)
+    tried = updates.Updates(agent, True, keep=kept.append)
+    tried.begin(14)
     for _ in range(14):
-        update(data)
+        tried(data)
     assert agent.gradient_step == 14
     assert {int(o.updates) for o in agent.optimizers.values()} == {14}
-    assert kept == [dict(compiled=False)] == [update.choice]
-    assert 'XLA cannot' in updates.describe(update.choice)
+    assert kept == [dict(compiled=False)] == [tried.choice]
+    assert 'XLA cannot' in updates.describe(tried.choice)
     image, first = np.zeros((1, 64, 64, 3), np.uint8), np.ones(1, bool)
     for _ in range(2):
         policy = Policy(agent, 1, training=False)

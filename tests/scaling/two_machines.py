@@ -73,7 +73,7 @@ def train(team, agent, folder):
         data = two_replicas.make_data()
         writer = replay.Replay(folder, length=two_replicas.LENGTH)
         for i in range(2):
-            path = writer.add({key: data[key][i] for key in KEYS})
+            path = writer.add({key: data[key][i] for key in ('image', *KEYS)})
         writer.flush()
     episodes = replay.Replay(folder, length=two_replicas.LENGTH, seed=team.rank)
     newest = team.gather(checksum('' if team.rank else path.name))[0][0]
