@@ -52,7 +52,7 @@ def cause(error):
     """
     lines = str(error.message).splitlines()
     roots = [line for line in lines if re.match(r'\s+\(0\) ', line)]
-    skipped = ('Graph execution error', 'Detected at', 'Stack trace', ' ', '\t')
+    skipped = 'Graph execution error', 'Detected at', 'Stack trace', '<stack', ' ', '\t'
     plain = [line for line in lines if line.strip() and not line.startswith(skipped)]
     line = (roots or plain or lines or [''])[0]
     # Places in the graph, and what XLA compiles with all its attributes.
