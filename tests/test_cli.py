@@ -625,9 +625,11 @@ def test_docs_list_what_suites_and_presets_set():
         assert dataclasses.replace(configs.parse(words), task=task) == configs.parse(
             ['--task', task]
         )
-    (gym,) = re.findall(
-        r'discrete, the suite sets for them, by itself, `([^`]+)`', text
-    )
+    (gym,) = re.findall(r'actions are discrete, the suite\s+also sets `([^`]+)`', text)
+    (states,) = re.findall(r'small --observation state` sets `([^`]+)`', text)
+    values = configs.parse(states.split())
+    (settings,) = configs.IF_STATE.values()
+    assert {name: getattr(values, name) for name in settings} == settings
     (games, small, paper) = re.findall(
         r'^\| `(?:small|paper)`, .* \| `(--[^`]+)` \|$', text, re.M
     )
