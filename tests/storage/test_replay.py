@@ -467,6 +467,7 @@ def test_nothing_to_sample_is_a_clear_error(tmp_path, capsys):
         Replay(tmp_path / 'missing', length=6).sample(1)
     replay = fill(tmp_path, [5], memory=0)
     replay.add(make_episode(1, 5))
+    replay.flush()  # What is still being written would come after.
     for path in tmp_path.iterdir():
         path.write_bytes(b'')
     replay.sample(1)  # The newest is in memory.
