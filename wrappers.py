@@ -144,9 +144,9 @@ def _check(task, action_repeat, time_limit, observes, settings):
 
 def _renders(env):
     """Whether an environment has images, which need not be observed."""
+    if hasattr(env, 'renders'):  # It has been tried.
+        return env.renders
     try:
-        if not getattr(env, 'renders', True):
-            return False
         env.reset()
         env.render()
         return True
