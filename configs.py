@@ -1,8 +1,8 @@
 """The configuration: one field per flag, the presets, parsing and checking.
 
 Order of precedence: defaults < the suite's preset < `--configs` presets, left to
-right < flags. Sources: *paper* is Dream to Control (ICLR 2020), *TF2* the author's
-2020 TensorFlow 2 release, whose defaults these are where nothing else is said.
+right < flags. *paper* means Dream to Control (ICLR 2020). *TF1* and *TF2* mean its
+author's releases in TensorFlow 1 and 2; defaults without a source are from TF2.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from support.storage import episodes
 from support.system import command_line
 from support.system.command_line import UserError, flag
 
-# Flags that may change when a run is resumed; all others define it.
+# Flags that may change when a run is resumed. All others define the run.
 CHANGEABLE = frozenset(
     'logdir steps eval_every log_every save_every keep_checkpoints envs eval_envs '
     'parallel precision jit deterministic verbose worker_timeout replay_memory '
@@ -24,8 +24,8 @@ CHANGEABLE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that defines a run. Steps are *environment* (simulator) steps, with
-    the action repeat counted, unless a flag says agent steps or gradient steps.
+    """Everything that defines a run. Steps are *environment* (simulator) steps, which
+    count the action repeat, unless a flag says agent steps or gradient steps.
     """
 
     logdir: str = flag(
@@ -37,8 +37,8 @@ class Config:
     task: str = flag('dmc_walker_walk', 'SUITE_NAME, for example dmc_cartpole_balance')
     method: str = flag(
         'dreamer',
-        'of choosing actions: an actor with a value network, an actor without one, or '
-        'the PlaNet planner',
+        'how actions are chosen: by an actor with a value network, by an actor without '
+        'one, or by the PlaNet planner',
         ('dreamer', 'no_value', 'planet'),
     )
     seed: int = flag(
@@ -49,36 +49,35 @@ class Config:
         'length of the run, prefill included [environment steps; paper: 5e6]',
         minimum=1,
     )
-    eval_every: int = flag(10_000, 'between evaluations [environment steps]', minimum=1)
+    eval_every: int = flag(10_000, 'environment steps between evaluations', minimum=1)
     log_every: int = flag(
         1_000,
-        'between lines of losses, after training phases [environment steps]',
+        'environment steps between lines of losses, which follow training phases',
         minimum=1,
     )
     save_every: int = flag(
         10_000,
-        'between checkpoints; they wait for the end of an episode, at most as long '
-        'again [environment steps]',
+        'environment steps between checkpoints; each waits for the end of an episode, '
+        'at most as long again',
         minimum=1,
     )
-    keep_checkpoints: int = flag(2, 'of which the newest stay', minimum=1)
+    keep_checkpoints: int = flag(2, 'number of newest checkpoints kept', minimum=1)
     precision: str = flag(
         'auto',
-        'of the networks: float16, float32 or bfloat16; auto is bfloat16 on GPUs of '
-        'compute capability 8.0 and above, 16 on older ones and 32 elsewhere; losses '
-        'are always float32',
+        'float type of the networks; auto is bfloat16 on GPUs of compute capability '
+        '8.0 or higher, 16 on older ones and 32 elsewhere; losses are always float32',
         ('auto', '16', '32', 'bfloat16'),
     )
     jit: str = flag(
         'auto',
-        'compile the training step with XLA; auto: on one GPU, if that turns out to be '
-        'faster',
+        'compile the training step with XLA; auto tries it on a single GPU and keeps '
+        'what is faster',
         ('auto', 'true', 'false'),
     )
     deterministic: bool = flag(
         False,
-        'the same numbers in every run on a GPU, too, which is slower; without a GPU '
-        'they always are',
+        'give the same numbers in every run on a GPU, which is slower; without a GPU '
+        'runs always do',
     )
     profile: bool = flag(False, "record TensorFlow's profile of ten updates")
     allow_config_change: bool = flag(
@@ -101,40 +100,41 @@ class Config:
     )
     parallel: str = flag(
         'process',
-        'where simulators run; none is the main process, which is not safe with '
-        'software rendering',
+        'process runs each simulator in a separate process; none runs them in the main '
+        'process, which is not safe with software rendering',
         ('process', 'none'),
     )
     worker_timeout: float = flag(
-        300.0, 'until a silent simulator counts as dead [seconds]', above=0, maximum=1e6
+        300.0, 'seconds until a silent simulator counts as dead', above=0, maximum=1e6
     )
     action_repeat: int = flag(2, 'simulator steps per action [paper: 2]', minimum=1)
     time_limit: int = flag(1000, 'longest episode [environment steps]', minimum=1)
     render_quality: str = flag(
         'standard',
-        'of MuJoCo; fast is without shadows and multisampling, 3 to 6 times quicker '
-        'without a GPU',
+        'MuJoCo: fast draws without shadows and multisampling, which is 3 to 6 times '
+        'quicker without a GPU',
         ('standard', 'fast'),
     )
     same_game: bool = flag(
         False,
-        'Atari: a lost life ends the training episode, and the same game goes on '
-        '[common practice]; off: a new game [both releases]',
+        'Atari: the training episode after a lost life continues the same game [common '
+        'practice]; off: it begins a new game [both releases]',
     )
     lab_actions: str = flag(
         '',
         "DeepMind Lab: actions such as '0,0,0,1,0,0,0; -20,0,0,0,0,0,0' (look_lr, "
-        'look_ud, strafe, move, fire, jump, crouch); empty is the nine of the release '
-        '[TF1]',
+        'look_ud, strafe, move, fire, jump, crouch); empty means the nine of TF1',
     )
-    lab_renderer: str = flag('software', 'of DeepMind Lab', ('software', 'hardware'))
+    lab_renderer: str = flag(
+        'software', 'renderer of DeepMind Lab', ('software', 'hardware')
+    )
     lab_holdout: bool = flag(
-        False, 'DeepMind Lab: evaluate on hold-out levels (the releases never did)'
+        False, 'DeepMind Lab: evaluate on hold-out levels, unlike the releases'
     )
     lab_level_cache: str = flag(
         '',
-        'DeepMind Lab: folder for compiled levels, shared by all environments; empty '
-        'is none',
+        'DeepMind Lab: folder of compiled levels, which all environments share; empty '
+        'means none',
         path=True,
     )
     lab_dataset: str = flag(
@@ -144,8 +144,8 @@ class Config:
     )
     observation: str = flag(
         'image',
-        'what the agent sees: images [paper], the vector that the simulator gives of '
-        'its state, or both',
+        "what the agent sees: images [paper], the simulator's vector of its state, or "
+        'both',
         ('image', 'state', 'both'),
     )
     eval_video: bool = flag(
@@ -162,11 +162,12 @@ class Config:
     )
     prefill_episodes: int = flag(
         1,
-        'whole episodes of random actions, too, before training [paper: 5]',
+        'whole episodes of random actions that are also needed before training [paper: '
+        '5]',
         minimum=1,
     )
     eval_noise: float = flag(
-        0.0, 'std of Gaussian noise on evaluation actions, or their epsilon', minimum=0
+        0.0, 'std of Gaussian noise in evaluation, or epsilon', minimum=0
     )
     clip_rewards: str = flag(
         'none', 'bound rewards in training; logged returns stay raw', ('none', 'tanh')
@@ -174,29 +175,28 @@ class Config:
 
     representation: str = flag(
         'reconstruction',
-        'what the world model learns from besides rewards: predicting images, telling '
-        'them apart, or nothing [paper, section 4]',
+        'what the world model learns besides rewards: to predict images, to tell them '
+        'apart, or nothing [paper, section 4]',
         ('reconstruction', 'contrastive', 'reward'),
         group='world model',
     )
     contrastive_window: int = flag(
         0,
-        'sequences whose images a state is contrasted with, its own among them; 0 is '
-        'the whole batch; memory is 4 * batch_size * batch_length^2 * window bytes, '
-        'several times over [TF1: 10]',
+        'sequences with whose images a state is contrasted, including its own; 0 is '
+        'the whole batch; memory is several times 4 * batch_size * batch_length^2 * '
+        'window bytes [TF1: 10]',
         minimum=0,
     )
     log_images: bool = flag(
         True,
-        'for contrastive and reward representations, train a decoder beside them for '
-        'the open-loop videos',
+        'train a separate decoder for the open-loop videos where the representation is '
+        'contrastive or reward',
     )
     deter_size: int = flag(200, 'units of the deterministic (GRU) state', minimum=1)
     stoch_size: int = flag(30, 'dimensions of the stochastic state', minimum=1)
     num_units: int = flag(
         400,
-        'units of hidden layers in the heads, the actor and the value network [paper: '
-        '300]',
+        'units of the hidden layers of heads, actor and value network [paper: 300]',
         minimum=1,
     )
     rssm_units: int = flag(
@@ -219,8 +219,8 @@ class Config:
     )
     image_noise: bool = flag(
         False,
-        'images are (value + uniform noise) / 256 - 0.5, as input and as target [TF1]; '
-        'off: value / 255 - 0.5 [TF2]',
+        'inputs and targets are images as (value + uniform noise) / 256 - 0.5 [TF1]; '
+        'off: as value / 255 - 0.5 [TF2]',
     )
     reward_scale: float = flag(1.0, 'weight of the reward loss', minimum=0)
     pcont: bool = flag(False, 'predict the discount, for tasks with early termination')
@@ -236,12 +236,12 @@ class Config:
     batch_size: int = flag(50, 'sequences in a batch', minimum=1, group='training')
     batch_length: int = flag(50, 'steps in a sequence [agent steps]', minimum=2)
     train_every: int = flag(
-        1000, 'collected between training phases [environment steps]', minimum=1
+        1000, 'environment steps between training phases', minimum=1
     )
     train_episodes: int = flag(
         0,
-        'whole episodes, too, that are collected between training phases [paper: 1, '
-        'with 100 updates an episode]',
+        'whole episodes that are also needed between training phases [paper: 1, with '
+        '100 updates an episode]',
         minimum=0,
     )
     train_steps: int = flag(
@@ -252,37 +252,37 @@ class Config:
     value_lr: float = flag(8e-5, 'learning rate of the value network', above=0)
     actor_lr: float = flag(8e-5, 'learning rate of the actor', above=0)
     adam_epsilon: float = flag(
-        1e-7, "of Adam, beside the gradient's root mean square [TF1: 1e-4]", above=0
+        1e-7, "added to the gradient's root mean square in Adam [TF1: 1e-4]", above=0
     )
     grad_clip: float = flag(100.0, 'global gradient norm is clipped to this', above=0)
     dataset_balance: bool = flag(
         False,
-        'draw every row of an episode equally often; off: whole sequences, so that the '
-        'two ends of an episode are drawn less often',
+        'draw each row of an episode equally often; off: draw each whole sequence '
+        'equally often, and so the two ends of an episode less often',
     )
     replay_memory: float = flag(
         0,
-        'episodes held in memory, others are read from disk; 0 is a quarter of all '
-        'memory [bytes]',
+        'bytes of episodes held in memory, others are read from disk; 0 is a quarter '
+        'of all memory',
         minimum=0,
     )
     replay_capacity: int = flag(
         0,
-        'episodes kept on disk, the oldest are deleted; 0 is all [environment steps]',
+        'environment steps kept on disk, older episodes are deleted; 0 keeps all',
         minimum=0,
     )
 
     discount: float = flag(0.99, 'gamma', minimum=0, maximum=1, group='behaviour')
     actor_entropy: float = flag(
         0.0,
-        "weight of the actor's entropy beside the imagined returns, in their standard "
-        'deviations [paper: 0]',
+        "weight of the actor's entropy, in standard deviations of the imagined returns "
+        '[paper: 0]',
         minimum=0,
     )
     actor_entropy_decay: float = flag(
         0.0,
-        'gradient steps over which actor_entropy falls linearly to a tenth of itself, '
-        'where it stays; 0 is constant',
+        'gradient steps over which actor_entropy falls linearly to a tenth, which it '
+        'keeps; 0 keeps it constant',
         minimum=0,
     )
     disclam: float = flag(0.95, 'lambda of the lambda return', minimum=0, maximum=1)
@@ -292,7 +292,7 @@ class Config:
     )
     action_dist: str = flag(
         'auto',
-        'of the actor; auto follows the action space',
+        'distribution of the actor; auto follows the action space',
         ('auto', 'tanh_normal', 'onehot'),
     )
     expl: str = flag(
@@ -303,7 +303,8 @@ class Config:
     )
     expl_action: str = flag(
         'sample',
-        'what is explored around: a sample of the policy [TF2] or its mode [paper]',
+        'action that exploration changes: a sample of the policy [TF2] or its mode '
+        '[paper]',
         ('sample', 'mode'),
     )
     expl_amount: float = flag(
@@ -311,7 +312,7 @@ class Config:
     )
     expl_decay: float = flag(
         0.0,
-        'gradient steps over which expl_amount falls linearly to expl_min, 0 is '
+        'gradient steps over which expl_amount falls linearly to expl_min; 0 keeps it '
         'constant (the 2020 flag of this name was a half-life)',
         minimum=0,
     )
@@ -322,7 +323,7 @@ class Config:
         1000, 'action sequences tried in an iteration', minimum=1, group='planning'
     )
     plan_iterations: int = flag(10, 'refits of the search distribution', minimum=1)
-    plan_elites: int = flag(100, 'best candidates that it is refitted to', minimum=1)
+    plan_elites: int = flag(100, 'best candidates that refits keep', minimum=1)
     plan_horizon: int = flag(12, 'length of a plan [agent steps]', minimum=1)
 
     @property
@@ -342,15 +343,15 @@ _ONE_HOT = dict(
     expl_decay=200_000.0,
     eval_noise=0.001,
 )
-# With TF1's episodes, schedule and prefill of 2,500 agent steps.
+# TF1's episodes, schedule and prefill of 2,500 agent steps.
 _DISCRETE = dict(
     _ONE_HOT, action_repeat=4, time_limit=108_000, prefill=10_000, train_every=2_000
 )
-# What keeps a discrete actor alive until the world model knows the rewards: without a
-# bonus it is certain within 300 updates. Where an image says little, as of a thin pole,
-# 3 free nats are more than a step tells, and nothing teaches the dynamics. Rewards are
-# few and small after tanh, beside thousands of pixels. An agent that gets a new game
-# after each life does not see how a game continues.
+# Without an entropy bonus a discrete actor is certain within 300 updates, before the
+# world model knows the rewards. An image of a thin pole tells less than 3 nats, so that
+# with free nats nothing teaches the dynamics. Rewards need weight: they are few, small
+# after tanh, and compete with thousands of pixels. An agent that gets a new game after
+# each life never sees how a game continues.
 _TUNED = dict(
     actor_entropy=0.3,
     actor_entropy_decay=3_000.0,
@@ -365,7 +366,7 @@ SUITE_PRESETS = {
     'atari': _DISCRETE,
     # TF1's command for DeepMind Lab has no discount head.
     'dmlab': dict(_DISCRETE, pcont=False),
-    # Most environments bring a time limit of their own.
+    # Most environments set a time limit themselves.
     'gym': dict(action_repeat=1, time_limit=108_000, pcont=True, dataset_balance=True),
     'dummy': dict(action_repeat=1, time_limit=50),
 }
@@ -394,10 +395,10 @@ PRESETS = {
         plan_elites=4,
         plan_horizon=3,
     ),
-    # Sequences of 50 and the paper's rates, with networks and a batch for which a core
-    # has the time: with sequences of 16 a state did not learn velocities. Where images
-    # say little, free nats and a whole KL kept what moves out of the state. The bonus
-    # holds the actor back until the world model, slow at this size, knows the rewards.
+    # Networks and batch are small enough for one core. Sequences keep their 50 steps:
+    # with 16 the states did not learn velocities. Where images say little, free nats
+    # and the full weight of the KL kept moving things out of the state. A model of this
+    # size learns rewards late; until then the bonus keeps the actor uncertain.
     'small': dict(
         steps=100_000,
         eval_every=5_000,
@@ -417,7 +418,7 @@ PRESETS = {
     ),
     'discrete': _DISCRETE,
     'tuned': _TUNED,
-    # The paper's text; where it is silent, TF1, with which its results were made.
+    # The paper's text, and where it says nothing TF1, which made the paper's results.
     'paper': dict(
         num_units=300,
         rssm_units=200,
@@ -448,17 +449,17 @@ _SMALL_GAMES = dict(
     batch_length=32,
     expl_decay=6_000.0,
 )
-# What presets add where actions are discrete. A key is a suite, a preset, or a preset
-# with the suite that it adds to.
+# Settings that presets add where actions are discrete. A key names a suite, a preset,
+# or a preset together with a suite.
 IF_DISCRETE = {
     'gym': dict(_ONE_HOT, expl_decay=5_000.0, actor_entropy=0.3, free_nats=0.0),
     'small atari': _SMALL_GAMES,
     'small dmlab': _SMALL_GAMES,
     'small gym': dict(batch_length=32, actor_entropy_decay=0.0),
-    # The text has epsilon, and not around what; TF1 draws a sample.
+    # The text gives epsilon, but not the action that it changes: in TF1 a sample.
     'paper': dict(expl_action='sample'),
 }
-# What presets add where state vectors are observed, and no images.
+# Settings that presets add where the agent observes state vectors but no images.
 IF_STATE = {
     'small': dict(
         batch_size=10,
@@ -466,18 +467,18 @@ IF_STATE = {
         stoch_size=20,
         num_units=100,
         rssm_units=100,
-        kl_scale=0.02,  # Few numbers say less than many pixels.
+        kl_scale=0.02,  # Few numbers weigh less in the loss than many pixels.
     )
 }
-# Suites with discrete actions alone. In other suites the simulator has to tell.
+# In other suites, only the simulator knows whether the actions are discrete.
 DISCRETE_SUITES = 'atari', 'dmlab'
 
 
 def parse(argv):
-    """Return the `Config` that words of a command line stand for, checked.
+    """Return the checked `Config` of the words of a command line.
 
-    On `--help`, prints it and exits with 0. Where the name of a task does not tell that
-    its actions are discrete, they count as continuous; see `resolve`.
+    On `--help`, print the help and exit with 0. Actions count as continuous unless the
+    suite has discrete ones alone; see `resolve`.
 
     Raises:
       UserError: a word is unknown, malformed or impossible.
@@ -486,7 +487,7 @@ def parse(argv):
 
 
 def split_words(argv):
-    """Return the names of presets, and {name: value} of the flags, in a command line.
+    """Return a command line's names of presets, and its flags as {name: value}.
 
     Raises:
       UserError: a preset, a flag or its form is unknown.
@@ -502,15 +503,15 @@ def split_words(argv):
 
 
 def resolve(presets, flags, discrete=False):
-    """Return the `Config` of presets and flags, checked.
+    """Return the checked `Config` of presets and flags.
 
     Args:
-      presets, flags: of `split_words`.
-      discrete: whether the task's actions are discrete, in suites whose names do not
-        tell.
+      presets, flags: what `split_words` returns.
+      discrete: whether the task's actions are discrete; needed in suites that have
+        both kinds.
 
     Raises:
-      UserError: the values cannot run together.
+      UserError: some values exclude one another.
     """
     suite = suite_of(flags.get('task', Config.task))
     discrete = discrete or suite in DISCRETE_SUITES
@@ -529,15 +530,15 @@ def resolve(presets, flags, discrete=False):
     config = check(Config(**values))
     if config.method == 'planet' and flags.get('actor_entropy'):
         raise UserError(
-            f'--actor_entropy {config.actor_entropy} needs an actor, which --method '
-            'planet has not; possible: 0, or --method dreamer or no_value'
+            f'--actor_entropy {config.actor_entropy} needs an actor, and --method '
+            'planet has none; possible: 0, or --method dreamer or no_value'
         )
     return config
 
 
 def _parser():
-    """Return the parser of the flags. Flags that are not given are absent from its
-    result, so that presets set them.
+    """Return the parser of the flags. Its result lacks flags that are not given, so
+    that presets can set them.
     """
     parser = command_line.Parser(
         prog='dreamer.py',
@@ -552,15 +553,15 @@ def _parser():
         nargs='+',
         default=None,
         metavar='PRESET',
-        help=f'presets, applied left to right: {", ".join(PRESETS)}; the suite of '
-        'the task picks its own first',
+        help=f'presets, applied left to right: {", ".join(PRESETS)}; the preset '
+        'of the suite comes before them',
     )
     command_line.add_flags(parser, Config)
     return parser
 
 
 def suite_of(task):
-    """Return the suite in the name of a task; raise UserError if there is none."""
+    """Return the suite that a task's name begins with; raise UserError without one."""
     suite = task.split('_')[0]
     if suite not in SUITE_PRESETS or '_' not in task:
         raise UserError(
@@ -572,7 +573,7 @@ def suite_of(task):
 
 
 def check(config):
-    """Return `config`; raise UserError if its values cannot run together."""
+    """Return `config`; raise UserError if some values exclude one another."""
     command_line.check_rules(config)
     if config.plan_elites > config.plan_candidates:
         raise UserError(
@@ -604,16 +605,15 @@ def check(config):
 
 
 def fit_to_actions(config, discrete):
-    """Return `config` with an automatic action head and exploration chosen by
-    whether actions are discrete.
+    """Return `config` with the action head and the exploration that the actions need.
 
     Raises:
       UserError: a flag does not fit the actions.
     """
     if discrete and config.method == 'planet':
         raise UserError(
-            f'--method planet plans continuous actions and those of {config.task} are '
-            'discrete; possible: dreamer, no_value'
+            f'--method planet plans continuous actions, but {config.task} has discrete '
+            'ones; possible: dreamer, no_value'
         )
     fitting = dict(
         action_dist='onehot' if discrete else 'tanh_normal',
@@ -630,20 +630,20 @@ def fit_to_actions(config, discrete):
     for name in ('expl_amount', 'eval_noise') if discrete else ():
         if getattr(config, name) > 1:
             raise UserError(
-                f'--{name} {getattr(config, name)} is too much: with the discrete '
-                f'actions of {config.task} a share of random ones; possible: 0 to 1'
+                f'--{name} {getattr(config, name)} is too much: it is the share of '
+                f'random actions, as {config.task} has discrete ones; possible: 0 to 1'
             )
     return dataclasses.replace(config, **fitting)
 
 
 def check_length(config, row_bytes):
-    """Raise UserError if the longest episode does not fit into a file of the replay."""
+    """Raise UserError if the longest episode is too long for a file of the replay."""
     rows = -(-config.time_limit // config.action_repeat) + 1
     most = episodes.MAX_BYTES // row_bytes
     if rows > most:
         raise UserError(
             f'--time_limit {config.time_limit} with --action_repeat '
-            f'{config.action_repeat} allows episodes of {rows - 1:,} agent steps, and '
+            f'{config.action_repeat} allows episodes of {rows - 1:,} agent steps, but '
             f'a file of the replay holds {most - 1:,}; possible: --time_limit up to '
-            f'{(most - 1) * config.action_repeat}, or more --action_repeat'
+            f'{(most - 1) * config.action_repeat}, or a larger --action_repeat'
         )
