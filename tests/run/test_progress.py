@@ -24,11 +24,18 @@ from rich.console import Console
 
 import configs
 from agent import Dreamer
+from support.envs import rendering
 from support.run import advice, logger, progress, startup
 from support.storage import finished as statement
 from support.storage.metrics import read as read_metrics
 
 COLOUR = re.compile(r'\x1b\[[0-9;]*(3|4|9|10)[0-7]m')
+
+
+@pytest.fixture(autouse=True)
+def no_renderer(monkeypatch):
+    """Other tests of this process may have chosen one, for which there is advice."""
+    monkeypatch.setattr(rendering, 'renderer_in_use', lambda: '')
 
 
 def config_for(tmp_path, *flags):
