@@ -36,7 +36,6 @@ from support.run import startup  # noqa: F401 (first: it imports TensorFlow with
 
 # isort: split
 import numpy as np
-import tensorflow as tf
 
 import tools
 import wrappers
@@ -55,20 +54,8 @@ from support.run import (
 )
 from support.run.timing import timed
 from support.scaling import machines
-from support.scaling.team import MachineLost, WeightsDiffer
 from support.storage import episodes, finished
 from support.system.command_line import UserError
-
-# Of other errors, which are mistakes in this program, a traceback is printed.
-ONE_LINE_ERRORS = (
-    workers.WorkerError,
-    MachineLost,
-    WeightsDiffer,
-    FloatingPointError,
-    MemoryError,
-    OSError,
-    tf.errors.OpError,
-)
 
 
 class Run(saving.Resumable, reporting.Reporting):
@@ -318,7 +305,7 @@ def main(argv=None):
         run.logger.close()
         run.progress.line(run.farewell())
     except Exception as error:
-        if not isinstance(error, ONE_LINE_ERRORS):
+        if not isinstance(error, machines.ONE_LINE_ERRORS):
             traceback.print_exc()  # A mistake in this program.
         saved = run.save_after(error) if run else ''
         print(f'dreamer: stopped: {startup.explain(error)}{saved}', file=sys.stderr)

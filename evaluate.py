@@ -48,7 +48,7 @@ import wrappers
 from agent import Dreamer, Policy
 from support.acting import workers
 from support.run import checkpoints, config_file, exporting, openloop, video
-from support.scores import comparison
+from support.scores.runs import run_folders
 from support.system.command_line import UserError
 
 # An Atari game can last for half an hour.
@@ -124,7 +124,7 @@ def build(logdir, **changes):
 
 def _no_run(folder, most=5):
     """Why there is nothing to evaluate in `folder`, and up to `most` runs below it."""
-    runs = [str(run) for run in comparison.run_folders(folder, [], set())]
+    runs = [str(run) for run in run_folders(folder, [], set())]
     runs = runs[:most] + [f'{len(runs) - most} more'] * (len(runs) > most)
     return (
         f'there is no run in {folder}, which has no config.json; below it: '

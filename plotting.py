@@ -29,6 +29,7 @@ if __name__ == '__main__':
     temporary.provide('plotting')
 
 from support.scores import comparison, figures, protocol, tables
+from support.scores.runs import find_runs
 from support.system.command_line import UserError
 
 
@@ -187,7 +188,7 @@ def gather(args, published):
     tasks = list(figures.CONTROL_SUITE) if paper else args.tasks
     if args.figure:
         tasks = tasks or list(args.figure.tasks)
-    runs, notes = comparison.find_runs(args.logdir, args.key, tasks)
+    runs, notes = find_runs(args.logdir, args.key, tasks)
     if args.figure:
         others = {run.method for run in runs} - {*args.figure.methods}
         notes += [f'not in the figure: {", ".join(sorted(others))}'] * bool(others)

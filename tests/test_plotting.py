@@ -10,6 +10,7 @@ import pytest
 
 import plotting
 from support.scores import comparison, drawing, protocol
+from support.scores.runs import Points, find_runs
 from support.storage import finished, metrics
 from support.system.command_line import UserError
 
@@ -36,7 +37,7 @@ def write_run(folder, points, extra='', key='test/return', config=None):
 def make_run(points, task='dmc_walker_walk', method='dreamer', seed='0'):
     steps, values = np.array(points, float).T
     folder = pathlib.Path(seed)
-    return comparison.Points(task, method, seed, folder, steps, values, method)
+    return Points(task, method, seed, folder, steps, values, method)
 
 
 def row(scores, published=None, std=None, task='dmc_walker_walk', method='dreamer'):
@@ -109,7 +110,7 @@ def test_runs_are_named_by_the_path_or_by_config_json(tmp_path):
         [(1, 1)],
         config=dict(task='dmc_hopper_hop', seed=7, representation='contrastive'),
     )
-    runs, notes = comparison.find_runs([tmp_path], 'test/return')
+    runs, notes = find_runs([tmp_path], 'test/return')
     assert [(run.task, run.method, run.seed) for run in runs] == [
         ('dmc_cup_catch', 'dreamer_h5', '3'),
         ('dmc_hopper_hop', 'dreamer', '7'),
@@ -117,7 +118,7 @@ def test_runs_are_named_by_the_path_or_by_config_json(tmp_path):
         ('dmc_hopper_hop', 'planet', '7'),
     ]
     assert notes == []
-    runs, _ = comparison.find_runs([tmp_path / 'mine', tmp_path], 'test/return')
+    runs, _ = find_runs([tmp_path / 'mine', tmp_path], 'test/return')
     assert len(runs) == 4 and runs[1].folder == tmp_path / 'mine'
 
 
@@ -130,7 +131,7 @@ def test_runs_below_a_run_are_found(tmp_path):
     write_run(root / 'dmc_hopper_hop' / 'planet' / '7', [(1, 1)])
     for name in 'episodes', 'checkpoints', 'videos', 'dumps':
         (root / 'a' / name).mkdir()
-    runs, notes = comparison.find_runs([root], 'test/return')
+    runs, notes = find_runs([root], 'test/return')
     assert [(run.task, run.method, run.seed) for run in runs] == [
         ('dmc_cup_catch', 'dreamer', '4'),
         ('dmc_cup_catch', 'dreamer', '5'),
@@ -148,7 +149,7 @@ def test_what_is_left_out_is_said(tmp_path):
     (tmp_path / 'b' / 'dreamer' / '2').mkdir()
     damaged = write_run(tmp_path / 'damaged', [(1, 1)])
     (damaged / 'config.json').write_text('{"config": 3}')
-    runs, notes = comparison.find_runs([tmp_path], 'test/return')
+    runs, notes = find_runs([tmp_path], 'test/return')
     assert [(run.task, run.seed) for run in runs] == [('b', '0')]
     text = '\n'.join(notes)
     for words in (
@@ -176,7 +177,7 @@ def test_symbolic_links_to_runs_are_followed_each_folder_once(tmp_path):
     others = tmp_path / 'others'
     write_run(others / 'c' / 'dreamer' / '1', [(1, 1)])
     (tree / 'c').symlink_to(others / 'c')
-    runs, notes = comparison.find_runs([tree, others], 'test/return')
+    runs, notes = find_runs([tree, others], 'test/return')
     assert [(run.task, run.method, run.seed) for run in runs] == [
         ('a', 'dreamer', '3'),
         ('b', 'dreamer', '0'),

@@ -13,6 +13,7 @@ from conftest import ROOT
 import configs
 from support.run import advice, config_file
 from support.scores import comparison, protocol, tables
+from support.scores.runs import find_runs
 from support.storage import metrics
 
 RESULTS = ROOT / 'results'
@@ -31,7 +32,7 @@ def groups():
     """Runs by (folder, task, label)."""
     found = {}
     for folder in FOLDERS:
-        runs, notes = comparison.find_runs([RESULTS / folder], 'test/return')
+        runs, notes = find_runs([RESULTS / folder], 'test/return')
         assert not notes
         for (task, label), members in protocol.group(runs).items():
             found[folder, task, label] = members

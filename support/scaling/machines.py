@@ -27,6 +27,16 @@ from support.scaling.team import SHARE, MachineLost, Team, WeightsDiffer, checks
 from support.system import command_line, faults, signals
 from support.system.command_line import UserError
 
+# What ends a run with one line for the user. Other errors are mistakes in the program.
+ONE_LINE_ERRORS = (
+    workers.WorkerError,
+    MachineLost,
+    WeightsDiffer,
+    FloatingPointError,
+    MemoryError,
+    OSError,
+    tf.errors.OpError,
+)
 EXAMPLE = (
     '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
     '"task": {"type": "worker", "index": 0}}'
@@ -155,13 +165,7 @@ def serve(argv, config, team):
         follow(argv, config, team)
     except UserError as error:
         command_line.fail(error)
-    except (
-        MachineLost,
-        WeightsDiffer,
-        MemoryError,
-        OSError,
-        tf.errors.OpError,
-    ) as error:
+    except ONE_LINE_ERRORS as error:
         print(f'dreamer: stopped: {startup.explain(error)}', file=sys.stderr)
         return 1
     print(f'machine {team.rank}: machine 0 has ended the run')

@@ -144,7 +144,7 @@ def evaluations_around(steps, step=None):
 
 
 def score_at(run, step=None):
-    """Return the mean of the evaluations of `run`, a `comparison.Points`, that count at
+    """Return the mean of the evaluations of `run`, a `Points`, that count at
     `step`, and the last of their steps; (None, None) if none count.
     """
     which = evaluations_around(run.steps, step)
