@@ -6,17 +6,17 @@
     atari_GAME          Arcade Learning Environment, with its ROMs
     dmlab_LEVEL         DeepMind Lab, which users build themselves
     gym_ID              any environment that is registered with Gymnasium
-    dummy_continuous    a small reaching task that needs no simulator, for tests
-    dummy_discrete      one with discrete actions and early termination
+    dummy_continuous    a small reaching task without a simulator, for tests
+    dummy_discrete      the same with discrete actions and early termination
 
-Observations are dicts of `image` uint8 [64, 64, 3], `state` float32 [V], or both;
-continuous actions are float32 in [-1, 1], discrete ones are one-hot float32 vectors
+Observations are dicts of `image` uint8 [64, 64, 3], `state` float32 [V], or both.
+Continuous actions are float32 in [-1, 1]. Discrete actions are one-hot float32 vectors
 (the space is a `OneHotSpace`).
-`terminated` and `truncated` keep Gymnasium's meaning: a state worth nothing from
-there on, and an episode that was merely cut short.
+`terminated` and `truncated` keep Gymnasium's meaning: after a terminated episode no
+reward would follow; a truncated episode was only cut short.
 
-This module never imports TensorFlow, and a simulator only where a task needs it:
-TensorFlow and Mesa's software renderer crash in one process.
+This module imports a simulator only where a task needs it. It never imports
+TensorFlow, which crashes in one process with Mesa's software renderer.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def _make_dummy(name, size):
     return tasks[name](size)
 
 
-# What makes the environments of a suite, and which of the settings it takes.
+# For each suite, what makes its environments, and the names of the settings it takes.
 _MAKERS = dict(
     dmc=(DeepMindControl, 'size render_quality'),
     atari=(Atari, 'training same_game'),
@@ -58,9 +58,9 @@ _MAKERS = dict(
     dummy=(_make_dummy, 'size'),
 )
 SUITES = tuple(_MAKERS)
-# Those whose observations are images alone.
+# Suites with images alone.
 IMAGES_ONLY = ('atari', 'dmlab')
-# What `make` takes besides a task: for all suites, or for one of them.
+# Arguments of `make` besides the task: those for all suites, and those for some.
 SETTINGS = {'action_repeat', 'time_limit', 'size', 'training', 'observes', 'film'}
 SETTINGS |= {name for _, names in _MAKERS.values() for name in names.split()}
 
@@ -82,26 +82,26 @@ def make(
       task: name of the task, SUITE_NAME.
       action_repeat: simulator steps for which an action is held (paper: 2 in the
         Control Suite, 4 elsewhere). The rewards of these steps are summed.
-      time_limit: length of an episode in simulator steps; reaching it truncates. (In
-        DeepMind Lab it is rounded up to whole action repeats.)
+      time_limit: simulator steps after which an episode is truncated. DeepMind Lab
+        rounds it up to whole action repeats.
       size: height and width of the images in pixels.
-      training: whether the episodes are for training. In Atari these end with a lost
-        life; hold-out levels of DeepMind Lab are for the others.
+      training: whether the episodes are for training. Training episodes of Atari end
+        with a lost life; DeepMind Lab keeps hold-out levels for evaluation.
       observes: 'image', 'state', or both.
       film: whether to observe images, too, where the environment can be rendered.
-      settings: those of one suite, which the others leave alone: `render_quality` of
-        `DeepMindControl`, `same_game` of `Atari`, `lab_...` and `quiet` of
+      settings: settings of single suites, which other suites ignore: `render_quality`
+        of `DeepMindControl`, `same_game` of `Atari`, `lab_...` and `quiet` of
         `DeepMindLab`, `gym_import` of `GymnasiumTask`.
 
     Returns:
       a `gymnasium.Env` whose observation space is a Dict of `image`, uint8 [H, W, 3],
-      `state`, float32 [V], or both. Images are rendered once an agent step, and not at
-      all where they are not observed. `info['simulator_steps']` counts the simulator
-      steps that an agent step took.
+      `state`, float32 [V], or both. Images are rendered once an agent step, and only
+      if they are observed. `info['simulator_steps']` counts the simulator steps of an
+      agent step.
 
     Raises:
-      ValueError: if there is no such task, or no way to learn it; the message says
-        what is possible.
+      ValueError: if there is no such task, or if the agent cannot learn it. The
+        message says what is possible.
       RuntimeError: if a package that the task needs is missing.
       TypeError: if no suite has such a setting.
     """
@@ -110,13 +110,13 @@ def make(
     settings.update(action_repeat=action_repeat, size=size, training=training)
     settings.update(observes=observes, film=film)
     maker, names = _MAKERS[suite]
-    with _errors_that_name(task):
+    with _task_in_errors(task):
         env = maker(name, **{k: settings[k] for k in names.split() if k in settings})
         if film and 'image' not in observes and _renders(env):
             observes = (*observes, 'image')
         elif suite == 'dmc' and 'image' in observes:
-            env.render()  # Fails now, not in the first episode.
-    if suite == 'dmlab':  # Repeats actions by itself.
+            env.render()  # A missing renderer must fail now, not in the first episode.
+    if suite == 'dmlab':  # The simulator repeats actions.
         env = TimeLimit(env, -(-time_limit // action_repeat))
     else:
         env = ActionRepeat(TimeLimit(env, time_limit), action_repeat)
@@ -143,20 +143,20 @@ def _check(task, action_repeat, time_limit, observes, settings):
 
 
 def _renders(env):
-    """Whether an environment has images, which need not be observed."""
-    if hasattr(env, 'renders'):  # It has been tried.
+    """Whether an environment can render images."""
+    if hasattr(env, 'renders'):  # The environment has tried it.
         return env.renders
     try:
         env.reset()
         env.render()
         return True
-    except Exception:  # Each simulator has its own kinds.
+    except Exception:  # Each simulator has other kinds.
         return False
 
 
 @contextlib.contextmanager
-def _errors_that_name(task):
-    """Let the errors of a simulator's construction say which task they are about."""
+def _task_in_errors(task):
+    """Add the task's name to errors that a simulator raises when it is built."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -170,7 +170,7 @@ def _errors_that_name(task):
 class ActionRepeat(gymnasium.Wrapper):
     """Hold an action for `amount` simulator steps, or until the episode ends.
 
-    The reward is the sum over these steps; `info['simulator_steps']` is their number.
+    The reward is the sum over these steps. `info['simulator_steps']` counts them.
     """
 
     def __init__(self, env, amount):
@@ -226,11 +226,11 @@ class OneHotAction(gymnasium.ActionWrapper):
 
 
 class Observation(gymnasium.ObservationWrapper):
-    """Observe what the environment renders, its state, or both, as a dict of `image`,
-    uint8 [H, W, 3], and `state`, float32 [V].
+    """Observe the rendered image, the state, or both, as a dict of `image`, uint8
+    [H, W, 3], and `state`, float32 [V].
 
-    An image of another size is resized, by bilinear interpolation that averages over
-    all pixels it covers.
+    Images of another size are resized. Each new pixel is a mean over all the pixels
+    that it covers.
 
     Args:
       observes: 'image', 'state', or both.
@@ -265,9 +265,9 @@ class Observation(gymnasium.ObservationWrapper):
 def _normalize_action(env):
     """Map actions in [-1, 1] to the bounds of the environment.
 
-    A component with one finite bound has the range of length 2 that begins or ends
-    there. One without bounds stays as it is, clipped to [-1, 1]. One with equal bounds
-    is that constant.
+    A component with one finite bound has a range of length 2 that begins or ends at
+    this bound. A component without bounds is clipped to [-1, 1]. A component with two
+    equal bounds is constant.
     """
     low, high = env.action_space.low, env.action_space.high
     open_low, open_high = ~np.isfinite(low), ~np.isfinite(high)
@@ -276,7 +276,7 @@ def _normalize_action(env):
     center, half = (low + high) / 2, (high - low) / 2
 
     def rescale(action):
-        # The second clip takes back what rounding puts past a bound.
+        # The second clip is needed because rounding can pass a bound.
         return np.clip(center + half * np.clip(action, -1, 1), low, high)
 
     return TransformAction(env, rescale, Box(-1, 1, low.shape, np.float32))

@@ -1,12 +1,11 @@
-"""The environments: what a task is, whatever simulates it; one file a suite.
+"""The environments, with one file for each suite.
 
-`wrappers.make` builds them by name and adds what they have in common. Each has
-actions of its own (Box or Discrete) and shows itself through `render`, an image
-uint8 [H, W, 3], and through `state`, a vector float32 [state_size], where it has one;
-the observations that it returns stay empty. One step is one simulator step, except
-in DeepMind Lab, which repeats actions itself.
+`wrappers.make` builds them by name and adds the parts that they share. Actions are a
+Box or Discrete. `render` returns the image, uint8 [H, W, 3]. `state` returns the state,
+if there is one, float32 [state_size]. `reset` and `step` return empty observations. A
+step is one simulator step, except in DeepMind Lab, whose simulator repeats actions.
 
-Simulators are imported inside their classes: a task needs no other task's packages.
+Only the class of a suite imports its simulator: no task needs another task's packages.
 """
 
 import difflib
@@ -17,7 +16,7 @@ from gymnasium.spaces import Box
 
 
 def did_you_mean(name, names, suite):
-    """Return the part of an error message that names tasks like `name`, if any."""
+    """Return a hint for an error message that names similar tasks; '' without any."""
     spelled = {n.lower(): f'{suite}_{n}' for n in names}
     near = difflib.get_close_matches(name.lower(), spelled)
     return f' (did you mean {" or ".join(map(spelled.get, near))}?)' if near else ''
@@ -26,8 +25,8 @@ def did_you_mean(name, names, suite):
 def action_box(low, high):
     """Return the float32 Box of actions between `low` and `high` [A].
 
-    Bounds from 1e10 on are none: MuJoCo writes them for an actuator without limits,
-    others the largest float.
+    Bounds of 1e10 and more mean no limit: MuJoCo gives these to actuators without
+    limits, and other simulators the largest float.
     """
     low = np.where(low > -1e10, low, -np.inf)
     high = np.where(high < 1e10, high, np.inf)
@@ -35,12 +34,12 @@ def action_box(low, high):
 
 
 class UnsupportedEnv(ValueError):
-    """An environment gives what the agent cannot take; the message is one line."""
+    """An environment gives data that the agent cannot use. The message is one line."""
 
 
 def one_line(error):
-    """Return someone else's error in one line, with its kind: many say little more. Of
-    one that says nothing, such as a bare assertion, the line where it was raised.
+    """Return an error of other people's code in one line that begins with its kind. For
+    an error without a message, such as a bare assertion, give the line that raised it.
     """
     text = str(error)
     if not text.strip() and error.__traceback__:

@@ -10,23 +10,23 @@ from support.envs import did_you_mean
 class Atari(gymnasium.Env):
     """A game of the Arcade Learning Environment; a step is a frame.
 
-    The protocol of Machado et al. 2018 as the first author's releases use it: minimal
-    action set, sticky actions, random no-ops, raw scores. The image is the maximum of
-    the last two frames, because many games draw their sprites in every other frame
-    only; behind a reset it is that single frame. An episode is a function of the seed
-    given to `reset` and of the actions.
+    The protocol of Machado et al. 2018, as both releases use it: minimal action set,
+    sticky actions, random no-ops, raw scores. The image is the maximum of the last two
+    frames, because many games draw their sprites in every other frame. After a reset
+    there is only one frame. The seed given to `reset` and the actions determine an
+    episode.
 
     Args:
-      name: snake-case name of the game, as ale-py's ROM.
+      name: snake-case name of the game, as ale-py names its ROM.
       training: whether a lost life terminates the episode. Evaluation plays whole
         games.
-      same_game: go on in the same game after a lost life; otherwise a new game
-        begins, as in both releases.
+      same_game: whether the next training episode continues the game after a lost
+        life. Otherwise it begins a new game, as in both releases.
       sticky: probability that a frame repeats the action of the frame before.
-      noops: most frames without action at the start of a game; at least one, if not 0.
+      noops: a game starts with 1 to `noops` frames without action, or with none if 0.
 
     Raises:
-      ValueError: if there is no such game, or none for a single player.
+      ValueError: if there is no such game, or if it needs several players.
     """
 
     metadata = {'render_modes': ['rgb_array']}
@@ -39,29 +39,29 @@ class Atari(gymnasium.Env):
         rom = self._find(name)
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._ale = ale_py.ALEInterface()
-        # Sticky actions are drawn here: a seed of the emulator's own generator takes
-        # effect only where a ROM is loaded, which takes far longer than a reset.
+        # `step` draws sticky actions. The emulator would draw them from a seed that it
+        # reads only when it loads a ROM, which takes far longer than a reset.
         self._ale.setFloat('repeat_action_probability', 0)
         self._ale.setInt('random_seed', 0)
         self._ale.loadROM(roms.get_rom_path(rom))
         self._loaded = self._ale.cloneState()
         self._actions = self._ale.getMinimalActionSet()
-        # The emulator takes it in all games, though a few leave it out of their set.
+        # All games take this action, also those whose minimal set lacks it.
         self._noop = ale_py.Action.NOOP
         self._training, self._same_game = training, same_game
         self._sticky, self._noops = sticky, noops
-        self._goes_on = False
+        self._continues = False
         self.action_space = Discrete(len(self._actions))
         self.observation_space = Dict()
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self._action = self._noop
-        if self._goes_on:
+        if self._continues:
             self._ale.act(self._noop)
-        if not self._goes_on or self._ale.game_over():
+        if not self._continues or self._ale.game_over():
             self._new_game()
-        self._goes_on = False
+        self._continues = False
         self._lives = self._ale.lives()
         self._frames = [self._ale.getScreenRGB()]
         return {}, {}
@@ -75,7 +75,7 @@ class Atari(gymnasium.Env):
         self._lives = self._ale.lives()
         over = self._ale.game_over()
         died = self._training and lost
-        self._goes_on = self._same_game and died
+        self._continues = self._same_game and died
         return {}, float(reward), over or died, False, {}
 
     def render(self):
@@ -87,20 +87,20 @@ class Atari(gymnasium.Env):
         from ale_py import ALEInterface, roms
 
         paths = {game: roms.get_rom_path(game) for game in roms.get_all_rom_ids()}
-        # The emulator ends the whole process where it is given one of the others.
+        # Any other ROM makes the emulator end the whole process.
         games = {
             game: game
             for game, path in sorted(paths.items())
             if ALEInterface.isSupportedROM(path)
         }
-        games['james_bond'] = 'jamesbond'  # Snake case of the name in the paper.
+        games['james_bond'] = 'jamesbond'  # The name in the paper, in snake case.
         if name in games:
             return games[name]
         possible = f'there are {len(games) - 1} games'
         if name in paths:
             raise ValueError(
                 f"'atari_{name}' is a game for several players, which one agent cannot "
-                f'play: {possible} for one, such as atari_space_invaders'
+                f'play: {possible} for one player, such as atari_space_invaders'
             )
         raise ValueError(
             f"Unknown task 'atari_{name}'{did_you_mean(name, games, 'atari')}: "

@@ -12,14 +12,14 @@ from support.envs import action_box, did_you_mean
 class DeepMindControl(gymnasium.Env):
     """A task of the DeepMind Control Suite; see `state` and `render`.
 
-    An episode is a function of the seed given to `reset` and of the actions.
+    The seed given to `reset` and the actions determine an episode.
 
     Args:
-      name: of the task, DOMAIN_TASK.
+      name: name of the task, DOMAIN_TASK.
       size: height and width of the images in pixels.
-      render_quality: 'standard', or 'fast' for MuJoCo without shadows and
-        multisampling: 3 to 6 times as many images a second where no GPU renders, but
-        other images than the published results were made with.
+      render_quality: 'standard', or 'fast' without shadows and multisampling. Without a
+        GPU, 'fast' renders 3 to 6 times as many images a second. These images differ
+        from the images behind published results.
 
     Raises:
       ValueError: if the suite has no such task.
@@ -32,8 +32,8 @@ class DeepMindControl(gymnasium.Env):
         from dm_control import suite
 
         domain, task = self._find(name, suite.ALL_TASKS)
-        # A few tasks draw properties of the body while they are built. A fixed seed
-        # here lets every worker simulate the same body.
+        # A few tasks draw properties of the body while they are built. With a fixed
+        # seed all workers simulate the same body.
         self._env = suite.load(domain, task, task_kwargs={'random': 0})
         spec = self._env.action_spec()
         self.action_space = action_box(spec.minimum, spec.maximum)
@@ -41,10 +41,10 @@ class DeepMindControl(gymnasium.Env):
         observed = self._env.observation_spec().values()
         self.state_size = sum(math.prod(one.shape) for one in observed)
         self._size = size
-        # The quadruped's camera 0 stands still and loses it from sight.
+        # The quadruped walks out of sight of camera 0, which does not move.
         self._camera = 2 if domain == 'quadruped' else 0
         self._env.task.random.seed(None)
-        if render_quality == 'fast':  # Takes effect where the first image is rendered.
+        if render_quality == 'fast':  # MuJoCo reads this before the first image.
             quality = self._env.physics.model.vis.quality
             quality.shadowsize = quality.offsamples = 0
 
@@ -63,7 +63,7 @@ class DeepMindControl(gymnasium.Env):
         return {}, float(step.reward), terminated, truncated, {}
 
     def state(self):
-        """Return the task's observations in their order, float32 [V]."""
+        """Return the task's observations, concatenated in their order, float32 [V]."""
         parts = [np.ravel(value) for value in self._observation.values()]
         return np.concatenate(parts).astype(np.float32)
 
@@ -76,7 +76,7 @@ class DeepMindControl(gymnasium.Env):
 
     @staticmethod
     def _find(name, tasks):
-        """Return domain and task for DOMAIN_TASK, where both can hold underscores."""
+        """Return domain and task of DOMAIN_TASK. Both can contain underscores."""
         names = {f'{domain}_{task}': (domain, task) for domain, task in tasks}
         names['cup_catch'] = ('ball_in_cup', 'catch')  # The paper's name.
         if name in names:

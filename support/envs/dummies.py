@@ -1,19 +1,19 @@
-"""Small tasks that need no simulator, for tests: drawn by NumPy alone.
+"""Small tasks for tests, which need NumPy but no simulator.
 
-Things are soft blobs, so that a small network learns them soon and motion of less
-than a pixel can be seen. Arena coordinates are x to the right and y down, in [-1, 1].
+Things are soft blobs, which a small network learns soon and whose motion by less than
+a pixel can be seen. Arena coordinates are x to the right and y down, in [-1, 1].
 """
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
-BLOB = 0.25  # Standard deviation of what is drawn, 7 pixels of 64.
+BLOB = 0.25  # Standard deviation of a blob: 7 pixels of 64.
 MARGIN = 1.14  # The image shows a little more than the arena.
 
 
 def draw(places, size):
-    """Draw up to three things as blobs, red, green and blue.
+    """Draw up to three things as a red, a green and a blue blob.
 
     Args:
       places: arena coordinates (x, y) of each.
@@ -23,7 +23,7 @@ def draw(places, size):
       the image, uint8 [H, W, 3].
     """
     height, width = size
-    # Pixel centres in arena coordinates: y [H, 1] and x [1, W], as they broadcast.
+    # Pixel centres in arena coordinates, y [H, 1] and x [1, W], which broadcast.
     pixel_y = MARGIN * ((2 * np.arange(height) + 1) / height - 1)[:, None]
     pixel_x = MARGIN * ((2 * np.arange(width) + 1) / width - 1)[None, :]
     image = np.zeros((height, width, 3), np.uint8)
@@ -34,13 +34,13 @@ def draw(places, size):
 
 
 class DummyContinuous(gymnasium.Env):
-    """A point has to find a target; what is observed shows where the two are.
+    """A point has to find a target. Image and state show where the two are.
 
-    Start and target are uniform in the arena [-1, 1]^2 and the action, in [-1, 1]^2,
-    moves the point by up to `SPEED` along either axis. The reward is 1 while the
-    point is within `RADIUS` of the target and else 0, so that neither a blind policy
-    nor one that looks a single step ahead does well. Meant for 50 steps an episode
-    and no action repeat.
+    Start and target are uniform in the arena [-1, 1]^2. The action, in [-1, 1]^2, moves
+    the point by up to `SPEED` along either axis. The reward is 1 while the point is
+    within `RADIUS` of the target, and 0 elsewhere. Neither a blind policy nor a policy
+    that looks one step ahead does well. Use it with 50 steps an episode and without
+    action repeat.
     """
 
     SPEED = 0.25
@@ -81,21 +81,20 @@ class DummyContinuous(gymnasium.Env):
 
 
 class DummyDiscrete(gymnasium.Env):
-    """A point has to find a target and must not touch a hazard on its way.
+    """A point has to find a target without coming near a hazard.
 
-    What is observed shows where the three are: target and hazard at the two `PLACES`,
-    either way round, and the point uniform in the arena, but 2 `RADIUS` away from
-    both. Actions move the point by `SPEED` to the right, left, down or up, or let it
-    stay. The reward is 1 while the point is within `RADIUS` of the target, so that it
-    takes several steps. Who comes within `RADIUS` of the hazard falls into it, which
-    is worth as much, once, and terminates the episode: for who does not see the end
-    coming it is as good as the target. Meant for 50 steps an episode and no action
-    repeat.
+    Image and state show where the three are. Target and hazard are at the two `PLACES`,
+    in random order. The point starts anywhere in the arena, but 2 `RADIUS` away from
+    both. Actions move it by `SPEED` to the right, left, down or up, or let it stay. The
+    reward is 1 while the point is within `RADIUS` of the target. A point within
+    `RADIUS` of the hazard also gets 1, but the episode terminates. An agent that does
+    not predict this end takes the hazard for a target. Use it with 50 steps an episode
+    and without action repeat.
     """
 
     MOVES = np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]])
     STAY = 4
-    PLACES = np.array([[-0.6, 0], [0.6, 0]])  # Out of reach for who hugs the walls.
+    PLACES = np.array([[-0.6, 0], [0.6, 0]])  # Unreachable along the walls.
     SPEED = 0.35
     RADIUS = 0.4
 
@@ -135,7 +134,7 @@ class DummyDiscrete(gymnasium.Env):
         return draw((self._point, self._target, self._hazard), self._size)
 
     def expert_action(self):
-        """Return the first action, an int, of a shortest safe way to the target."""
+        """Return the first action, an int, of a shortest way around the hazard."""
         frontier, seen = [(self._point, None)], set()
         while frontier:
             level, frontier = frontier, []

@@ -44,25 +44,24 @@ LAB_TOP_LEVELS = (
     'stairway_to_melon'
 ).split()
 
-# Levels of which a simulator keeps something from one episode to the next. All those at
-# the top are taken for such: eight of the twelve were seen to be, four were not tried.
+# Levels whose simulator carries something over from one episode to the next. Eight of
+# the twelve top levels were seen to do so. The other four were not tried.
 LAB_STATEFUL = (*LAB_TOP_LEVELS, 'lasertag_one_opponent_small')
 
-# Levels that are in two parts, NAME_train and NAME_test; the others are held out by
-# the seeds that `mixerSeed` makes of those of the episodes.
+# Levels with a part for training, NAME_train, and a hold-out part, NAME_test. Other
+# levels get hold-out episodes from `mixerSeed`, which changes the episodes' seeds.
 LAB_HELD_OUT = ('rooms_collect_good_objects', 'rooms_exploit_deferred_effects')
 
-# Levels that show images, which are no part of the package: these and, by their paths,
-# their like.
+# Ends of the names of levels that show images from outside of the package.
 LAB_WITH_IMAGES = ('arbitrary_visuomotor_mapping', 'continuous_recognition')
-LAB_IMAGES = 2400  # 0001.png and so on
+LAB_IMAGES = 2400  # Number of these images, from 0001.png on.
 
-# Of a compiled level, by the endings of its files: how the file begins, where its table
-# of parts is, and how many parts there are.
+# For each kind of file in a compiled level: its first bytes, the position of its table
+# of parts, and the number of parts.
 LAB_FILES = {'bsp': (b'IBSP', 8, 17), 'aas': (b'EAAS', 12, 14)}
 
-# The nine actions of the first author's release (look left-right, look up-down,
-# strafe, move, fire, jump, crouch), in the notation of the keyword `lab_actions`.
+# TF1's nine actions (look left-right, look up-down, strafe, move, fire, jump, crouch),
+# written as the argument `lab_actions` is.
 LAB_ACTIONS = (
     '0,0,0,1,0,0,0; 0,0,0,-1,0,0,0; 0,0,-1,0,0,0,0; 0,0,1,0,0,0,0; '
     '-20,0,0,0,0,0,0; 20,0,0,0,0,0,0; -20,0,0,1,0,0,0; 20,0,0,1,0,0,0; '
@@ -70,48 +69,47 @@ LAB_ACTIONS = (
 )
 
 LAB_HINT = (
-    'DeepMind Lab is not installed: it is on no registry; build its wheel with Bazel '
+    'DeepMind Lab is not installed, and is on no registry; build its wheel with Bazel '
     'from https://github.com/google-deepmind/lab (target '
     '//python/pip_package:build_pip_package, see docs/deepmind-lab.md here) and '
     'install it with pip'
 )
 
-# Where the cause in one of the simulator's errors ends.
-LAB_CAUSE_ENDS = re.compile('stack traceback|Map Name:')
+# Words that follow the cause in an error of the simulator.
+LAB_AFTER_CAUSE = re.compile('stack traceback|Map Name:')
 
-# A file of the cache, also one that is being written.
-CACHED = re.compile(r'\.?.+_(no)?aas_[0-9a-f]{32}(\..+)?', re.IGNORECASE)
+# Names of the cache's files, also of unfinished ones.
+LAB_CACHED = re.compile(r'\.?.+_(no)?aas_[0-9a-f]{32}(\..+)?', re.IGNORECASE)
 
 
 class DeepMindLab(gymnasium.Env):
-    """A level of DeepMind Lab, which holds an action for several frames by itself.
+    """A level of DeepMind Lab. The simulator holds an action for several frames.
 
-    The image of a finished episode is the last one that was seen while it ran: the
-    simulator shows none behind the end, which terminates. `info['simulator_steps']`
-    is the action repeat, also where a level ends within it, which the simulator does
-    not tell.
+    The simulator shows no image after the end of an episode, which terminates. The last
+    image before the end is repeated. `info['simulator_steps']` is the action repeat,
+    also in the last step, because the simulator does not tell how many frames it took.
 
-    An episode is a function of the seed given to `reset` and of the actions. Levels in
-    `LAB_STATEFUL` need a fresh simulator for each episode, which takes about half a
-    second. `lasertag_three_opponents_small` is not repeatable even so, and other levels
-    with opponents and those that users add were not compared.
+    The seed given to `reset` and the actions determine an episode. For this, levels in
+    `LAB_STATEFUL` need a new simulator for each episode, which takes about half a
+    second. `lasertag_three_opponents_small` is not repeatable even so. Other levels
+    with opponents and levels that users add were not tried.
 
     Args:
-      name: one of `LAB_LEVELS` (DMLab-30), or any other level, as the simulator calls
-        it: its path below its folder of levels, without the ending.
+      name: one of `LAB_LEVELS` (DMLab-30), or the path of another level below the
+        simulator's folder of levels, without the ending.
       size: height and width of the images in pixels, rounded up to multiples of 4.
       training: whether the episodes are for training.
       action_repeat: frames for which an action is held.
-      lab_actions: the actions: integers as the simulator takes them, separated by
-        commas; actions are separated by semicolons. Empty for the nine of
-        `LAB_ACTIONS`, in which whatever else a level has stays at rest.
-      lab_renderer: 'software', or 'hardware' where a GPU renders: the one of the
-        environment variable MUJOCO_EGL_DEVICE_ID, if it is set.
+      lab_actions: the actions, separated by semicolons. Each is a list of the
+        simulator's integers, separated by commas. Empty means `LAB_ACTIONS`, padded
+        with zeros for levels with more components.
+      lab_renderer: 'software', or 'hardware' for a GPU, which the environment variable
+        MUJOCO_EGL_DEVICE_ID can choose.
       lab_holdout: evaluate on the hold-out levels, which training never shows.
-      lab_level_cache: folder that keeps compiled levels; several environments may
-        share it. Without one, every episode compiles its level anew.
+      lab_level_cache: folder of compiled levels, which environments may share. Without
+        it, every episode compiles its level anew.
       lab_dataset: folder of the images that some levels show.
-      quiet: leave warnings to another environment of the run.
+      quiet: give no warnings, because another environment of the run gives them.
 
     Raises:
       ValueError: if there is no such level, if it is not for training, if its images
@@ -147,14 +145,14 @@ class DeepMindLab(gymnasium.Env):
         config = _make_config(name, size, lab_renderer, holdout, lab_dataset)
         cache = LevelCache(lab_level_cache, quiet=quiet) if lab_level_cache else None
         level = _find_level(name, training, lab_holdout)
-        self._load = functools.partial(
-            self._make, name, level, config, lab_renderer, cache
+        self._make = functools.partial(
+            self._new_simulator, name, level, config, lab_renderer, cache
         )
         self._stateful = level.rpartition('/')[2] in LAB_STATEFUL
-        self._env = self._load()
+        self._env = self._make()
         try:
             self._actions = self._fit_actions(actions, lab_actions)
-            # The first episode of a simulator differs from later ones of its seed.
+            # With the same seed, a simulator's first episode differs from later ones.
             self._start(0)
         except BaseException:
             self.close()
@@ -164,12 +162,12 @@ class DeepMindLab(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        if self._env is None:  # The simulator would end the process.
+        if self._env is None:  # A closed simulator would end the process.
             raise RuntimeError(f"'{self._task}' is closed: it cannot be reset")
         if self._stateful:
             self.close()
-            self._env = self._load()
-        # It takes a seed for every episode, a signed integer of 32 bits.
+            self._env = self._make()
+        # The simulator takes signed seeds of 32 bits.
         self._start(int(self.np_random.integers(2**31)))
         return {}, {}
 
@@ -192,8 +190,8 @@ class DeepMindLab(gymnasium.Env):
         if env is not None:
             env.close()
 
-    def _make(self, name, level, config, renderer, cache):
-        """Return the simulator."""
+    def _new_simulator(self, name, level, config, renderer, cache):
+        """Return a simulator of the level; raise errors that say what is missing."""
         unknown = ''
         if '/' not in name and name not in LAB_LEVELS + LAB_TOP_LEVELS:
             hint = did_you_mean(name, LAB_LEVELS + LAB_TOP_LEVELS, 'dmlab')
@@ -212,7 +210,7 @@ class DeepMindLab(gymnasium.Env):
                 raise RuntimeError(f'{LAB_HINT} ({error})') from error
             raise RuntimeError(
                 f'DeepMind Lab is installed, but cannot be imported ({error}): it '
-                'needs Python 3.11 or older, dm_env, six, and a setuptools that has '
+                'needs Python 3.11 or older, dm_env, six, and a setuptools with '
                 'pkg_resources'
             ) from error
         try:
@@ -232,7 +230,7 @@ class DeepMindLab(gymnasium.Env):
     def _start(self, seed):
         hints = []
         if not shutil.which('zip'):
-            hints.append('levels that it generates need the program zip')
+            hints.append('generated levels need the program zip')
         if self._task.endswith(LAB_WITH_IMAGES):
             hints.append(
                 'this level needs images, in a folder that --lab_dataset names'
@@ -242,7 +240,7 @@ class DeepMindLab(gymnasium.Env):
             self._image = self._env.observations()['RGB_INTERLEAVED']
 
     def _fit_actions(self, actions, text):
-        """Return the actions, np.intc [A, components], with all that this level has.
+        """Return the actions with all components of the level, np.intc [A, components].
 
         The simulator checks no bounds: moving forward by 2 moves backwards.
         """
@@ -266,13 +264,13 @@ class DeepMindLab(gymnasium.Env):
 
     @contextlib.contextmanager
     def _one_line(self, *hints):
-        """Make one line with the cause of the simulator's errors of many lines."""
+        """Shorten the simulator's errors to one line that says the cause."""
         try:
             yield
         except (RuntimeError, ValueError) as error:
-            # Lua writes the cause first, and behind it where it was found. The cause
-            # of a map that does not compile goes on with the text of the map.
-            text = LAB_CAUSE_ENDS.split(str(error), maxsplit=1)[0]
+            # Lua writes a traceback after the cause. Where a map does not compile, the
+            # text of the map follows.
+            text = LAB_AFTER_CAUSE.split(str(error), maxsplit=1)[0]
             text = ' '.join(text.split())
             raise RuntimeError(
                 f"DeepMind Lab, '{self._task}': {'; '.join((text, *hints))}"
@@ -280,7 +278,7 @@ class DeepMindLab(gymnasium.Env):
 
 
 def _find_level(name, training, holdout):
-    """Return the simulator's name of a level, or its hold-out part in evaluation."""
+    """Return the simulator's name of a level, or of its hold-out part in evaluation."""
     level = f'contributed/dmlab30/{name}' if name in LAB_LEVELS else name
     stem, _, part = level.rpartition('_')
     if not stem.endswith(LAB_HELD_OUT):
@@ -288,14 +286,14 @@ def _find_level(name, training, holdout):
     if part == 'test' and training:
         train = f'dmlab_{name.removesuffix("test")}train'
         raise ValueError(
-            f"'dmlab_{name}' is held out for evaluation: train on '{train}', which "
-            '--lab_holdout true evaluates on it'
+            f"'dmlab_{name}' is held out for evaluation: train on '{train}' with "
+            '--lab_holdout true, which evaluates on it'
         )
     return f'{stem}_test' if part == 'train' and holdout and not training else level
 
 
 def _make_config(name, size, renderer, holdout, dataset):
-    """Return the simulator's settings, which it insists on as strings."""
+    """Return the simulator's settings, all of them strings."""
     height, width = (str(-(-pixels // 4) * 4) for pixels in size)
     config = {'width': width, 'height': height, 'logLevel': 'WARN'}
     if holdout:
@@ -312,7 +310,7 @@ def _make_config(name, size, renderer, holdout, dataset):
 
 
 def _check_images(dataset):
-    """Raise ValueError where images are missing: it would end an episode midway."""
+    """Raise ValueError if images are missing, which would end an episode midway."""
     wanted = [f'{number:04}.png' for number in range(1, LAB_IMAGES + 1)]
     missing = sorted({*wanted} - {*os.listdir(dataset)})
     if missing:
@@ -330,25 +328,25 @@ def _parse_actions(text):
         )
     except (ValueError, OverflowError):
         raise ValueError(
-            f"The actions '{text}' of DeepMind Lab are not integers, as many in each, "
-            f"such as '{LAB_ACTIONS[:30]}'"
+            f"The actions '{text}' of DeepMind Lab are not lists of equally many "
+            f"integers, such as '{LAB_ACTIONS[:30]}'"
         ) from None
 
 
 class LevelCache:
     """Compiled levels of DeepMind Lab in a folder that processes can share.
 
-    A cache is a convenience: where it cannot be read or written, there is a warning,
-    once, and levels are compiled.
+    If the folder cannot be read or written, there is one warning, and levels are
+    compiled.
 
     Args:
-      directory: the folder; made where it is missing.
-      limit: size of all levels in it [bytes]. Those that were used longest ago are
-        deleted, now and then; other files stay.
+      directory: the folder, which is created if it is missing.
+      limit: largest size of all levels [bytes]. Above it, the levels that were used
+        longest ago are deleted every `CHECK_EVERY` writes. Other files stay.
       quiet: give no warning.
     """
 
-    CHECK_EVERY = 100  # writes; a level takes about 50 kB
+    CHECK_EVERY = 100  # At about 50 kB a level, the size changes slowly.
 
     def __init__(self, directory, limit=2 * 10**9, quiet=False):
         self._directory = pathlib.Path(directory).absolute()
@@ -359,9 +357,9 @@ class LevelCache:
             self._directory.mkdir(parents=True, exist_ok=True)
 
     def fetch(self, key, pk3_path):
-        """Copy the level to `pk3_path`; return whether there is one that is whole.
+        """Copy a level to `pk3_path`; return whether the cache holds it undamaged.
 
-        A damaged one would end the process. It is written anew.
+        A damaged level would end the process. The simulator replaces it.
         """
         path = self._directory / key
         with self._warn():
@@ -372,13 +370,13 @@ class LevelCache:
             if not _is_whole(level, key):
                 return False
             pathlib.Path(pk3_path).write_bytes(level)
-            with contextlib.suppress(OSError):  # Who may only read it, may do so.
+            with contextlib.suppress(OSError):  # The folder may be read-only.
                 os.utime(path)
             return True
         return False
 
     def write(self, key, pk3_path):
-        """Store the level at `pk3_path`, whole or not at all."""
+        """Store the level at `pk3_path` atomically."""
         with self._warn():
             level = pathlib.Path(pk3_path).read_bytes()
             atomic.write(self._directory / key, level)
@@ -387,11 +385,11 @@ class LevelCache:
             self._writes += 1
 
     def _make_room(self):
-        """Delete what was used longest ago, also what killed writers have left."""
+        """Delete the files used longest ago, also unfinished ones of killed writers."""
         found = []
         for entry in os.scandir(self._directory):
-            with contextlib.suppress(FileNotFoundError):  # Another may be deleting too.
-                if CACHED.fullmatch(entry.name):
+            with contextlib.suppress(FileNotFoundError):  # Others may delete it first.
+                if LAB_CACHED.fullmatch(entry.name):
                     found.append((entry.stat().st_mtime, entry.stat().st_size, entry))
         excess = sum(size for _, size, _ in found) - self._limit
         for _, size, entry in sorted(found, key=lambda file: file[0]):
@@ -402,14 +400,14 @@ class LevelCache:
 
     @contextlib.contextmanager
     def _warn(self):
-        """Make a warning of an error of the file system."""
+        """Warn of an error of the file system instead of raising it."""
         try:
             yield
         except OSError as error:
             if self._warned:
                 return
             self._warned = True
-            with contextlib.suppress(OSError):  # Nobody may be listening any more.
+            with contextlib.suppress(OSError):  # Standard error may be closed.
                 print(
                     f'dreamer: warning: the level cache {self._directory} cannot be '
                     f'used ({error.strerror or error}); levels are compiled',
@@ -419,8 +417,9 @@ class LevelCache:
 
 
 def _is_whole(level, key):
-    """Whether the bytes of a level are those of an archive with the map of `key`, which
-    is MAP_(aas|noaas)_MD5, and with what its opponents know of it where it is an aas.
+    """Whether the bytes of a level are an undamaged archive of the files of `key`.
+
+    The key is MAP_(aas|noaas)_MD5. The files are a map and, for aas, its navigation.
     """
     name, kind, _ = key.rsplit('_', 2)
     try:
@@ -429,17 +428,17 @@ def _is_whole(level, key):
                 _has_all_parts(archive.read(f'maps/{name}.{ending}'), ending)
                 for ending in ('bsp', 'aas')[: 1 + (kind.lower() == 'aas')]
             )
-    except Exception:  # Damage has many kinds.
+    except Exception:  # Damage raises errors of many kinds.
         return False
 
 
 def _has_all_parts(data, ending):
-    """Whether a file of a level goes on to the end of each part that it lists."""
+    """Whether a file of a level contains all of each part that its table lists."""
     ident, start, count = LAB_FILES[ending]
     header = np.frombuffer(data[: start + 8 * count], np.uint8).copy()
     if ending == 'aas' and header[4] == 5:  # Version 4 is not scrambled.
         header[8:] ^= (119 * np.arange(len(header) - 8)).astype(np.uint8)
-    # Of each part, where it begins and how long it is.
+    # The position and the length of each part.
     parts = header[start:].view('<i4').reshape(count, 2).astype(int)
     inside = (parts >= 0).all() and (parts.sum(1) <= len(data)).all()
     return data.startswith(ident) and inside

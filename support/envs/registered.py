@@ -20,28 +20,28 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 class GymnasiumTask(gymnasium.Env):
     """Any registered Gymnasium environment.
 
-    Its observation is the image, if it is one (uint8, [H, W], [H, W, 1] or [H, W, 3]);
-    otherwise its rendering is, and its observation is the state, flattened by
-    Gymnasium. Actions of several dimensions are flattened.
+    An observation of uint8 [H, W], [H, W, 1] or [H, W, 3] is the image. Gymnasium
+    flattens any other observation to the state, and the image is rendered. Actions of
+    several dimensions are flattened.
 
     Args:
       name: id of the environment.
-      gym_import: module to import first, which registers the environment; it may lie
+      gym_import: module that registers the environment when it is imported. It can be
         in the current folder.
       observes: 'image', 'state', or both.
-      film: whether it shall render where it can, whatever it observes.
+      film: whether to render, where possible, even if only the state is observed.
 
     Attributes:
       state_size: V; 0 where there is no vector.
       renders: whether `render` gives an image.
 
     Raises:
-      ValueError: if there is no such environment or module, or if there are neither
-        images nor actions that the agent can work with.
+      ValueError: if there is no such environment or module, or if the agent cannot use
+        its observations or actions.
       RuntimeError: if the environment cannot be made, for instance because a package
         that it needs is missing.
-      UnsupportedEnv: then or later, if it gives something other than Gymnasium's
-        interface and its own spaces say.
+      UnsupportedEnv: now or later, if the environment returns something that breaks
+        Gymnasium's interface or its spaces.
     """
 
     metadata = {'render_modes': ['rgb_array']}
@@ -53,15 +53,15 @@ class GymnasiumTask(gymnasium.Env):
         if 'DREAMER_VERBOSE' not in os.environ:
             gymnasium.logger.min_level = gymnasium.logger.ERROR
         gymnasium.register_envs(ale_py)
-        # Users expect to find their own modules, which a script does not search for in
-        # the current folder. Behind all others, so that they shadow none.
+        # Users expect Python to find modules in the current folder, which a script does
+        # not search. As the last folder it hides no other module.
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         modules = {gym_import: '--gym_import'} if gym_import else {}
         if ':' in name:
             modules[name.partition(':')[0]] = f"'gym_{name}'"
-        for module, asker in modules.items():
-            _import(module, asker)
+        for module, source in modules.items():
+            _import(module, source)
         self._task = f'gym_{name}'
         self._env = _make(name, modules)
         space = self._env.observation_space
@@ -76,7 +76,7 @@ class GymnasiumTask(gymnasium.Env):
             can_render = 'rgb_array' in self._env.metadata.get('render_modes', [])
             if not self.renders and ('image' in observes or film and can_render):
                 self._make_rendering(name, modules)
-            self._begin()
+            self._try_out()
         except BaseException:
             with contextlib.suppress(Exception):
                 self.close()
@@ -92,14 +92,14 @@ class GymnasiumTask(gymnasium.Env):
         space = self._env.action_space
         if isinstance(space, Box):
             action = np.reshape(action, space.shape).astype(space.dtype)
-            # Of a bound in float64, float32 can be a little on the other side.
+            # A bound in float64 can be exceeded by its float32.
             action = np.clip(action, space.low, space.high)
         self._observation, reward, terminated, truncated, _ = self._unpack(
             self._env.step(action),
             'step',
             ('observation', 'reward', 'terminated', 'truncated', 'info'),
         )
-        # Some give arrays of one number.
+        # Some environments give arrays of one number.
         reward = float(np.asarray(reward).item())
         return {}, reward, bool(terminated), bool(truncated), {}
 
@@ -127,7 +127,7 @@ class GymnasiumTask(gymnasium.Env):
         space = self._env.observation_space
         try:
             vector = np.asarray(flatten(space, self._observation), np.float32)
-        except Exception as error:  # Each space has its own kinds.
+        except Exception as error:  # Each space raises other kinds.
             raise UnsupportedEnv(
                 f"'{self._task}' gives an observation that is not of its space "
                 f'{_describe_space(space)} ({one_line(error)})'
@@ -145,7 +145,7 @@ class GymnasiumTask(gymnasium.Env):
             env.close()
 
     def _make_rendering(self, name, modules):
-        """Make the environment anew so that it renders."""
+        """Replace the environment by one that renders."""
         if 'rgb_array' not in self._env.metadata.get('render_modes', []):
             raise ValueError(
                 f"'gym_{name}' has no images: it observes "
@@ -156,11 +156,8 @@ class GymnasiumTask(gymnasium.Env):
         self._env = _make(name, modules, render_mode='rgb_array')
         self.renders = True
 
-    def _begin(self):
-        """See to it that the environment can be reset and has an image.
-
-        A worker would otherwise meet the error in its first episode.
-        """
+    def _try_out(self):
+        """Raise errors of resetting and observing now, not in the first episode."""
         calls = dict(reset=self.reset)
         if self.renders:
             calls['render'] = self.render
@@ -171,21 +168,21 @@ class GymnasiumTask(gymnasium.Env):
                 call()
             except UnsupportedEnv:
                 raise
-            except Exception as error:  # Each environment has its own kinds.
+            except Exception as error:  # Each environment raises other kinds.
                 raise RuntimeError(
                     f"Cannot {verb} '{self._task}': {_explain(error)}"
                 ) from error
 
     def _unpack(self, result, call, names):
-        """Return what `call` has returned, if that is as many values as there are
-        names; the `gym` that Gymnasium has followed had others.
+        """Return the `result` of a call; raise UnsupportedEnv if it has not a value for
+        each name, as in the older interface of `gym`.
         """
         several = isinstance(result, (tuple, list))
         if several and len(result) == len(names):
             return result
-        came = f'{len(result)} values' if several else _describe(_as_array(result))
+        got = f'{len(result)} values' if several else _describe(_as_array(result))
         raise UnsupportedEnv(
-            f"'{self._task}' is not of Gymnasium's interface: {call} returned {came}, "
+            f"'{self._task}' breaks Gymnasium's interface: {call} returned {got}, "
             f'not ({", ".join(names)})'
         )
 
@@ -199,7 +196,7 @@ def _is_image(space):
 
 
 def _state_size(name, space):
-    """Return how many numbers Gymnasium flattens an observation to."""
+    """Return the size of the vector to which Gymnasium flattens an observation."""
     if _is_image(space):
         raise ValueError(
             f"'gym_{name}' observes images alone; possible: --observation image"
@@ -213,7 +210,7 @@ def _state_size(name, space):
 
 
 def _describe_space(space):
-    """Return in words what is observed."""
+    """Return a description of an observation space."""
     if not isinstance(space, Box):
         return f'a space {type(space).__name__}'
     if len(space.shape) == 1:
@@ -222,7 +219,7 @@ def _describe_space(space):
 
 
 def _flatten(name, space):
-    """Return the action space in the form that the agent's heads fit."""
+    """Return the action space as a flat Box or Discrete, which the heads need."""
     if isinstance(space, Discrete):
         return space
     if not isinstance(space, Box) or space.dtype.kind != 'f' or 0 in space.shape:
@@ -234,15 +231,15 @@ def _flatten(name, space):
 
 
 def _as_array(value):
-    """Return a value as an array; one of objects, if it is nothing like that."""
+    """Return a value as an array; if it is none, as an array of objects."""
     try:
         return np.asarray(value)
-    except Exception:  # Rows of different lengths, or another's class.
+    except Exception:  # For instance rows of different lengths.
         return np.array(None)
 
 
 def _describe(array):
-    """Return in words what an array of `_as_array` is."""
+    """Return a description of an array from `_as_array`."""
     if array.dtype == object:
         return 'no array'
     if array.dtype.kind not in 'biuf' or not array.size:
@@ -251,10 +248,10 @@ def _describe(array):
 
 
 def _make(name, modules, **kwargs):
-    """Return the environment; `modules` have been imported for it."""
+    """Return the environment; `modules` were imported to register it."""
     try:
         return gymnasium.make(name, disable_env_checker=True, **kwargs)
-    except Exception as error:  # Each environment has its own kinds.
+    except Exception as error:  # Each environment raises other kinds.
         unknown = isinstance(error, gymnasium.error.UnregisteredEnv)
         if not unknown and type(error) is not gymnasium.error.Error:
             raise RuntimeError(
@@ -264,19 +261,19 @@ def _make(name, modules, **kwargs):
         text = ' '.join(str(error).split())
         text += _describe_shadows(modules)
         raise ValueError(
-            f"Unknown task 'gym_{name}'{hint}: {text} (third parties register "
-            'theirs in a module, which --gym_import names)'
+            f"Unknown task 'gym_{name}'{hint}: {text} (--gym_import names a module "
+            'that registers environments of third parties)'
         ) from error
 
 
-def _import(module, asker):
-    """Import a module of someone else, which `asker` names."""
+def _import(module, source):
+    """Import a user's module. `source` says, for errors, where the user named it."""
     name = module.partition('.')[0]
-    message = f"Cannot import the module '{module}' of {asker}"
-    if theirs := _hidden(name):
+    message = f"Cannot import the module '{module}' of {source}"
+    if theirs := _hidden_by_project(name):
         raise ValueError(
-            f"{message}: this project has a '{name}' of its own, which hides {theirs}; "
-            'give yours another name'
+            f"{message}: this project has a '{name}' too, which hides {theirs}; give "
+            'yours another name'
         )
     try:
         importlib.import_module(module)
@@ -285,8 +282,8 @@ def _import(module, asker):
 
 
 def _explain(error, modules=()):
-    """Return an error of another's code in one line, with what may be behind it: one of
-    `modules`, or of those that it names, may be another one by mistake.
+    """Return an error of other people's code in one line, with a likely cause: a file
+    that hides one of `modules`, or a module that the error names.
     """
     text = one_line(error)
     here = {path.stem for path in pathlib.Path.cwd().iterdir()}
@@ -295,13 +292,13 @@ def _explain(error, modules=()):
 
 
 def _describe_shadows(modules):
-    """Return, for a message, which files Python takes for modules in the place of those
-    in the current folder; '' where there are none.
+    """Return, for a message, which modules in the current folder are hidden by modules
+    that Python finds first; '' if none is.
     """
     text = ''
     for name in sorted({module.partition('.')[0] for module in modules}):
         theirs = PathFinder.find_spec(name, [os.getcwd()])
-        with contextlib.suppress(ImportError, ValueError):  # It may have no spec.
+        with contextlib.suppress(ImportError, ValueError):  # A module may lack a spec.
             found = importlib.util.find_spec(name)
             if found and theirs and _place(found) != _place(theirs):
                 text += (
@@ -312,13 +309,13 @@ def _describe_shadows(modules):
 
 
 def _place(spec):
-    """Return where a module is; a folder without __init__.py has no origin."""
+    """Return the path of a module, or of its folder if that has no __init__.py."""
     return spec.origin or list(spec.submodule_search_locations)[0]
 
 
-def _hidden(name):
-    """Return where someone's own module is in whose place Python finds the one of that
-    name in this project; None if it does not.
+def _hidden_by_project(name):
+    """Return the path of a user's module that a file of this project hides, because it
+    has the same name and Python finds it first; None if there is none.
     """
     ours = PathFinder.find_spec(name, [str(ROOT)])
     if not ours or not ours.origin:

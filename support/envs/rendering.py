@@ -1,4 +1,4 @@
-"""Which of MuJoCo's renderers works here, and who needs one."""
+"""The choice of a renderer for MuJoCo that works on this machine."""
 
 import functools
 import os
@@ -7,9 +7,9 @@ import sys
 from importlib.machinery import PathFinder
 
 LINUX_RENDERERS = ('egl', 'osmesa', 'glfw')
-OTHER_RENDERERS = ('glfw',)  # The one name that MuJoCo takes on macOS and Windows.
+OTHER_RENDERERS = ('glfw',)  # MuJoCo has no other on macOS and Windows.
 
-# Of the user's: each can keep a renderer from working that works without it.
+# Environment variables of the user, each of which can prevent rendering.
 DEVICE = 'MUJOCO_EGL_DEVICE_ID'
 VARIABLES = (
     DEVICE,
@@ -27,8 +27,8 @@ INSTALL_HINT = (
     '`apt-get install libosmesa6`'
 )
 
-# Run with MUJOCO_GL set. A context can exist and still draw black. Who draws is good
-# to know, but no condition.
+# A program to run with MUJOCO_GL set. Some contexts draw black only, so it checks an
+# image. It prints 'rendered' before it asks for the device, whose name may be missing.
 RENDER_PROBE = """
 from dm_control import mujoco
 scene = '<mujoco><worldbody><light pos="0 0 3"/><geom size="1"/></worldbody></mujoco>'
@@ -42,22 +42,24 @@ with physics.contexts.gl.make_current() as context:
 """
 
 
-# The one that was chosen for an environment of this process or its workers.
+# The renderer chosen for the environments of this process or its workers, if any.
 _chosen = []
 
 
-class _Supplier:
-    """Python asks it for every module before the import; see `choose_on_import`."""
+class _ImportHook:
+    """The part of `choose_on_import` that Python asks before it imports a module."""
 
-    def __init__(self, ask, then):
-        self._ask, self._then = ask, then
+    def __init__(self, choose, then):
+        self._choose, self._then = choose, then
 
     def find_spec(self, name, path=None, target=None):
-        """Return nothing but MuJoCo's own, which tells when it has been imported."""
+        """Set variables for MuJoCo, and return its spec, changed to call `then` later.
+        Return None for other modules.
+        """
         if name not in ('mujoco', 'dm_control'):
             return None
-        ask, self._ask = self._ask, dict
-        for key, value in ask().items():
+        choose, self._choose = self._choose, dict
+        for key, value in choose().items():
             os.environ.pop(key, None)
             if value is not None:
                 os.environ[key] = value
@@ -76,23 +78,22 @@ class _Supplier:
         return spec
 
 
-def choose_on_import(ask, then=lambda mujoco: None):
-    """See to MuJoCo's renderer when something imports MuJoCo, whatever that is: it
-    heeds its environment variables from then on, and which task needs it is not known
-    by the name.
+def choose_on_import(choose, then=lambda mujoco: None):
+    """Choose a renderer just before MuJoCo is imported and reads its variables. The
+    name of an environment does not say whether it needs MuJoCo.
 
     Args:
-      ask: returns environment variables to set before, or to unset (None).
-      then: takes the module, once it is imported.
+      choose: returns environment variables to set, or to unset where None.
+      then: called with the module after the import.
     """
-    waiting = any(isinstance(finder, _Supplier) for finder in sys.meta_path)
+    waiting = any(isinstance(finder, _ImportHook) for finder in sys.meta_path)
     if not waiting and 'mujoco' not in sys.modules:
-        sys.meta_path.insert(0, _Supplier(ask, then))
+        sys.meta_path.insert(0, _ImportHook(choose, then))
 
 
 def variables(device=None):
-    """Return environment variables with which MuJoCo renders here, for
-    `choose_on_import`: on the GPU `device`, EGL's number of it, if that works.
+    """Return environment variables with which MuJoCo renders. They choose the GPU with
+    EGL's number `device`, if it renders.
 
     Raises:
       RuntimeError: if nothing renders, see `choose_renderer`.
@@ -102,17 +103,17 @@ def variables(device=None):
     if device is None:
         return {'MUJOCO_GL': name}
     probe = name == 'egl' and _render_probe(name, ((DEVICE, device),))
-    # In a container EGL may know fewer GPUs, and by other numbers.
+    # In a container, EGL may number the GPUs differently and lack some of them.
     works = probe and 'rendered' in probe.stdout
     return {'MUJOCO_GL': name, DEVICE: device if works else None}
 
 
 class TaskRenderer:
-    """Choose a renderer if an environment turns out to need MuJoCo's.
+    """Choose a renderer for a task whose environment imports MuJoCo.
 
     Args:
       task: name of the task.
-      env: the child's own environment variables, which win.
+      env: environment variables that only the worker has. They win.
       observes: 'image', 'state', or both.
       film: whether images are recorded where that is possible.
     """
@@ -127,7 +128,7 @@ class TaskRenderer:
         """Return environment variables, see `choose_on_import`.
 
         Raises:
-          RuntimeError: if nothing renders here, and the task does not go without.
+          RuntimeError: if nothing renders here, and the task needs images.
         """
         if 'MUJOCO_GL' in self._env:
             return {}
@@ -138,13 +139,13 @@ class TaskRenderer:
         except RuntimeError as error:
             if self._needed and self._task.startswith('dmc_'):
                 raise
-            # The task may use MuJoCo's physics alone.
+            # Tasks of other suites may need MuJoCo's physics only.
             self._trouble = str(error)
             return {}
 
     def explain(self, error):
-        """Return an error of making the environment, with that of its renderer added if
-        there was one.
+        """Return an error of making the environment, with the renderer's error, if any,
+        added to its message.
         """
         if self._trouble and isinstance(error, RuntimeError):
             return RuntimeError(f'{error} ({self._trouble})')
@@ -152,8 +153,8 @@ class TaskRenderer:
 
 
 def renderer_in_use():
-    """Return the value of MUJOCO_GL that environments of this process or its workers
-    render with; empty where none has needed one.
+    """Return the value of MUJOCO_GL in environments of this process or its workers;
+    '' if none of them needed a renderer.
     """
     return _chosen[0] if _chosen else ''
 
@@ -161,13 +162,12 @@ def renderer_in_use():
 def choose_renderer():
     """Return a value of MUJOCO_GL with which MuJoCo renders here.
 
-    The user's MUJOCO_GL is kept, if it renders. Otherwise the first renderer that
-    does is chosen. Each is tried in a short process of its own, because one that
-    fails can take its process with it.
+    The user's MUJOCO_GL is kept. Otherwise the first renderer that works is chosen.
+    Each is tried in a short separate process, because a failure can crash the process.
 
     Raises:
-      RuntimeError: if the user's choice does not render, or if nothing does; the
-        message says what does, what to install, or which variable to unset.
+      RuntimeError: if the user's choice does not render, or if nothing renders. The
+        message says what renders, what to install, or which variable to unset.
     """
     names = LINUX_RENDERERS if sys.platform == 'linux' else OTHER_RENDERERS
     chosen = os.environ.get('MUJOCO_GL')
@@ -184,7 +184,7 @@ def choose_renderer():
     for name in names:
         if not _render_error(name):
             return name
-        # Who has asked for a GPU does not want the next renderer, which has none.
+        # A user who chose a GPU does not want the next renderer, which uses the CPU.
         _blame_variables(name, [DEVICE])
     for name in names:
         _blame_variables(name, VARIABLES)
@@ -193,8 +193,8 @@ def choose_renderer():
 
 
 def _blame_variables(name, variables):
-    """Raise RuntimeError if MuJoCo does render with MUJOCO_GL=name, but for one of the
-    user's environment variables, or for all of them.
+    """Raise RuntimeError if MuJoCo renders with MUJOCO_GL=name once one of the user's
+    environment variables, or all of them, are unset.
     """
     found = [key for key in variables if key in os.environ]
     for keys in [*([key] for key in found), found]:
@@ -203,15 +203,15 @@ def _blame_variables(name, variables):
             what = ' and '.join(f'{key}={os.environ[key]}' for key in keys)
             raise RuntimeError(
                 f'{what} {"is" if len(keys) == 1 else "are"} set, with which MuJoCo '
-                f'does not render here ({_render_error(name)}), and without which it '
-                f'does, with {name}: unset {" and ".join(keys)}'
+                f'does not render here ({_render_error(name)}), but without which it '
+                f'renders with {name}: unset {" and ".join(keys)}'
             )
 
 
 def render_device(name):
-    """Return what draws with MUJOCO_GL=name, as OpenGL names it; empty if unknown.
+    """Return OpenGL's name of the device behind MUJOCO_GL=name; '' if unknown.
 
-    'llvmpipe' and 'softpipe' are Mesa's, which draw on the CPU.
+    'llvmpipe' and 'softpipe' are Mesa's renderers on the CPU.
     """
     probe = _render_probe(name)
     return probe.stdout.partition('rendered')[2].strip() if probe else ''
@@ -234,11 +234,11 @@ def _render_probe(name, changes=()):
 
 
 def _render_error(name):
-    """Return why MuJoCo does not render with MUJOCO_GL=name; empty if it does."""
+    """Return why MuJoCo does not render with MUJOCO_GL=name; '' if it does."""
     probe = _render_probe(name)
     if not probe:
         return 'no answer'
-    # Judged by what it printed: some drivers crash while they are unloaded.
+    # Exit codes say little: some drivers crash when they are unloaded.
     if 'rendered' in probe.stdout:
         return ''
     lines = probe.stderr.split('\n') if probe.returncode > 0 else []
