@@ -11,4 +11,5 @@ run() { # TASK SEED FLAG ...
 
 run dmc_cartpole_swingup 0 --steps 100000
 run dmc_walker_walk 0 --steps 100000
+run gym_LunarLander-v3 0 --steps 100000
 run gym_Pendulum-v1 0 --steps 100000
