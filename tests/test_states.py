@@ -120,6 +120,25 @@ def test_what_cannot_be_observed_is_refused(spaces, task, observes, words):
         wrappers.make(task, observes=tuple(observes.split()))
 
 
+def test_where_evaluations_cannot_be_filmed_the_way_out_is_named(monkeypatch):
+    class Undrawable(Observing):
+        metadata = {'render_modes': ['rgb_array']}
+
+        def __init__(self, render_mode=None):
+            super().__init__(Box(-1, 1, (2,), np.float32), np.zeros(2, np.float32))
+
+        def render(self):
+            raise ModuleNotFoundError("No module named 'pygame'")
+
+    spec = gymnasium.envs.registration.EnvSpec('Undrawable-v0', entry_point=Undrawable)
+    monkeypatch.setitem(gymnasium.registry, 'Undrawable-v0', spec)
+    with pytest.raises(RuntimeError, match='pygame.*; possible: --eval_video false$'):
+        wrappers.make('gym_Undrawable-v0', observes=('state',), film=True)
+    wrappers.make('gym_Undrawable-v0', observes=('state',)).reset()
+    with pytest.raises(RuntimeError, match="pygame'$"):
+        wrappers.make('gym_Undrawable-v0', observes=('image',))
+
+
 def test_a_state_that_is_not_finite_ends_the_run_with_its_value(spaces):
     env = workers.LocalWorker('gym_Infinite-v0', dict(observes=('state',)))
     with pytest.raises(workers.WorkerError, match='a state with inf, no finite'):

@@ -15,6 +15,8 @@ from gymnasium.spaces.utils import flatdim, flatten
 from support.envs import UnsupportedEnv, action_box, did_you_mean, one_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# What helps where rendering fails and only evaluations would show it.
+FILM_NOTHING = '; possible: --eval_video false'
 
 
 class GymnasiumTask(gymnasium.Env):
@@ -76,7 +78,7 @@ class GymnasiumTask(gymnasium.Env):
             can_render = 'rgb_array' in self._env.metadata.get('render_modes', [])
             if not self.renders and ('image' in observes or film and can_render):
                 self._make_rendering(name, modules)
-            self._try_out()
+            self._try_out('' if 'image' in observes else FILM_NOTHING)
         except BaseException:
             with contextlib.suppress(Exception):
                 self.close()
@@ -156,8 +158,12 @@ class GymnasiumTask(gymnasium.Env):
         self._env = _make(name, modules, render_mode='rgb_array')
         self.renders = True
 
-    def _try_out(self):
-        """Raise errors of resetting and observing now, not in the first episode."""
+    def _try_out(self, without_images):
+        """Raise errors of resetting and observing now, not in the first episode.
+
+        Args:
+          without_images: what the message of a rendering error adds.
+        """
         calls = dict(reset=self.reset)
         if self.renders:
             calls['render'] = self.render
@@ -169,8 +175,9 @@ class GymnasiumTask(gymnasium.Env):
             except UnsupportedEnv:
                 raise
             except Exception as error:  # Each environment raises other kinds.
+                hint = without_images if verb == 'render' else ''
                 raise RuntimeError(
-                    f"Cannot {verb} '{self._task}': {_explain(error)}"
+                    f"Cannot {verb} '{self._task}': {_explain(error)}{hint}"
                 ) from error
 
     def _unpack(self, result, call, names):
