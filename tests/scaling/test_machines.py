@@ -176,9 +176,11 @@ def test_two_machines_make_the_updates_of_one(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_loses_a_machine_is_saved_and_goes_on(tmp_path):
-    """At its end, and after every phase, the machines compare their weights."""
+    """At its end, and after every phase, the machines compare their weights. They
+    observe states.
+    """
     logdir = tmp_path / 'run'
-    command = [*short_run(logdir), '--steps', '300']
+    command = [*short_run(logdir), '--steps', '300', '--observation', 'state']
     codes, _, errors = run_both(command, ('', 'update:3'))
     assert codes == [1, -9]
     stopped, saved = errors[0]
