@@ -121,7 +121,7 @@ def make(
     else:
         env = ActionRepeat(TimeLimit(env, time_limit), action_repeat)
     discrete = isinstance(env.action_space, Discrete)
-    env = OneHotAction(env) if discrete else _normalize_action(env)
+    env = OneHotAction(env) if discrete else normalize_action(env)
     return Observation(env, observes, size)
 
 
@@ -262,7 +262,7 @@ class Observation(gymnasium.ObservationWrapper):
         return np.array(image)
 
 
-def _normalize_action(env):
+def normalize_action(env):
     """Map actions in [-1, 1] to the bounds of the environment.
 
     A component with one finite bound has a range of length 2 that begins or ends at

@@ -190,7 +190,7 @@ raw.task.random.seed(3)
 raw.reset()
 rewards = [raw.step(action).reward for action in np.repeat(actions, 2, 0)[:1000]]
 env = wrappers.DeepMindControl('cartpole_swingup')
-env = wrappers.ActionRepeat(wrappers._normalize_action(env), 2)
+env = wrappers.ActionRepeat(wrappers.normalize_action(env), 2)
 env.reset(seed=3)
 steps = []
 while not steps or not (steps[-1][1] or steps[-1][2]):
@@ -209,7 +209,7 @@ print(json.dumps([rewards, steps]))
 import json, numpy as np, wrappers
 env = wrappers.DeepMindControl('lqr_lqr_2_1')
 unbounded = bool(np.isinf(env.action_space.high).all())
-env = wrappers._normalize_action(env)
+env = wrappers.normalize_action(env)
 env.reset(seed=0)
 with env.unwrapped._env.physics.reset_context():
     pass  # At rest in the origin the task is done.
@@ -283,7 +283,7 @@ class TestWrappers:
                 wrappers.make('dummy_continuous', **{key: amount})
 
     def test_actions_reach_the_bounds(self):
-        env = wrappers._normalize_action(Counter(low=-2, high=6))
+        env = wrappers.normalize_action(Counter(low=-2, high=6))
         env.reset()
         for action in ([-1, 1], [0, 0.5], [-3, 3]):
             env.step(np.array(action, np.float32))
@@ -296,7 +296,7 @@ class TestWrappers:
         low = np.array([0, -1, 0.1, -7], np.float32)
         high = np.array([0, 1, 0.1, -7], np.float32)
         inner.action_space = Box(low, high)
-        env = wrappers._normalize_action(inner)
+        env = wrappers.normalize_action(inner)
         env.reset()
         for sign in -1, 0.3, 1:
             env.step(np.full(4, sign, np.float32))
@@ -310,7 +310,7 @@ class TestWrappers:
         low = np.array([0, -np.inf, 5, -np.inf, -0.5], np.float32)
         high = np.array([4, np.inf, np.inf, -2, np.inf], np.float32)
         inner.action_space = Box(low, high)
-        env = wrappers._normalize_action(inner)
+        env = wrappers.normalize_action(inner)
         env.reset()
         for value in -3, -1, 0.5, 1:
             env.step(np.full(5, value, np.float32))
@@ -360,7 +360,7 @@ class TestDummyContinuous:
     POLICIES = {
         'random': lambda env: env.action_space.sample(),
         'stay': lambda env: np.zeros(2, np.float32),
-        'centre': lambda env: np.clip(-env._point / env.SPEED, -1, 1),
+        'centre': lambda env: np.clip(-env.point / env.SPEED, -1, 1),
         'expert': lambda env: env.expert_action(),
     }
 
@@ -386,7 +386,7 @@ class TestDummyContinuous:
         for seed in range(10):
             image = env.reset(seed=seed)[0]['image'] / 255
             places = (np.arange(64) - 31.5) / 32 * dummies.MARGIN
-            for channel, place in (0, env.unwrapped._point), (1, env.unwrapped._target):
+            for channel, place in (0, env.unwrapped.point), (1, env.unwrapped.target):
                 layer = image[..., channel]
                 x = (layer.sum(0) * places).sum() / layer.sum()
                 y = (layer.sum(1) * places).sum() / layer.sum()
@@ -413,7 +413,7 @@ class TestDummyContinuous:
         env.reset(seed=0)
         for _ in range(30):
             env.step(np.array([5, -5], np.float32))
-        np.testing.assert_array_equal(env._point, [1, -1])
+        np.testing.assert_array_equal(env.point, [1, -1])
 
     @pytest.mark.filterwarnings('ignore:.*different from the unwrapped')
     def test_gymnasium_checks(self):
@@ -427,7 +427,7 @@ class TestDummyDiscrete:
     @staticmethod
     def towards(env, place):
         """Return the action after which the point is closest to a place."""
-        moved = env._point + env.SPEED * env.MOVES
+        moved = env.point + env.SPEED * env.MOVES
         return int(np.linalg.norm(moved - place, axis=1).argmin())
 
     POLICIES = {
@@ -435,7 +435,7 @@ class TestDummyDiscrete:
         'stay': lambda env: env.STAY,
         'right': lambda env: 0,
         'centre': lambda env: TestDummyDiscrete.towards(env, np.zeros(2)),
-        'hazard': lambda env: TestDummyDiscrete.towards(env, env._hazard),
+        'hazard': lambda env: TestDummyDiscrete.towards(env, env.hazard),
         'expert': lambda env: env.expert_action(),
     }
 
@@ -474,7 +474,7 @@ class TestDummyDiscrete:
         for seed in range(5):
             image = env.reset(seed=seed)[0]['image']
             inner = env.unwrapped
-            places = inner._point, inner._target, inner._hazard
+            places = inner.point, inner.target, inner.hazard
             expected = dummies.draw(places, (64, 64))
             np.testing.assert_array_equal(image, expected)
             for channel, place in enumerate(places):
@@ -486,35 +486,35 @@ class TestDummyDiscrete:
         env = wrappers.DummyDiscrete()
         for action, (x, y) in enumerate([(1, 0), (-1, 0), (0, 1), (0, -1), (0, 0)]):
             env.reset(seed=0)
-            env._point, env._hazard = np.array([0.2, -0.1]), np.array([9, 9])
+            env.point, env.hazard = np.array([0.2, -0.1]), np.array([9, 9])
             for _ in range(7):
                 env.step(action)
             expected = [x or 0.2, y or -0.1]
-            np.testing.assert_allclose(env._point, expected)
+            np.testing.assert_allclose(env.point, expected)
 
     def test_target_and_hazard_change_places_and_the_point_starts_apart(self):
         env, targets = wrappers.DummyDiscrete(), []
         for seed in range(50):
             env.reset(seed=seed)
-            targets.append(env._target[0])
-            assert env._target[0] == -env._hazard[0]
+            targets.append(env.target[0])
+            assert env.target[0] == -env.hazard[0]
             for place in env.PLACES:
-                assert np.linalg.norm(env._point - place) > 2 * env.RADIUS
+                assert np.linalg.norm(env.point - place) > 2 * env.RADIUS
         assert set(targets) == set(env.PLACES[:, 0])
         assert 15 < np.sum(np.array(targets) > 0) < 35
 
     def test_point_falls_into_the_hazard(self):
         env = wrappers.DummyDiscrete()
         env.reset(seed=0)
-        env._point = env._hazard + [0, 0.5]
+        env.point = env.hazard + [0, 0.5]
         assert env.step(env.STAY)[1:3] == (0, False)
         assert env.step(3)[1:3] == (1, True)
-        np.testing.assert_array_equal(env._point, env._hazard)
+        np.testing.assert_array_equal(env.point, env.hazard)
 
     def test_end_is_marked_through_all_wrappers(self):
         env = wrappers.make('dummy_discrete', action_repeat=3, time_limit=50)
         env.reset(seed=0)
-        env.unwrapped._point = env.unwrapped._hazard
+        env.unwrapped.point = env.unwrapped.hazard
         _, reward, terminated, truncated, info = env.step(np.eye(5, dtype='f4')[4])
         assert (reward, terminated, truncated) == (1, True, False)
         assert info == {'simulator_steps': 1}

@@ -84,6 +84,7 @@ class Worker(Stepped):
 
     Attributes:
       observation_space, action_space: the environment's; known once it is made.
+      timeout: as the argument, for the answers to come.
 
     Raises:
       ValueError, RuntimeError: if the environment refuses to be made, for instance
@@ -95,7 +96,7 @@ class Worker(Stepped):
         self._task = task
         self._kwargs = kwargs or {}
         self._env = dict(env or {})
-        self._timeout = timeout
+        self.timeout = timeout
         self._renderer = _find_renderer(task, self._env, self._kwargs)
         self._start()
         if wait:
@@ -110,7 +111,7 @@ class Worker(Stepped):
         """Wait until the environment is made. If that fails, close the worker."""
         try:
             self.observation_space, self.action_space = self._receive(
-                max(self._timeout, STARTUP)
+                max(self.timeout, STARTUP)
             )
             self._observation = simulator.SharedObservation(
                 self._memory.fileno(), self.observation_space
@@ -134,7 +135,7 @@ class Worker(Stepped):
           WorkerError: if the environment raised an error (the message holds its
             traceback), or if its process died or gave no answer in time.
         """
-        answer = self._receive(self._timeout)
+        answer = self._receive(self.timeout)
         return self._observation.read(), *answer
 
     def _receive(self, timeout):

@@ -41,6 +41,8 @@ class DummyContinuous(gymnasium.Env):
     within `RADIUS` of the target, and 0 elsewhere. Neither a blind policy nor a policy
     that looks one step ahead does well. Use it with 50 steps an episode and without
     action repeat.
+
+    `point` and `target` are arena coordinates, float64 [2].
     """
 
     SPEED = 0.25
@@ -57,26 +59,26 @@ class DummyContinuous(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self._point, self._target = self.np_random.uniform(-1, 1, (2, 2))
+        self.point, self.target = self.np_random.uniform(-1, 1, (2, 2))
         return {}, {}
 
     def step(self, action):
         move = self.SPEED * np.clip(action, -1, 1)
-        self._point = np.clip(self._point + move, -1, 1)
-        distance = np.linalg.norm(self._target - self._point)
+        self.point = np.clip(self.point + move, -1, 1)
+        distance = np.linalg.norm(self.target - self.point)
         return {}, float(distance < self.RADIUS), False, False, {}
 
     def state(self):
         """Return the positions of point and target, float32 [4]."""
-        return np.concatenate([self._point, self._target]).astype(np.float32)
+        return np.concatenate([self.point, self.target]).astype(np.float32)
 
     def render(self):
         """Draw the point in red and the target in green."""
-        return draw((self._point, self._target), self._size)
+        return draw((self.point, self.target), self._size)
 
     def expert_action(self):
         """Return the action, float32 [2], that moves straight to the target."""
-        move = (self._target - self._point) / self.SPEED
+        move = (self.target - self.point) / self.SPEED
         return np.clip(move, -1, 1).astype(np.float32)
 
 
@@ -109,42 +111,42 @@ class DummyDiscrete(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self._target, self._hazard = self.np_random.permutation(self.PLACES)
+        self.target, self.hazard = self.np_random.permutation(self.PLACES)
         while True:
-            self._point = self.np_random.uniform(-1, 1, 2)
-            gaps = np.linalg.norm([self._target, self._hazard] - self._point, axis=1)
+            self.point = self.np_random.uniform(-1, 1, 2)
+            gaps = np.linalg.norm([self.target, self.hazard] - self.point, axis=1)
             if gaps.min() > 2 * self.RADIUS:
                 return {}, {}
 
     def step(self, action):
-        self._point = self._moved(self._point, action)
-        if self._within(self._point, self._hazard):
-            self._point = self._hazard
+        self.point = self._moved(self.point, action)
+        if self._within(self.point, self.hazard):
+            self.point = self.hazard
             return {}, 1.0, True, False, {}
-        reward = float(self._within(self._point, self._target))
+        reward = float(self._within(self.point, self.target))
         return {}, reward, False, False, {}
 
     def state(self):
         """Return the positions of point, target and hazard, float32 [6]."""
-        places = self._point, self._target, self._hazard
+        places = self.point, self.target, self.hazard
         return np.concatenate(places).astype(np.float32)
 
     def render(self):
         """Draw the point in red, the target in green and the hazard in blue."""
-        return draw((self._point, self._target, self._hazard), self._size)
+        return draw((self.point, self.target, self.hazard), self._size)
 
     def expert_action(self):
         """Return the first action, an int, of a shortest way around the hazard."""
-        frontier, seen = [(self._point, None)], set()
+        frontier, seen = [(self.point, None)], set()
         while frontier:
             level, frontier = frontier, []
             for place, first in level:
-                if self._within(place, self._target):
+                if self._within(place, self.target):
                     return self.STAY if first is None else first
                 for action in range(self.STAY):
                     moved = self._moved(place, action)
                     key = tuple(moved.round(6))
-                    if key in seen or self._within(moved, self._hazard):
+                    if key in seen or self._within(moved, self.hazard):
                         continue
                     seen.add(key)
                     frontier.append((moved, action if first is None else first))

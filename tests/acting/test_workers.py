@@ -51,7 +51,7 @@ def is_gone(pid):
 
 def hang(worker):
     """Stop the process of a worker while it is asked, and close the worker."""
-    worker._timeout = 0.5
+    worker.timeout = 0.5
     os.kill(worker.pid, signal.SIGSTOP)
     worker.start_reset(0)
     with pytest.raises(workers.WorkerError, match='no answer within 0.5 s'):
@@ -129,7 +129,7 @@ class TestWorker:
 
     def test_a_start_may_take_longer_than_an_answer(self):
         worker = workers.Worker('dummy_continuous', KWARGS, timeout=0.01)
-        worker._timeout = 60
+        worker.timeout = 60
         episode(worker, steps=1)
         worker.close()
 
@@ -170,7 +170,7 @@ class TestWorker:
             'import os, subprocess\n'
             'from support.acting import workers\n'
             'worker = workers.Worker("dummy_continuous")\n'
-            'worker._timeout = 6\n'
+            'worker.timeout = 6\n'
             'os.kill(worker.pid, 19)\n'
             'worker.start_reset(0)\n'
             'signals = f"sleep 2; kill -STOP {os.getpid()}; sleep 7; "\n'
@@ -522,7 +522,7 @@ class TestCollector:
 
     def test_failed_environments_are_restarted_and_their_episodes_dropped(self, capfd):
         group = workers.make_workers('dummy_continuous', 2, KWARGS)
-        group[1]._timeout = 5
+        group[1].timeout = 5
         collector = Collector(group, seed=0)
         self.act(collector, 20)
         os.kill(group[0].pid, signal.SIGKILL)
