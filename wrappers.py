@@ -59,7 +59,7 @@ _MAKERS = dict(
 )
 SUITES = tuple(_MAKERS)
 # Suites with images alone.
-IMAGES_ONLY = ('atari', 'dmlab')
+IMAGE_SUITES = ('atari', 'dmlab')
 # Arguments of `make` besides the task: those for all suites, and those for some.
 SETTINGS = {'action_repeat', 'time_limit', 'size', 'training', 'observes', 'film'}
 SETTINGS |= {name for _, names in _MAKERS.values() for name in names.split()}
@@ -138,7 +138,7 @@ def _check(task, action_repeat, time_limit, observes, settings):
             raise ValueError(f'The {what} must be at least 1, not {number}')
     if unknown := settings.keys() - SETTINGS:
         raise TypeError(f'No suite has the settings {sorted(unknown)}')
-    if suite in IMAGES_ONLY and 'state' in observes:
+    if suite in IMAGE_SUITES and 'state' in observes:
         raise ValueError(f"'{task}' has images alone; possible: --observation image")
 
 

@@ -106,7 +106,7 @@ print(json.dumps(messages))
 
     def test_names_with_underscores(self):
         tasks = [('ball_in_cup', 'catch'), ('point_mass', 'easy'), ('reacher', 'easy')]
-        find = wrappers.DeepMindControl._find
+        find = wrappers.DeepMindControl._split_name
         assert find('ball_in_cup_catch', tasks) == ('ball_in_cup', 'catch')
         assert find('cup_catch', tasks) == ('ball_in_cup', 'catch')
         assert find('point_mass_easy', tasks) == ('point_mass', 'easy')
@@ -638,7 +638,7 @@ try:
 except RuntimeError as error:
     print(json.dumps(str(error)))
 """
-        unset = dict.fromkeys(['MUJOCO_GL', *rendering.VARIABLES])
+        unset = dict.fromkeys(['MUJOCO_GL', *rendering.DISTURBING_VARIABLES])
         env = {k: v for k, v in os.environ.items() if k not in unset}
         message = json.loads(
             subprocess.run(

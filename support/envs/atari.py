@@ -36,7 +36,7 @@ class Atari(gymnasium.Env):
         import ale_py
         from ale_py import roms
 
-        rom = self._find(name)
+        rom = self._find_rom(name)
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._ale = ale_py.ALEInterface()
         # `step` draws sticky actions. The emulator would draw them from a seed that it
@@ -44,7 +44,7 @@ class Atari(gymnasium.Env):
         self._ale.setFloat('repeat_action_probability', 0)
         self._ale.setInt('random_seed', 0)
         self._ale.loadROM(roms.get_rom_path(rom))
-        self._loaded = self._ale.cloneState()
+        self._initial_state = self._ale.cloneState()
         self._actions = self._ale.getMinimalActionSet()
         # All games take this action, also those whose minimal set lacks it.
         self._noop = ale_py.Action.NOOP
@@ -82,7 +82,7 @@ class Atari(gymnasium.Env):
         return np.maximum.reduce(self._frames)
 
     @staticmethod
-    def _find(name):
+    def _find_rom(name):
         """Return the id of the game's ROM."""
         from ale_py import ALEInterface, roms
 
@@ -109,7 +109,7 @@ class Atari(gymnasium.Env):
 
     def _new_game(self):
         # A reset of the emulator alone leaves high scores in its memory.
-        self._ale.restoreState(self._loaded)
+        self._ale.restoreState(self._initial_state)
         self._ale.reset_game()
         noops = self.np_random.integers(1, self._noops + 1) if self._noops else 0
         for _ in range(noops):

@@ -31,7 +31,7 @@ class DeepMindControl(gymnasium.Env):
     def __init__(self, name, size=(64, 64), render_quality='standard'):
         from dm_control import suite
 
-        domain, task = self._find(name, suite.ALL_TASKS)
+        domain, task = self._split_name(name, suite.ALL_TASKS)
         # A few tasks draw properties of the body while they are built. With a fixed
         # seed all workers simulate the same body.
         self._env = suite.load(domain, task, task_kwargs={'random': 0})
@@ -75,7 +75,7 @@ class DeepMindControl(gymnasium.Env):
         self._env.close()
 
     @staticmethod
-    def _find(name, tasks):
+    def _split_name(name, tasks):
         """Return domain and task of DOMAIN_TASK. Both can contain underscores."""
         names = {f'{domain}_{task}': (domain, task) for domain, task in tasks}
         names['cup_catch'] = ('ball_in_cup', 'catch')  # The paper's name.

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
-BLOB = 0.25  # Standard deviation of a blob: 7 pixels of 64.
+BLOB_STD = 0.25  # 7 pixels of 64.
 MARGIN = 1.14  # The image shows a little more than the arena.
 
 
@@ -29,7 +29,7 @@ def draw(places, size):
     image = np.zeros((height, width, 3), np.uint8)
     for channel, (x, y) in enumerate(places):
         square = (pixel_x - x) ** 2 + (pixel_y - y) ** 2
-        image[..., channel] = 255 * np.exp(-square / (2 * BLOB**2))
+        image[..., channel] = 255 * np.exp(-square / (2 * BLOB_STD**2))
     return image
 
 

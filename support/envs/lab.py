@@ -50,15 +50,15 @@ LAB_STATEFUL = (*LAB_TOP_LEVELS, 'lasertag_one_opponent_small')
 
 # Levels with a part for training, NAME_train, and a hold-out part, NAME_test. Other
 # levels get hold-out episodes from `mixerSeed`, which changes the episodes' seeds.
-LAB_HELD_OUT = ('rooms_collect_good_objects', 'rooms_exploit_deferred_effects')
+LAB_WITH_TEST_PARTS = ('rooms_collect_good_objects', 'rooms_exploit_deferred_effects')
 
 # Ends of the names of levels that show images from outside of the package.
 LAB_WITH_IMAGES = ('arbitrary_visuomotor_mapping', 'continuous_recognition')
-LAB_IMAGES = 2400  # Number of these images, from 0001.png on.
+LAB_IMAGE_COUNT = 2400  # From 0001.png on.
 
 # For each kind of file in a compiled level: its first bytes, the position of its table
 # of parts, and the number of parts.
-LAB_FILES = {'bsp': (b'IBSP', 8, 17), 'aas': (b'EAAS', 12, 14)}
+LAB_FILE_FORMATS = {'bsp': (b'IBSP', 8, 17), 'aas': (b'EAAS', 12, 14)}
 
 # TF1's nine actions (look left-right, look up-down, strafe, move, fire, jump, crouch),
 # written as the argument `lab_actions` is.
@@ -174,7 +174,7 @@ class DeepMindLab(gymnasium.Env):
     def step(self, action):
         if self._env is None:
             raise RuntimeError(f"'{self._task}' is closed: it cannot take a step")
-        with self._one_line():
+        with self._shortened_errors():
             reward = self._env.step(self._actions[action], num_steps=self._repeat)
             running = self._env.is_running()
             if running:
@@ -214,7 +214,7 @@ class DeepMindLab(gymnasium.Env):
                 'pkg_resources'
             ) from error
         try:
-            with self._one_line():
+            with self._shortened_errors():
                 return deepmind_lab.Lab(
                     level,
                     ['RGB_INTERLEAVED'],
@@ -235,7 +235,7 @@ class DeepMindLab(gymnasium.Env):
             hints.append(
                 'this level needs images, in a folder that --lab_dataset names'
             )
-        with self._one_line(*hints):
+        with self._shortened_errors(*hints):
             self._env.reset(seed=seed)
             self._image = self._env.observations()['RGB_INTERLEAVED']
 
@@ -263,7 +263,7 @@ class DeepMindLab(gymnasium.Env):
         )
 
     @contextlib.contextmanager
-    def _one_line(self, *hints):
+    def _shortened_errors(self, *hints):
         """Shorten the simulator's errors to one line that says the cause."""
         try:
             yield
@@ -281,7 +281,7 @@ def _find_level(name, training, holdout):
     """Return the simulator's name of a level, or of its hold-out part in evaluation."""
     level = f'contributed/dmlab30/{name}' if name in LAB_LEVELS else name
     stem, _, part = level.rpartition('_')
-    if not stem.endswith(LAB_HELD_OUT):
+    if not stem.endswith(LAB_WITH_TEST_PARTS):
         return level
     if part == 'test' and training:
         train = f'dmlab_{name.removesuffix("test")}train'
@@ -311,12 +311,12 @@ def _make_config(name, size, renderer, holdout, dataset):
 
 def _check_images(dataset):
     """Raise ValueError if images are missing, which would end an episode midway."""
-    wanted = [f'{number:04}.png' for number in range(1, LAB_IMAGES + 1)]
+    wanted = [f'{number:04}.png' for number in range(1, LAB_IMAGE_COUNT + 1)]
     missing = sorted({*wanted} - {*os.listdir(dataset)})
     if missing:
         raise ValueError(
             f"--lab_dataset is '{dataset}', which lacks {len(missing):,} of the "
-            f'{LAB_IMAGES:,} images {wanted[0]} to {wanted[-1]}, {missing[0]} first'
+            f'{len(wanted):,} images {wanted[0]} to {wanted[-1]}, {missing[0]} first'
         )
 
 
@@ -328,8 +328,8 @@ def _parse_actions(text):
         )
     except (ValueError, OverflowError):
         raise ValueError(
-            f"The actions '{text}' of DeepMind Lab are not lists of equally many "
-            f"integers, such as '{LAB_ACTIONS[:30]}'"
+            f"The actions '{text}' of DeepMind Lab are not integers, equally many in "
+            f"each action, such as '{LAB_ACTIONS[:30]}'"
         ) from None
 
 
@@ -434,7 +434,7 @@ def _is_whole(level, key):
 
 def _has_all_parts(data, ending):
     """Whether a file of a level contains all of each part that its table lists."""
-    ident, start, count = LAB_FILES[ending]
+    ident, start, count = LAB_FILE_FORMATS[ending]
     header = np.frombuffer(data[: start + 8 * count], np.uint8).copy()
     if ending == 'aas' and header[4] == 5:  # Version 4 is not scrambled.
         header[8:] ^= (119 * np.arange(len(header) - 8)).astype(np.uint8)

@@ -67,12 +67,12 @@ class GymnasiumTask(gymnasium.Env):
         self._task = f'gym_{name}'
         self._env = _make(name, modules)
         space = self._env.observation_space
-        self._from_observation = self.renders = _is_image(space)
+        self._observes_image = self.renders = _is_image(space)
         self._shape = space.shape
         self.observation_space = Dict()
         self.state_size = 0
         try:
-            self.action_space = _flatten(name, self._env.action_space)
+            self.action_space = _flat_actions(name, self._env.action_space)
             if 'state' in observes:
                 self.state_size = _state_size(name, space)
             can_render = 'rgb_array' in self._env.metadata.get('render_modes', [])
@@ -106,7 +106,7 @@ class GymnasiumTask(gymnasium.Env):
         return {}, reward, bool(terminated), bool(truncated), {}
 
     def render(self):
-        if not self._from_observation:
+        if not self._observes_image:
             image = _as_array(self._env.render())
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise UnsupportedEnv(
@@ -225,7 +225,7 @@ def _describe_space(space):
     return f'{space.dtype} of shape {space.shape}'
 
 
-def _flatten(name, space):
+def _flat_actions(name, space):
     """Return the action space as a flat Box or Discrete, which the heads need."""
     if isinstance(space, Discrete):
         return space
@@ -266,7 +266,7 @@ def _make(name, modules, **kwargs):
             ) from error
         hint = did_you_mean(name, list(gymnasium.registry), 'gym')
         text = ' '.join(str(error).split())
-        text += _describe_shadows(modules)
+        text += _describe_hidden(modules)
         raise ValueError(
             f"Unknown task 'gym_{name}'{hint}: {text} (--gym_import names a module "
             'that registers environments of third parties)'
@@ -295,10 +295,10 @@ def _explain(error, modules=()):
     text = one_line(error)
     here = {path.stem for path in pathlib.Path.cwd().iterdir()}
     named = {name for name in here if f"'{name}'" in text}
-    return text + _describe_shadows([*modules, *named])
+    return text + _describe_hidden([*modules, *named])
 
 
-def _describe_shadows(modules):
+def _describe_hidden(modules):
     """Return, for a message, which modules in the current folder are hidden by modules
     that Python finds first; '' if none is.
     """
@@ -307,15 +307,15 @@ def _describe_shadows(modules):
         theirs = PathFinder.find_spec(name, [os.getcwd()])
         with contextlib.suppress(ImportError, ValueError):  # A module may lack a spec.
             found = importlib.util.find_spec(name)
-            if found and theirs and _place(found) != _place(theirs):
+            if found and theirs and _path_of(found) != _path_of(theirs):
                 text += (
-                    f" (the module '{name}' is {_place(found)}, which hides "
-                    f'{_place(theirs)}; give yours another name)'
+                    f" (the module '{name}' is {_path_of(found)}, which hides "
+                    f'{_path_of(theirs)}; give yours another name)'
                 )
     return text
 
 
-def _place(spec):
+def _path_of(spec):
     """Return the path of a module, or of its folder if that has no __init__.py."""
     return spec.origin or list(spec.submodule_search_locations)[0]
 
@@ -330,4 +330,4 @@ def _hidden_by_project(name):
     places = [os.getcwd(), *sys.path]
     others = [path for path in places if pathlib.Path(path).resolve() != ROOT]
     theirs = PathFinder.find_spec(name, others)
-    return theirs and _place(theirs)
+    return theirs and _path_of(theirs)

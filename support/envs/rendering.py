@@ -11,7 +11,7 @@ OTHER_RENDERERS = ('glfw',)  # MuJoCo has no other on macOS and Windows.
 
 # Environment variables of the user, each of which can prevent rendering.
 DEVICE = 'MUJOCO_EGL_DEVICE_ID'
-VARIABLES = (
+DISTURBING_VARIABLES = (
     DEVICE,
     'PYOPENGL_PLATFORM',
     'EGL_PLATFORM',
@@ -175,7 +175,7 @@ def choose_renderer():
         error = _render_error(chosen)
         if not error:
             return chosen
-        _blame_variables(chosen, VARIABLES)
+        _blame_variables(chosen, DISTURBING_VARIABLES)
         others = [n for n in names if n != chosen and not _render_error(n)]
         instead = f'use MUJOCO_GL={" or ".join(others)}' if others else INSTALL_HINT
         raise RuntimeError(
@@ -187,7 +187,7 @@ def choose_renderer():
         # A user who chose a GPU does not want the next renderer, which uses the CPU.
         _blame_variables(name, [DEVICE])
     for name in names:
-        _blame_variables(name, VARIABLES)
+        _blame_variables(name, DISTURBING_VARIABLES)
     tried = '; '.join(f'{name}: {_render_error(name)}' for name in names)
     raise RuntimeError(f'MuJoCo cannot render here ({tried}); {INSTALL_HINT}')
 

@@ -59,12 +59,12 @@ def write(folder, agent, logdir, name, score):
 
 
 def refuse_to_train(logdir):
-    """Raise UserError if a folder holds an agent that was exported: a run cannot go on
-    from weights alone.
+    """Raise UserError if a folder holds an exported agent, because training cannot
+    resume from weights alone.
     """
     if (pathlib.Path(logdir) / ORIGIN).exists():
         raise UserError(
-            f'{logdir} holds the weights of an agent, without what training goes on '
-            f'from; python evaluate.py --logdir {logdir} plays it; choose another '
+            f'{logdir} holds the weights of an agent, from which training cannot '
+            f'resume; python evaluate.py --logdir {logdir} plays it; choose another '
             '--logdir'
         )
