@@ -313,7 +313,7 @@ def test_map_that_does_not_compile_is_one_short_line(lab, monkeypatch):
     monkeypatch.setenv('PATH', '/nowhere')
     message = refusal(RuntimeError)
     assert message.endswith(
-        'Failed to compile map.; levels that it generates need the program zip'
+        'Failed to compile map.; generated levels need the program zip'
     )
     assert len(message) < 200 and '***' not in message and TASK in message
 
