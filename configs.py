@@ -219,8 +219,8 @@ class Config:
     )
     image_noise: bool = flag(
         False,
-        'inputs and targets are images as (value + uniform noise) / 256 - 0.5 [TF1]; '
-        'off: as value / 255 - 0.5 [TF2]',
+        'images become (value + uniform noise) / 256 - 0.5, as input and as target '
+        '[TF1]; off: value / 255 - 0.5 [TF2]',
     )
     reward_scale: float = flag(1.0, 'weight of the reward loss', minimum=0)
     pcont: bool = flag(False, 'predict the discount, for tasks with early termination')

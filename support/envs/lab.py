@@ -36,7 +36,7 @@ LAB_LEVELS = (
     'explore_object_rewards_many'
 ).split()
 
-# Levels at the top of the simulator's folder. Users add their own there.
+# Levels at the top of the simulator's folder, where users can add levels.
 LAB_TOP_LEVELS = (
     'lt_chasm lt_hallway_slope lt_horseshoe_color lt_space_bounce_hard '
     'nav_maze_random_goal_01 nav_maze_random_goal_02 nav_maze_random_goal_03 '
@@ -112,8 +112,8 @@ class DeepMindLab(gymnasium.Env):
       quiet: give no warnings, because another environment of the run gives them.
 
     Raises:
-      ValueError: if there is no such level, if it is not for training, if its images
-        are missing, or if the actions are malformed or do not fit it.
+      ValueError: if the level does not exist or is not for training, if its images are
+        missing, or if the actions are malformed or do not fit.
       RuntimeError: if the package is not installed, or the level cannot be loaded.
     """
 

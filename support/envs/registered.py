@@ -15,7 +15,7 @@ from gymnasium.spaces.utils import flatdim, flatten
 from support.envs import UnsupportedEnv, action_box, did_you_mean, one_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# What helps where rendering fails and only evaluations would show it.
+# Advice for errors of rendering if only filmed evaluations need images.
 FILM_NOTHING = '; possible: --eval_video false'
 
 
@@ -158,11 +158,9 @@ class GymnasiumTask(gymnasium.Env):
         self._env = _make(name, modules, render_mode='rgb_array')
         self.renders = True
 
-    def _try_out(self, without_images):
-        """Raise errors of resetting and observing now, not in the first episode.
-
-        Args:
-          without_images: what the message of a rendering error adds.
+    def _try_out(self, render_advice):
+        """Raise errors of resetting and observing now, not in the first episode. Add
+        `render_advice` to errors of rendering.
         """
         calls = dict(reset=self.reset)
         if self.renders:
@@ -175,9 +173,9 @@ class GymnasiumTask(gymnasium.Env):
             except UnsupportedEnv:
                 raise
             except Exception as error:  # Each environment raises other kinds.
-                hint = without_images if verb == 'render' else ''
+                advice = render_advice if verb == 'render' else ''
                 raise RuntimeError(
-                    f"Cannot {verb} '{self._task}': {_explain(error)}{hint}"
+                    f"Cannot {verb} '{self._task}': {_explain(error)}{advice}"
                 ) from error
 
     def _unpack(self, result, call, names):
@@ -289,8 +287,8 @@ def _import(module, source):
 
 
 def _explain(error, modules=()):
-    """Return an error of other people's code in one line, with a likely cause: a file
-    that hides one of `modules`, or a module that the error names.
+    """Return an error of other people's code in one line. Add which of `modules`, or of
+    the modules that the error names, are hidden by others.
     """
     text = one_line(error)
     here = {path.stem for path in pathlib.Path.cwd().iterdir()}
@@ -299,8 +297,8 @@ def _explain(error, modules=()):
 
 
 def _describe_hidden(modules):
-    """Return, for a message, which modules in the current folder are hidden by modules
-    that Python finds first; '' if none is.
+    """Return words for a message about modules in the current folder that others hide,
+    because Python finds those first; '' if there are none.
     """
     text = ''
     for name in sorted({module.partition('.')[0] for module in modules}):
@@ -321,8 +319,8 @@ def _path_of(spec):
 
 
 def _hidden_by_project(name):
-    """Return the path of a user's module that a file of this project hides, because it
-    has the same name and Python finds it first; None if there is none.
+    """Return the path of the user's module of a name, if this project hides it by a
+    file of the same name; else None.
     """
     ours = PathFinder.find_spec(name, [str(ROOT)])
     if not ours or not ours.origin:
