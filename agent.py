@@ -331,8 +331,6 @@ class Dreamer(tf.Module):
       compiled: whether updates are to be made by what XLA compiles.
     """
 
-    CONTEXT = 5  # steps that an open-loop prediction begins with
-
     def __init__(self, config, action_size, strategy=None, state_size=0):
         super().__init__('dreamer')
         self.config = config
@@ -495,8 +493,8 @@ class Dreamer(tf.Module):
         return metrics
 
     @tf.function(autograph=False)
-    def openloop(self, batch):
-        """Predict what `batch` [B, L, ...] observes from its first `CONTEXT` steps; see
+    def openloop(self, batch, context):
+        """Predict what `batch` observes, with noise of the evaluation; see
         `WorldModel.openloop`.
         """
         rng, shape = self.eval_rng, batch['reward'].shape
@@ -504,7 +502,7 @@ class Dreamer(tf.Module):
         return self.world.openloop(
             models.normalize(batch, noise),
             rng.normal((*shape, self.config.stoch_size)),
-            self.CONTEXT,
+            context,
         )
 
     def check_finite(self, limit=50):

@@ -174,7 +174,9 @@ def predict(agent, episode, sequences):
     }
     data['is_first'] = np.zeros((len(starts), length), bool)
     data['is_first'][:, 0] = True
-    return data, {name: np.asarray(x) for name, x in agent.openloop(data).items()}
+    return data, {
+        name: np.asarray(x) for name, x in agent.openloop(data, CONTEXT).items()
+    }
 
 
 def predict_images(agent, episode, sequences):

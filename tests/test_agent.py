@@ -559,7 +559,7 @@ def test_checkpoint_keeps_networks_optimisers_counters_and_noise(tmp_path, data)
 
 
 def test_openloop_video(agent, data):
-    video = openloop.frames(data['image'], agent.openloop(data)['image'])
+    video = openloop.frames(data['image'], agent.openloop(data, 5)['image'])
     assert video.shape == (LENGTH, 3 * 64, BATCH * 64, 3)
     assert video.dtype == np.uint8
     for row in range(BATCH):
@@ -574,7 +574,7 @@ def test_openloop_ignores_later_images(agent, data):
     videos = []
     for batch in (data, dict(data, image=tf.constant(image))):
         agent.eval_rng.reset_from_seed(0)
-        videos.append(agent.openloop(batch)['image'])
+        videos.append(agent.openloop(batch, 5)['image'])
     np.testing.assert_array_equal(*videos)
 
 

@@ -390,7 +390,7 @@ def test_reward_only_has_no_term_of_the_image(data):
 def test_open_loop_video_under_every_representation(data):
     for representation in 'contrastive', 'reward':
         agent = make_agent('--representation', representation)
-        image = agent.openloop(data)['image']
+        image = agent.openloop(data, 5)['image']
         assert image.shape == (BATCH, LENGTH, 64, 64, 3)
 
 

@@ -276,9 +276,9 @@ class Knowing:
     class config:
         observes = ('image',)
 
-    def openloop(self, data):
+    def openloop(self, data, context):
         model = np.float32(data['image']) / 255
-        model[:, evaluate.CONTEXT :] = 0
+        model[:, context:] = 0
         return {'image': model}
 
 

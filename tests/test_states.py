@@ -238,7 +238,7 @@ def test_policy_takes_what_the_agent_observes_and_leaves_the_rest():
 def test_open_loop_from_states_and_its_plot():
     agent = make_agent('--observation', 'both')
     batch = batch_of(agent)
-    predicted = agent.openloop(batch)
+    predicted = agent.openloop(batch, 5)
     assert predicted['state'].shape == (BATCH, LENGTH, SIZE)
     assert predicted['image'].shape == (BATCH, LENGTH, 64, 64, 3)
     data = openloop.plot(batch['state'].numpy(), predicted['state'].numpy(), 5)

@@ -8,7 +8,7 @@ from support.system.command_line import UserError
 
 VIDEOS = ('.gif', '.mp4')
 STRIP = '.png'
-# Frames that a dream begins with, as `Dreamer.openloop` has them.
+# Steps that the model sees before it predicts.
 CONTEXT = 5
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import tools
 from support.acting.collector import Collector
 from support.run import config_file, logger, openloop
+from support.run.evaluation import CONTEXT
 from support.run.timing import timed
 from support.storage import finished
 from support.system import faults
@@ -114,14 +115,12 @@ class Reporting:
         joined = batch['is_first'][:, 1:].any(1)
         rows = np.argsort(joined, kind='stable')[:6]
         batch = {key: x[rows] for key, x in batch.items()}
-        predicted = self.agent.openloop(batch)
+        predicted = self.agent.openloop(batch, CONTEXT)
         if 'image' in predicted:
             video = openloop.frames(batch['image'], predicted['image'])
             self.logger.video(self.step, 'openloop', video, 10)
         else:
-            picture = openloop.plot(
-                batch['state'][:3], predicted['state'][:3], self.agent.CONTEXT
-            )
+            picture = openloop.plot(batch['state'][:3], predicted['state'][:3], CONTEXT)
             self.logger.picture(self.step, 'openloop', picture)
 
     def keep_choice(self, choice):
