@@ -1,5 +1,5 @@
-"""The agent: world model, behavior, training step, policy; PlaNet and the paper's other
-baselines are the same agent with parts left out.
+"""The agent: world model, behavior, training step and policy. PlaNet and the paper's
+other baselines are the same agent with parts left out.
 
 Shapes: B batch, L length, H horizon, A action, V state vector, S stochastic, F feature,
 N = B*L, E environments.
@@ -21,12 +21,12 @@ from support.learning.optimizer import Optimizer
 
 
 class WorldModel(tf.Module):
-    """Learns latent dynamics from observations, actions and rewards (paper, section 2).
+    """The latent dynamics, learned from experience (paper, section 2).
 
     Args:
       config: `configs.Config`.
       action_size: A.
-      state_size: V; 0 where no vector is observed.
+      state_size: V; 0 without observed state vectors.
     """
 
     def __init__(self, config, action_size, state_size=0):
@@ -69,9 +69,7 @@ class WorldModel(tf.Module):
 
     @property
     def weights(self):
-        """All Keras variables that `loss` trains. Decoders are among them only if the
-        representation is learned by reconstruction.
-        """
+        """Keras variables that `loss` trains: the decoders' only in reconstruction."""
         return [weight for part in self.parts for weight in part.trainable_weights]
 
     def loss(self, batch, noise):
@@ -79,8 +77,8 @@ class WorldModel(tf.Module):
         other representations).
 
         Args:
-          batch: of replay, [B, L, ...]; images may be normalized already.
-          noise: [B, L, S] of the posterior.
+          batch: from replay, [B, L, ...]; images may already be normalized.
+          noise: [B, L, S] for the posterior.
 
         Returns:
           scalar loss, posterior [B, L, ...], metrics.
@@ -127,8 +125,8 @@ class WorldModel(tf.Module):
         )
 
     def decoder_losses(self, feature, batch):
-        """Mean negative log-likelihood of what is observed, by `image_loss` and
-        `state_loss`, given features [B, L, F].
+        """Return the mean negative log-likelihoods of the observations in `batch` given
+        features [B, L, F], by the names `image_loss` and `state_loss`.
         """
         return {
             f'{name}_loss': decoder.loss(feature, batch[name])
@@ -136,28 +134,27 @@ class WorldModel(tf.Module):
         }
 
     def rewards(self, state, action, noise):
-        """Predicted rewards [N, L] of an open loop; arguments as `RSSM.imagine`."""
+        """Predict the rewards [N, L] of actions; takes `RSSM.imagine`'s arguments."""
         prior = self.rssm.imagine(state, action, noise)
         return self.reward.dist(self.rssm.feature(prior)).mean()
 
     def discounts(self, feature):
-        """p_t for imagined features [..., F]: gamma, or predicted: [...]."""
+        """Discounts p_t [...] for imagined features [..., F]: predicted, or gamma."""
         if self._config.pcont:
             return self.pcont.dist(feature).mean()
         return tf.fill(tf.shape(feature)[:-1], self._config.discount)
 
     def openloop(self, batch, noise, context):
-        """Predict what `batch` [B, L, ...] observes from the first `context` steps of
-        it and all actions.
+        """Predict the observations of a batch from its first steps and all its actions.
 
         Args:
-          batch: of replay; images may be normalized already.
+          batch: from replay, [B, L, ...]; images may already be normalized.
           noise: [B, L, S].
-          context: steps.
+          context: number of first steps that the world model observes.
 
         Returns:
-          by name what the decoders predict, [B, L, ...]: reconstructions of the
-          first steps, then predictions.
+          the decoders' outputs by name, [B, L, ...]: reconstructions of the first
+          `context` steps, then predictions.
         """
         seen = {key: values[:, :context] for key, values in batch.items()}
         post, _ = self.rssm.observe(
@@ -174,7 +171,7 @@ class WorldModel(tf.Module):
 
 
 class ActorCritic(tf.Module):
-    """Learns behavior inside the world model (paper, section 3 and algorithm 1).
+    """The behavior, learned in the world model (paper, section 3 and algorithm 1).
 
     Args:
       config: `configs.Config`.
@@ -210,14 +207,14 @@ class ActorCritic(tf.Module):
           latent_noise, action_noise: [H, N, S] and [H, N, A].
 
         Returns:
-          features [H, N, F], without the start's, and the distributions [H, N, A] that
-          the actions were drawn from, by `action_noise`.
+          features [H, N, F] of the states after the start, and the distributions
+          [H, N, A] of the actions that lead to them.
         """
 
         def step(previous, noise):
             state, _ = previous
-            # The actor learns through its action alone: not by changing, one step
-            # earlier, what it will see.
+            # The actor gets gradients through its actions alone. Earlier actions must
+            # not learn to change its later inputs.
             outputs = self.actor(tf.stop_gradient(rssm.feature(state)))
             action = self.actor.dist_of(outputs).sample(noise[1])
             return rssm.imagine_step(state, action, noise[0]), outputs
@@ -230,19 +227,20 @@ class ActorCritic(tf.Module):
         return rssm.feature(states), self.actor.dist_of(outputs)
 
     def losses(self, world, start, start_weight, latent_noise, action_noise, updates=0):
-        """Actor and value loss on imagined trajectories (equations 6 to 8), or, without
-        a value network, the actor's alone, by the rewards to go of every imagined state
-        (equations 4 and 7; discounted, as in the TF1 release).
+        """Actor and value losses on imagined trajectories (paper, equations 6 to 8).
+
+        Without a value network, the actor maximizes the sum of imagined rewards from
+        every state on (equations 4 and 7). The TF1 release discounts that sum, too.
 
         Args:
           world: `WorldModel`.
           start: posterior states [N, ...].
           start_weight: [N], 0 where the episode is over.
           latent_noise, action_noise: [H, N, S] and [H, N, A].
-          updates: of the actor so far, by which its bonus falls.
+          updates: of the actor so far; its bonus falls with them.
 
         Returns:
-          losses by the name of the network, metrics.
+          losses by name of network, metrics.
         """
         start = tf.nest.map_structure(tf.stop_gradient, start)
         feature, policy = self.imagine(world.rssm, start, latent_noise, action_noise)
@@ -263,7 +261,7 @@ class ActorCritic(tf.Module):
         weight = start_weight * tools.discount_weights(discount[:-1])
         bonus = self.bonus(returns, entropy[:-1], updates)
         actor_loss = -tf.reduce_mean(weight * (returns + bonus))
-        # Only the value network's gradient of this is used: one forward pass serves.
+        # Only the value network learns from this loss, so it shares the forward pass.
         target = tf.stop_gradient(returns)
         value_loss = -tf.reduce_mean(
             weight * tools.UnitNormal(value.mean()[:-1]).log_prob(target)
@@ -271,22 +269,21 @@ class ActorCritic(tf.Module):
         return dict(actor=actor_loss, value=value_loss), metrics
 
     def bonus(self, returns, entropy, updates=0):
-        """What the actor gets for being uncertain, beside the returns.
+        """Reward the actor for being uncertain.
 
             eta std(R) H[pi(.|s)]
 
-        A certain categorical has a straight-through gradient of zero and hardly comes
-        back. The bonus (Hafner et al. 2021, *Mastering Atari with Discrete World
-        Models*, equation 6) keeps the actor from running there after the errors of an
-        untrained world model. Measured in the spread of the returns, an idea of Hafner
-        et al. 2023, *Mastering Diverse Domains through World Models*, one eta serves
+        An actor that is certain of a discrete action gets no straight-through gradient
+        and hardly changes again. The bonus (Hafner et al. 2021, *Mastering Atari with
+        Discrete World Models*, equation 6) keeps it uncertain while the world model is
+        untrained. The bonus is measured in the spread of the returns (Hafner et al.
+        2023, *Mastering Diverse Domains through World Models*). Therefore one eta fits
         rewards of any size.
 
         Args:
-          returns: [..., N] R, of which only the spread is used, over the whole batch.
+          returns: [..., N] R; only their spread over the whole batch counts.
           entropy: [..., N] nats.
-          updates: of the actor so far; over `--actor_entropy_decay` of them eta falls
-            to a tenth.
+          updates: of the actor so far; eta falls to a tenth in `--actor_entropy_decay`.
 
         Returns:
           [..., N]; 0 without `--actor_entropy`, as in the paper.
@@ -306,7 +303,7 @@ class ActorCritic(tf.Module):
         return weight * scale * entropy
 
     def entropy_metrics(self, entropy):
-        """The mean of entropies [H, N]; of discrete actions as a share of ln A, too."""
+        """Mean of entropies [H, N]; for discrete actions also as a share of ln A."""
         mean = tf.reduce_mean(entropy)
         if self._config.action_dist != 'onehot':
             return dict(action_ent=mean)
@@ -316,19 +313,19 @@ class ActorCritic(tf.Module):
 
 
 class Dreamer(tf.Module):
-    """The agent as it learns: networks, optimisers, training step, counters.
+    """The learning agent: networks, optimisers, training step and counters.
 
     Args:
       config: `configs.Config` with its precision resolved.
       action_size: A.
-      strategy: of `replicas.make_strategy`; None is one device.
-      state_size: V; 0 where no vector is observed.
+      strategy: from `replicas.make_strategy`; None for one device.
+      state_size: V; 0 without observed state vectors.
 
     Attributes:
       gradient_step: updates made.
-      env_step: environment steps taken, which the run counts.
-      train_start: `env_step` where training began; -1 while the prefill goes on.
-      compiled: whether updates are to be made by what XLA compiles.
+      env_step: environment steps taken; the run counts them.
+      train_start: `env_step` at the start of training; -1 before.
+      compiled: whether `train` makes updates that XLA compiles.
     """
 
     def __init__(self, config, action_size, strategy=None, state_size=0):
@@ -341,18 +338,18 @@ class Dreamer(tf.Module):
             ]
         )
         keras.utils.set_random_seed(tools.spawn_seed(config.seed, 'networks') >> 31)
-        # Two: evaluating more or less often must not change the training.
+        # Evaluation has a second generator, so that it never changes the training.
         self.rng, self.eval_rng = (
             tf.random.Generator.from_seed(tools.spawn_seed(config.seed, name))
             for name in ('noise', 'eval_noise')
         )
-        # Not variables: to read one waits until a GPU has done all that it was told.
+        # Plain integers, because reading a variable waits for the GPU.
         self.gradient_step, self.env_step, self.train_start = 0, 0, -1
         self._strategy = strategy
-        # Replicas have copies of what trains; of the noise there is one.
+        # Each replica has a copy of the networks; the noise generator is shared.
         with strategy.scope() if strategy else contextlib.nullcontext():
             self._build(config, action_size, state_size)
-        # No Python control flow depends on tensors: plain tracing is a third faster.
+        # AutoGraph would make tracing a third slower; no Python branch needs it.
         self._graph = tf.function(self.update, autograph=False)
         self._by_xla = tf.function(
             layers.keep_loops()(self.update), autograph=False, jit_compile=True
@@ -369,8 +366,8 @@ class Dreamer(tf.Module):
             )
             for name, part in self.behavior.parts.items():
                 trained[name] = part.trainable_weights
-        # To look at only: with another optimiser, so that their gradient has no part in
-        # the norm by which the world model's is clipped.
+        # These decoders are only for videos. A separate optimiser keeps their gradient
+        # out of the norm that clips the world model's.
         self.trains_separate_decoder = bool(
             self.world.decoders and config.representation != 'reconstruction'
         )
@@ -396,8 +393,8 @@ class Dreamer(tf.Module):
         }
 
     def noise(self, rows, length):
-        """All noise of one update of `rows` sequences [B]: standard normal, and that of
-        images uniform.
+        """Draw all noise of one update of B = `rows` sequences of L = `length` steps:
+        standard normal for states and actions, uniform for images.
         """
         config = self.config
         imagined = config.horizon, rows * length
@@ -416,18 +413,20 @@ class Dreamer(tf.Module):
         return noise if of_images is None else dict(noise, image=of_images)
 
     def image_noise(self, rng, shape):
-        """Uniform noise of `models.normalize`, [*shape, 64, 64, 3], if that is set."""
+        """Draw noise [*shape, 64, 64, 3] for `models.normalize`; None if it is off."""
         if self.config.image_noise and 'image' in self.config.observes:
             return rng.uniform((*shape, 64, 64, 3))
         return None
 
     def on_device(self, batch):
-        """A replay batch of arrays as `train` takes it; see `replicas.place`."""
+        """Move a replay batch of arrays to where `train` needs it: `replicas.place`."""
         return replicas.place(self._strategy, batch)
 
     def train(self, batch):
-        """One update of world model, actor and value network from a replay batch of
-        `on_device`, [B, L, ...], or this machine's part of it; returns scalar metrics.
+        """Update all networks once and return scalar metrics.
+
+        Args:
+          batch: from `on_device`, [B, L, ...]; on several machines, this one's part.
         """
         metrics = self.form(batch)
         self.gradient_step += 1
@@ -435,11 +434,11 @@ class Dreamer(tf.Module):
 
     @property
     def form(self):
-        """The `tf.function` of an update from a replay batch."""
+        """The `tf.function` that makes an update from a replay batch."""
         return self._by_xla if self.compiled else self._graph
 
     def update(self, batch, noise=None):
-        """`train`, not counted; `noise` is that of `noise`, drawn here by default."""
+        """Make the update of `train` but don't count it; draw `noise` if it is None."""
         if noise is None:
             noise = self.noise(*replicas.batch_shape(self._strategy, batch))
         return replicas.run(self._strategy, self._update_replica, batch, noise)
@@ -456,7 +455,7 @@ class Dreamer(tf.Module):
         return metrics
 
     def _update_decoders(self, batch, post):
-        """Learn to draw what the world model represents, without touching it."""
+        """Train the separate decoders, without a gradient for the world model."""
         feature = tf.stop_gradient(self.world.rssm.feature(post))
         with tf.GradientTape() as tape:
             losses = self.world.decoder_losses(feature, batch)
@@ -465,11 +464,11 @@ class Dreamer(tf.Module):
         return dict(losses, decoder_grad_norm=norm)
 
     def _update_behavior(self, batch, post, noise):
-        """Actor and value network, in the world model as it is now."""
+        """Train actor and value network by imagination from the posterior states."""
         start = {
             key: tf.reshape(state, (-1, state.shape[-1])) for key, state in post.items()
         }
-        # A tape each: a loop that a persistent one recorded is slower to differentiate.
+        # One tape a network: a persistent tape makes loops slower to differentiate.
         with contextlib.ExitStack() as stack:
             tapes = {}
             for name, part in self.behavior.parts.items():
@@ -494,9 +493,7 @@ class Dreamer(tf.Module):
 
     @tf.function(autograph=False)
     def openloop(self, batch, context):
-        """Predict what `batch` observes, with noise of the evaluation; see
-        `WorldModel.openloop`.
-        """
+        """Call `WorldModel.openloop` with noise from the evaluation's generator."""
         rng, shape = self.eval_rng, batch['reward'].shape
         noise = self.image_noise(rng, shape)
         return self.world.openloop(
@@ -507,7 +504,7 @@ class Dreamer(tf.Module):
 
     def check_finite(self, limit=50):
         """Raise FloatingPointError if a module's last `limit` gradients were all
-        non-finite: more than float16's loss scale sheds while it settles.
+        non-finite. While float16's loss scale settles, there are fewer in a row.
         """
         for name, optimizer in self.optimizers.items():
             if optimizer.skipped_in_a_row >= limit:
@@ -518,7 +515,7 @@ class Dreamer(tf.Module):
                 )
 
     def fingerprint(self):
-        """A checksum of the weights and of what Adam knows of them."""
+        """Return a checksum of all trained weights and of Adam's averages."""
         result = 0
         for optimizer in self.optimizers.values():
             for weight in optimizer.weights:
@@ -526,7 +523,7 @@ class Dreamer(tf.Module):
         return result
 
     def check_weights(self):
-        """Raise FloatingPointError if a network has weights that are not finite."""
+        """Raise FloatingPointError if weights of a network are not finite."""
         behavior = self.behavior.parts.values() if self.behavior else ()
         broken = [
             part.name
@@ -542,16 +539,16 @@ class Dreamer(tf.Module):
 
 
 class Policy:
-    """The agent as it acts: keeps between calls what it believes and did.
+    """The acting agent: it remembers its belief and its last action between calls.
 
     Args:
       agent: `Dreamer`.
       envs: E, environments that step together.
-      training: explore, or act by the mode.
+      training: explore as in training; False takes the most likely actions.
 
     Attributes:
-      belief: `deter` and `stoch` [E, ...] after the last call, variables.
-      action: [E, A], the last that was really taken, a variable.
+      belief: variables `deter` and `stoch` [E, ...] after the last call.
+      action: variable [E, A], the last actions, exploration included.
     """
 
     MODE_SAMPLES = 100
@@ -562,18 +559,17 @@ class Policy:
         initial = agent.world.rssm.initial(envs)
         self.belief = {key: tf.Variable(initial[key]) for key in ('deter', 'stoch')}
         self.action = tf.Variable(tf.zeros((envs, agent.action_size)))
-        # An actor is many tiny operations, whose dispatch costs more than they do:
-        # compiled. The large ones of encoder and planner are faster as they are.
+        # XLA saves the dispatch of the actor's many tiny operations. Encoder and
+        # planner have large operations, which are faster without XLA.
         self._traced = xla.Fallback(self._trace, bool(agent.behavior), 'the policy')
 
     def __call__(self, observation, is_first):
         """Choose actions.
 
         Args:
-          observation: dict of image uint8 [E, 64, 64, 3], state float32 [E, D], or
-            both, as the agent observes; others are left alone.
-          is_first: [E] bool, true where an episode starts: there the belief is
-            forgotten.
+          observation: dict of image uint8 [E, 64, 64, 3], state float32 [E, V], or
+            both, as the agent observes; other keys are ignored.
+          is_first: [E] bool, true where an episode starts and the belief is reset.
 
         Returns:
           [E, A] float32, in [-1, 1] or one-hot.
@@ -584,7 +580,7 @@ class Policy:
         return self._traced(seen, tf.constant(is_first), step).numpy()
 
     def _trace(self, compiled):
-        """The function from observations to actions, traced once."""
+        """Trace the function from observations to actions."""
         agent, envs = self._agent, self.action.shape[0]
         choose = tf.function(self.choose, autograph=False, jit_compile=compiled)
 
@@ -607,12 +603,12 @@ class Policy:
             )
 
     def choose(self, embed, is_first, step):
-        """Actions [E, A] given embedded observations [E, its size]; belief and action
-        become those of this step.
+        """Choose actions [E, A]; store them and the new belief.
 
         Args:
-          embed, is_first: of the environments.
-          step: updates so far, by which exploration falls.
+          embed: [E, embedding size], the encoded observations.
+          is_first: [E] bool.
+          step: updates so far; exploration falls with them.
         """
         config, rng = self._agent.config, self._rng
         latent = self._agent.world.rssm.observe_step(
@@ -639,7 +635,7 @@ class Policy:
         return self.action.assign(action)
 
     def _from_actor(self, state):
-        """Actions [E, A] of the actor in `state` [E, ...], drawn or the most likely."""
+        """Draw the actor's actions [E, A] in `state` [E, ...], or take the mode."""
         agent, shape = self._agent, self.action.shape
         policy = agent.behavior.actor.dist(agent.world.rssm.feature(state))
         if self._training and agent.config.expl_action == 'sample':
