@@ -2,7 +2,7 @@
 
 Shapes: B batch, L length, A action, V state vector, E embedding, S stochastic, D
 deterministic, F = S + D feature; `...` are any leading axes. Layers are built in
-constructors and compute in the dtype policy; everything that is returned is float32.
+constructors. They compute in the dtype policy and return float32.
 """
 
 import math
@@ -18,14 +18,14 @@ tfd = tfp.distributions
 
 
 def normalize_image(image, noise=None):
-    """uint8 [...] to [-0.5, 0.5] float32.
+    """Convert uint8 [...] to float32 in [-0.5, 0.5].
 
     Args:
       image: [...], values v.
-      noise: [...] u, uniform in [0, 1); makes values of steps continuous.
+      noise: [...] u, uniform in [0, 1); it makes the discrete values continuous.
 
     Returns:
-      v / 255 - 0.5 (2020 TF2 release), with noise (v + u) / 256 - 0.5 (TF1 release).
+      v / 255 - 0.5 (2020 TF2 release); with noise (v + u) / 256 - 0.5 (TF1 release).
     """
     image = tf.cast(image, tf.float32)
     if noise is None:
@@ -34,28 +34,26 @@ def normalize_image(image, noise=None):
 
 
 def normalize(batch, image_noise=None):
-    """`batch` of observations with its images, if it has any, as `normalize_image`
-    gives them.
-    """
+    """Return the dict `batch` with its images, if it has any, normalized."""
     if 'image' not in batch:
         return batch
     return dict(batch, image=normalize_image(batch['image'], image_noise))
 
 
 def _normalized(image):
-    """Images that may be normalized already, normalized."""
+    """Normalize images [...], unless they already are."""
     return normalize_image(image) if image.dtype == tf.uint8 else image
 
 
 class Encoder(keras.layers.Layer):
-    """What is observed to one embedding: images, state vectors, or both.
+    """Images, state vectors, or both to one embedding.
 
     Args:
       config: `configs.Config`.
-      state_size: V; 0 where no vector is observed.
+      state_size: V; 0 without observed state vectors.
 
     Attributes:
-      specs: shape and dtype by name of what is observed.
+      specs: shapes and dtypes of the observations by name.
       size: E.
     """
 
@@ -74,8 +72,8 @@ class Encoder(keras.layers.Layer):
         self.built = True
 
     def call(self, observation):
-        """Dict of [..., 64, 64, 3], uint8 or normalized, [..., V], or both, and maybe
-        others, to [..., E] float32.
+        """Dict with image [..., 64, 64, 3], uint8 or normalized, state [..., V], or
+        both, to [..., E] float32. Other keys are ignored.
         """
         return tf.concat(
             [part(observation[name]) for name, part in self.parts.items()], -1
@@ -83,7 +81,7 @@ class Encoder(keras.layers.Layer):
 
 
 def make_decoders(config, feature_size, state_size=0):
-    """`ImageDecoder` and `StateDecoder` by name of what `config` observes."""
+    """Make an `ImageDecoder`, a `StateDecoder`, or both: one a name in `observes`."""
     decoders = {}
     if 'image' in config.observes:
         decoders['image'] = ImageDecoder(feature_size, config.cnn_depth, config.cnn_act)
@@ -119,7 +117,7 @@ class ImageEncoder(keras.layers.Layer):
         self.built = True
 
     def call(self, image):
-        """[..., 64, 64, 3], uint8 or already normalized, to [..., E] float32."""
+        """[..., 64, 64, 3], uint8 or normalized, to [..., E] float32."""
         image = _normalized(image)
         x = tf.cast(tf.reshape(image, (-1, 64, 64, 3)), self.compute_dtype)
         for conv in self._convs:
@@ -130,7 +128,8 @@ class ImageEncoder(keras.layers.Layer):
 
 
 class ImageDecoder(keras.layers.Layer):
-    """Dense layer and four transposed convolutions: feature to image distribution.
+    """Dense layer and four transposed convolutions: feature to image distribution
+    (paper, appendix A).
 
     Args:
       feature_size: F.
@@ -158,7 +157,7 @@ class ImageDecoder(keras.layers.Layer):
         self.built = True
 
     def call(self, feature):
-        """[..., F] to [..., 64, 64, 3] float32, the image's mean in [-0.5, 0.5]."""
+        """[..., F] to [..., 64, 64, 3] float32, mean of the normalized image."""
         x = self._dense(tf.reshape(feature, (-1, feature.shape[-1])))
         x = tf.reshape(x, (-1, 1, 1, x.shape[-1]))
         for conv in self._convs:
@@ -212,7 +211,7 @@ class MLP(keras.layers.Layer):
         """[..., inputs] to [..., outputs] float32."""
         shape = tf.concat([tf.shape(x)[:-1], [self._layers[-1].units]], 0)
         static = (*x.shape[:-1], self._layers[-1].units)
-        # As a matrix: only then product, bias and activation become one operation.
+        # TensorFlow fuses product, bias and activation only for a matrix.
         x = tf.reshape(x, (-1, x.shape[-1]))
         for layer in self._layers:
             x = layer(x)
@@ -220,12 +219,12 @@ class MLP(keras.layers.Layer):
 
 
 class StateEncoder(MLP):
-    """State vector to embedding, from its symlog: not in the paper, which observes
-    images alone (Hafner et al. 2023, *Mastering Diverse Domains through World Models*).
+    """The symlog of a state vector to an embedding (Hafner et al. 2023, *Mastering
+    Diverse Domains through World Models*); the paper observes images alone.
 
     Args:
       state_size: V.
-      units, act: of three layers, the last of which is the embedding.
+      units, act: of three layers; the last one outputs the embedding.
     """
 
     def __init__(self, state_size, units, act='elu'):
@@ -250,8 +249,8 @@ class StateDecoder(MLP):
         super().__init__(feature_size, 3, units, state_size, act, name='state_decoder')
 
     def loss(self, feature, state):
-        """Mean over [...] of the negative log-likelihood of state vectors [..., V],
-        summed over V, given features [..., F].
+        """Mean negative log-likelihood of state vectors [..., V], summed over V, given
+        features [..., F].
         """
         dist = tools.UnitNormal(self(feature), 1)
         return -tf.reduce_mean(dist.log_prob(tools.symlog(state)))
@@ -262,7 +261,7 @@ class StateDecoder(MLP):
 
 
 class ScalarHead(MLP):
-    """Predict a number: reward and value (unit Gaussian) or discount (Bernoulli)."""
+    """Feature to a number: reward or value (unit Gaussian), discount (Bernoulli)."""
 
     def __init__(self, inputs, hidden, units, act='elu', kind='normal', name=None):
         super().__init__(inputs, hidden, units, 1, act, name)
@@ -275,19 +274,19 @@ class ScalarHead(MLP):
 
 
 class GaussianHead(MLP):
-    """Predict a vector of `size` numbers as a diagonal Gaussian: the state from an
-    image's embedding, for the contrastive objective (paper, section 4).
+    """Vector to a diagonal Gaussian over `size` numbers. The contrastive objective
+    (paper, section 4) predicts the state from an image's embedding with it.
     """
 
     MIN_STD = 0.01
-    RAW_INIT_STD = math.log(math.expm1(1.0))  # softplus of it is 1
+    RAW_INIT_STD = math.log(math.expm1(1.0))  # softplus(RAW_INIT_STD) = 1
 
     def __init__(self, inputs, hidden, units, size, act='elu'):
         super().__init__(inputs, hidden, units, 2 * size, act, name='state_model')
 
     def call(self, x):
-        """[..., inputs] to mean and standard deviation, [..., size] each; a standard
-        deviation of 1.01 where the network outputs zero (TF1 release).
+        """[..., inputs] to mean and standard deviation, [..., size] each. An output of
+        zero means a standard deviation of 1.01 (TF1 release).
         """
         mean, std = tf.split(super().call(x), 2, -1)
         return mean, tf.nn.softplus(std + self.RAW_INIT_STD) + self.MIN_STD
@@ -300,7 +299,7 @@ class Actor(MLP):
     Args:
       inputs: F.
       action_size: A.
-      units, hidden, act: of the hidden layers, and their number.
+      units, hidden, act: size, number and activation of the hidden layers.
       kind: 'tanh_normal' or 'onehot'.
       init_std: standard deviation before the tanh when the network outputs zero.
     """
@@ -322,7 +321,7 @@ class Actor(MLP):
         super().__init__(inputs, hidden, units, outputs, act, name='actor')
         self._kind = kind
         self.actions = action_size
-        # softplus^-1, in a form that does not overflow.
+        # The inverse softplus, in a form that does not overflow.
         self._raw_init_std = init_std + math.log(-math.expm1(-init_std))
 
     def dist(self, feature):
@@ -330,11 +329,11 @@ class Actor(MLP):
         return self.dist_of(self(feature))
 
     def dist_of(self, outputs):
-        """`dist`, given what the network made of features, [..., its outputs]."""
+        """The distribution of `dist`, given the network's outputs [..., outputs]."""
         if self._kind == 'onehot':
             return tools.OneHotDist(outputs)
         mean, std = tf.split(outputs, 2, -1)
-        # Beyond 5 the tanh of the action is flat: nothing could pull the mean back.
+        # Beyond 5 the action's tanh is flat, and no gradient could pull the mean back.
         mean = self.MEAN_SCALE * tf.tanh(mean / self.MEAN_SCALE)
         std = tf.nn.softplus(std + self._raw_init_std) + self.MIN_STD
         return tools.TanhNormal(mean, std)
@@ -345,7 +344,7 @@ class RSSM(keras.layers.Layer):
 
     A state is a dict of `deter` [..., D], the GRU's memory, and `stoch` [..., S], a
     sample of the Gaussian with `mean` and `std` [..., S]. The action of a step is the
-    one that led to it. Noise is standard normal and passed in.
+    action that led to it. Callers draw the noise, which is standard normal.
 
     Args:
       action_size: A.
@@ -381,7 +380,7 @@ class RSSM(keras.layers.Layer):
         self.built = True
 
     def initial(self, batch):
-        """The zero state of `batch` rows."""
+        """The zero state, [B, ...] with B = `batch`."""
         stoch = tf.zeros((batch, self.stoch_size))
         return dict(
             mean=stoch, std=stoch, stoch=stoch, deter=tf.zeros((batch, self.deter_size))
@@ -389,18 +388,18 @@ class RSSM(keras.layers.Layer):
 
     @staticmethod
     def feature(state):
-        """[..., F], what all heads see: stochastic and deterministic state."""
+        """Feature [..., F], the input of all heads: stochastic, deterministic state."""
         return tf.concat([state['stoch'], state['deter']], -1)
 
     def observe_step(self, state, action, embed, is_first, noise):
-        """Posterior after one step.
+        """Posterior [B, ...] after one step.
 
         Args:
-          state: of the step before, [B, ...].
+          state: of the previous step, [B, ...].
           action: [B, A], led to this step.
-          embed: [B, E], of this step's image.
-          is_first: [B] bool; there state and action are zeroed: nothing is carried
-            over from another episode.
+          embed: [B, E], from this step's observation.
+          is_first: [B] bool; true zeroes state and action, because they are from
+            another episode.
           noise: [B, S].
         """
         keep = 1 - tf.cast(is_first, tf.float32)[:, None]
@@ -410,7 +409,7 @@ class RSSM(keras.layers.Layer):
         return self._state(self._post_stats(hidden), deter, noise)
 
     def imagine_step(self, state, action, noise):
-        """Prior after one step; arguments as `observe_step`."""
+        """Prior [B, ...] after one step; arguments as in `observe_step`."""
         hidden = self._input(tf.concat([state['stoch'], action], -1))
         return self._prior(self._recur(hidden, state['deter']), noise)
 
@@ -428,7 +427,7 @@ class RSSM(keras.layers.Layer):
         """
         embed, action, is_first, noises = map(_swap, (embed, action, is_first, noise))
         keep = 1 - tf.cast(is_first, self._cell.state_dtype)[..., None]
-        # What images and actions have to say, for all steps at once.
+        # Products with actions and embeddings need no state: all steps at once.
         from_stoch, actions, *kernels = self._input.split(
             tf.cast(action, keep.dtype) * keep
         )
@@ -441,7 +440,7 @@ class RSSM(keras.layers.Layer):
             hidden = from_stoch(stoch, action, kernels[0])
             deter, _ = self._cell(hidden, state['deter'] * keep)
             stats = self._post_stats(from_deter(deter, image, kernels[1]))
-            # Kept as the layers compute it: nothing is cast from step to step.
+            # `deter` keeps the layers' dtype, which saves a cast in every step.
             return dict(self._state(stats, deter, noise), deter=deter)
 
         initial = self.initial(tf.shape(embed)[1])
@@ -449,12 +448,12 @@ class RSSM(keras.layers.Layer):
         inputs = actions, images, keep, noises
         post = layers.scan(step, inputs, initial, [self], kernels)
         post = {key: _swap(tf.cast(x, tf.float32)) for key, x in post.items()}
-        # The prior shares the recurrent state and feeds nothing: all steps at once.
+        # No later state depends on the prior's sample: all steps at once.
         return post, self._prior(post['deter'], noise)
 
     def imagine(self, state, action, noise):
-        """Priors of an open loop from `state` [B, ...] under `action` [B, L, A] and
-        `noise` [B, L, S]: states [B, L, ...].
+        """Priors [B, L, ...] of an open loop from `state` [B, ...], given `action`
+        [B, L, A] and `noise` [B, L, S].
         """
         prior = layers.scan(
             lambda state, step: self.imagine_step(state, *step),
@@ -477,5 +476,5 @@ class RSSM(keras.layers.Layer):
 
 
 def _swap(x):
-    """Swap batch and time."""
+    """Swap the first two axes."""
     return tf.transpose(x, (1, 0, *range(2, len(x.shape))))

@@ -1,8 +1,7 @@
 """Pure functions on tensors, the distributions, and small helpers.
 
-Shapes: B batch, L length, H horizon, A action, N = B*L, S samples. Times run along
-the first axis of what is imagined, [H, N, ...], and along the second of what comes
-from replay, [B, L, ...].
+Shapes: B batch, L length, H horizon, A action, N = B*L, S samples. Time is the first
+axis of imagined tensors, [H, N, ...], and the second of replayed ones, [B, L, ...].
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ import tensorflow_probability as tfp
 
 tfd = tfp.distributions
 
-# What draws random numbers; see `spawn_seed`, for which the order counts.
+# The users of random numbers. `spawn_seed` depends on their order.
 DRAWS = (
     'networks',
     'noise',
@@ -36,12 +35,12 @@ def lambda_return(reward, next_value, discount, lambda_):
       reward: [H, ...] r_t.
       next_value: [H, ...] v_{t+1}; its last entry bootstraps.
       discount: [H, ...] p_t, gamma or the predicted discount.
-      lambda_: 0 gives one-step, 1 gives Monte-Carlo returns.
+      lambda_: 0 gives one-step returns, 1 gives Monte Carlo returns.
 
     Returns:
       [H, ...] R_t.
     """
-    # All that needs no R, for all steps at once.
+    # Terms without R need no loop.
     now = tf.unstack(reward + (1 - lambda_) * discount * next_value)
     later = tf.unstack(lambda_ * discount)
     target = next_value[-1]
@@ -53,7 +52,7 @@ def lambda_return(reward, next_value, discount, lambda_):
 
 
 def discount_weights(discount):
-    """How much step t counts: the probability-like chance that it is reached at all.
+    """The weight of step t: how likely the trajectory is to reach it.
 
         w_t = prod_{k < t} p_k,  w_0 = 1
 
@@ -61,8 +60,8 @@ def discount_weights(discount):
       discount: [H, ...] p_t.
 
     Returns:
-      [H, ...] weights, stopped: an actor that could shrink its own weights would learn
-      to end episodes in which it expects to lose.
+      [H, ...] weights without gradient. Otherwise the actor could shrink the weights of
+      bad returns, and would learn to end episodes in which it expects to lose.
     """
     shifted = tf.concat([tf.ones_like(discount[:1]), discount[:-1]], 0)
     return tf.stop_gradient(tf.math.cumprod(shifted, 0))
@@ -93,14 +92,14 @@ def gaussian_entropy(std):
 
 
 def free_nats(kl, amount, per_step=False, mean=tf.reduce_mean):
-    """The KL term of the world model's loss, free below `amount`.
+    """The KL term of the world model's loss, constant for a KL below `amount`.
 
     Args:
       kl: [B, L] nats.
       amount: free nats.
-      per_step: the maximum at each step, then the mean (paper); else the maximum of
-        the batch mean (2020 TF2 release).
-      mean: over the whole batch, of which `kl` may be one replica's part.
+      per_step: clip the KL of each step, then take the mean (paper). False clips the
+        mean of the batch (2020 TF2 release).
+      mean: mean over the whole batch; `kl` may be one replica's part.
 
     Returns:
       scalar.
@@ -111,16 +110,16 @@ def free_nats(kl, amount, per_step=False, mean=tf.reduce_mean):
 
 
 def contrastive(feature, mean, std, window=0):
-    """How well each state can be told from the batch's others by its image (paper,
-    section 4; noise-contrastive estimation).
+    """Noise-contrastive estimate of how well an image identifies its state among the
+    states of the batch (paper, section 4).
 
         ln q(s|o) - ln sum_{o'} q(s|o'),  q(s|o) = Normal(s; mean(o), std(o))
 
     Args:
       feature: [B, L, F] states s.
       mean, std: [B, L, F] of q for the images o.
-      window: o' are the images of a sequence and of the window - 1 next ones in the
-        batch (after the last comes the first); 0 is the whole batch. The densities
+      window: number of sequences that o' ranges over: a state's sequence and the next
+        ones in the batch, where the first follows the last. 0 means all. The densities
         take 4 B L^2 window bytes.
 
     Returns:
@@ -136,7 +135,7 @@ def contrastive(feature, mean, std, window=0):
         window = 1
 
     def densities(mean, std):
-        # ln q(s|o') of all pairs in a group as matrix products; constants cancel.
+        # ln q(s|o') of all pairs in a group, without constants, which cancel.
         precision = 1 / tf.square(std)
         pairs = tf.matmul(tf.square(feature), precision, transpose_b=True)
         pairs -= 2 * tf.matmul(feature, mean * precision, transpose_b=True)
@@ -152,20 +151,19 @@ def contrastive(feature, mean, std, window=0):
 
 
 def symlog(x):
-    """sign(x) ln(1 + |x|), which keeps small numbers and tames large ones; `symexp`
-    takes it back (Hafner et al. 2023, *Mastering Diverse Domains through World Models*,
-    equation 9).
+    """sign(x) ln(1 + |x|): close to x for small numbers, a logarithm for large ones
+    (Hafner et al. 2023, *Mastering Diverse Domains through World Models*, equation 9).
     """
     return tf.sign(x) * tf.math.log1p(tf.abs(x))
 
 
 def symexp(x):
-    """sign(x) (exp |x| - 1)."""
+    """sign(x) (exp |x| - 1), the inverse of `symlog`."""
     return tf.sign(x) * tf.math.expm1(tf.abs(x))
 
 
 def linear_schedule(start, end, duration, step):
-    """From `start` at step 0 to `end` at `duration`; constant if duration is 0."""
+    """Move linearly from `start` at step 0 to `end` at `duration`; 0 never moves."""
     if not duration:
         return tf.constant(start, tf.float32)
     fraction = tf.clip_by_value(tf.cast(step, tf.float32) / duration, 0.0, 1.0)
@@ -179,15 +177,15 @@ def add_gaussian(action, amount, rng):
 
 
 def epsilon_greedy(action, amount, rng):
-    """One-hot `action` [..., A], or with probability `amount` any, uniformly."""
-    # The largest of equally distributed numbers is any of them equally often.
+    """One-hot `action` [..., A]; with probability `amount` a uniformly random one."""
+    # Each of A equally distributed numbers is the largest with equal probability.
     scores = rng.normal(tf.shape(action))
     other = tf.one_hot(tf.argmax(scores, -1), action.shape[-1])
     return tf.where(rng.uniform(tf.shape(action[..., :1])) < amount, other, action)
 
 
 class ClippedTanh(tfp.bijectors.Tanh):
-    """tanh whose inverse is finite at -1 and 1, where float32 actions do arrive."""
+    """tanh with a finite inverse at -1 and 1, which float32 actions do reach."""
 
     def _inverse(self, y):
         limit = 1 - 2.0**-24  # the largest float32 below 1
@@ -197,7 +195,7 @@ class ClippedTanh(tfp.bijectors.Tanh):
 class TanhNormal:
     """A diagonal Gaussian squashed by tanh to (-1, 1) [..., A] (paper, section 3).
 
-    Noise is passed in, so that draws are the caller's to repeat or to share.
+    Callers pass the noise, so that they can repeat or share draws.
 
     Args:
       mean, std: [..., A] of the Gaussian, before the tanh.
@@ -213,21 +211,21 @@ class TanhNormal:
         return self._bijector.forward(self._normal.loc + self._normal.scale * noise)
 
     def log_prob(self, action):
-        """[...] log-density of `action` [..., A]; exact for an action of `sample`, for
-        which the bijector remembers the value before the tanh.
+        """[...] log-density of `action` [..., A]. It is exact for an action of `sample`
+        because the bijector remembers the value before the tanh.
         """
         return tf.reduce_sum(self._squashed.log_prob(action), -1)
 
     def entropy(self, action):
-        """[...] nats, estimated from the draw `action` [..., A] of `sample`, through
-        which it is differentiable in mean and std.
+        """[...] nats, estimated from `action` [..., A] of `sample`; differentiable in
+        mean and std, also through the action.
         """
         return -self.log_prob(action)
 
     def mode(self, noise):
-        """The most likely of the samples that `noise` [S, ..., A] gives: [..., A].
+        """The most likely [..., A] of the samples for `noise` [S, ..., A].
 
-        A tanh-Gaussian's mode has no closed form. Each row picks its own sample.
+        A tanh-Gaussian's mode has no closed form. Every row picks a sample for itself.
         """
         samples = self.sample(noise)
         best = tf.one_hot(tf.argmax(self.log_prob(samples), 0), noise.shape[0], axis=0)
@@ -246,15 +244,15 @@ class OneHotDist:
         self._log_probs = tf.nn.log_softmax(logits)
 
     def sample(self, noise):
-        """One-hot action for standard normal `noise` [..., A]. Its gradient is that of
-        the probabilities: the draw itself has none.
+        """One-hot action for standard normal `noise` [..., A]. A draw has no gradient;
+        the gradient of the probabilities replaces it.
         """
-        # Gumbel-max, with Gumbel noise from the uniform number that is the Gaussian
-        # distribution function of `noise`; in logarithms, where it cannot reach 1.
+        # Gumbel-max. The Gaussian distribution function turns `noise` into uniform
+        # numbers u; `log_cdf` gives ln u without rounding u to 1.
         gumbel = -tf.math.log(-tfd.Normal(0.0, 1.0).log_cdf(noise))
         probs = tf.exp(self._log_probs)
         action = self._one_hot(self._log_probs + gumbel)
-        # In this order, so that the action is exactly one-hot.
+        # The brackets make the second term exactly 0 and the action exactly one-hot.
         return action + (probs - tf.stop_gradient(probs))
 
     def log_prob(self, action):
@@ -274,7 +272,7 @@ class OneHotDist:
 
 
 class UnitNormal:
-    """A Gaussian of standard deviation 1 over events of `event_ndims` last axes.
+    """A Gaussian with standard deviation 1 over events of the last `event_ndims` axes.
 
     Args:
       mean: [..., event] float32.
@@ -285,7 +283,7 @@ class UnitNormal:
         self._axes = list(range(-event_ndims, 0))
 
     def mean(self):
-        """[..., event], which is also the mode."""
+        """[..., event], the mean and the mode."""
         return self._mean
 
     def log_prob(self, value):
@@ -300,7 +298,7 @@ class UnitNormal:
             difference = value - mean
 
             def gradient(upstream):
-                # One pass over images, where TensorFlow's gradients are four.
+                # One pass over the images; TensorFlow's gradients make four.
                 for _ in self._axes:
                     upstream = upstream[..., None]
                 return upstream * difference, -upstream * difference
@@ -311,10 +309,10 @@ class UnitNormal:
 
 
 class Every:
-    """True once for every `period` steps, at the first call and after it.
+    """A function of the step: true at the first call, then once every `period` steps.
 
-    Multiples of the period count, not the time since the last call, so that a run that
-    was resumed keeps its rhythm.
+    Multiples of the period count, not the steps since the last call. A resumed run
+    therefore keeps its rhythm.
     """
 
     def __init__(self, period, last=None):
@@ -329,13 +327,12 @@ class Every:
 
 
 def spawn_seed(seed, name, *key):
-    """The seed of one of `DRAWS`, independent of the others' and of those of all other
-    seeds.
+    """Return a seed for one of `DRAWS`, independent of all others.
 
     Args:
-      seed: of the run.
-      name: of the draws.
-      key: whole numbers, where draws begin anew: another seed for each.
+      seed: the run's seed.
+      name: one of `DRAWS`.
+      key: whole numbers; each key has another seed.
 
     Returns:
       an int of 63 bits.
@@ -346,8 +343,11 @@ def spawn_seed(seed, name, *key):
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A training phase: how many were due before it, and the environment steps taken
-    and the episodes kept when it was due.
+    """A training phase of the run.
+
+    Attributes:
+      number: phases before this one.
+      step, episodes: environment steps taken and episodes kept when it was due.
     """
 
     number: int = 0
