@@ -1,1 +1,1 @@
-"""What learning needs besides the networks: layers, optimiser, replicas, planner."""
+"""Parts of learning besides the networks: layers, optimiser, replicas, planner."""

@@ -1,5 +1,5 @@
-"""The optimiser of all networks: Adam with clipped and scaled gradients, which leaves
-out steps whose numbers are not finite.
+"""The optimiser of all networks: Adam with clipped and scaled gradients. It skips steps
+with non-finite numbers.
 """
 
 import math
@@ -17,7 +17,7 @@ class Optimizer(tf.Module):
     `GROW_AFTER` good steps in a row.
 
     Args:
-      name: of the module it trains, for messages and metrics.
+      name: of the trained module, for messages and metrics.
       variables: Keras variables, float32.
       learning_rate, epsilon: of Adam; other settings are Keras' defaults.
       clip: largest global gradient norm.
@@ -35,30 +35,30 @@ class Optimizer(tf.Module):
         self._scale_loss = scale_loss
         self._adam = keras.optimizers.Adam(learning_rate, epsilon=epsilon)
         self._adam.build(variables)
-        # Unused without scaling, but a run may go on in float16.
+        # Created without scaling too, because a run may resume in float16.
         self.loss_scale = tf.Variable(2.0**15, trainable=False)
-        # Of 64 bits: TensorFlow keeps int32 variables on the host, out of XLA's reach.
+        # int64: TensorFlow keeps int32 variables on the host, where XLA can't use them.
         self.good_steps, self.skipped, self.skipped_in_a_row = (
             tf.Variable(0, trainable=False, dtype=tf.int64) for _ in range(3)
         )
 
     @property
     def parameters(self):
-        """How many numbers it trains."""
+        """The number of trained parameters."""
         return sum(math.prod(variable.shape) for variable in self._variables)
 
     @property
     def updates(self):
-        """How many steps it has taken, without those left out; an int64 variable."""
+        """The number of steps taken, without skipped ones; an int64 variable."""
         return self._adam.iterations
 
     @property
     def weights(self):
-        """The variables that it trains, and Adam's averages."""
+        """The trained variables and Adam's averages."""
         return [*self._variables, *self._adam.variables]
 
     def without_averages(self):
-        """Return a module of what it trains alone, by the names of a checkpoint."""
+        """Return a module with only the trained variables, named as in a checkpoint."""
         trained = tf.Module()
         trained._variables = self._variables
         return trained
@@ -69,28 +69,28 @@ class Optimizer(tf.Module):
         """
         scale = self.loss_scale if self._scale_loss else tf.constant(1.0)
         gradients = tape.gradient(loss, self._variables, output_gradients=scale)
-        # As one vector: on a GPU it is the number of operations that takes time. The
-        # loss too: a maximum has a finite gradient where it hides a NaN.
+        # One vector, because a GPU's time depends on the number of operations. The loss
+        # is checked too: a maximum can hide a NaN and have a finite gradient.
         gradient, loss = replicas.mean(
             [tf.concat([tf.reshape(x, (-1,)) for x in gradients], 0), loss]
         )
         norm = tf.sqrt(2 * tf.nn.l2_loss(gradient))
         finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
         factor = self._clip / tf.maximum(norm, self._clip * scale)
-        # Zero, also where a number is not finite, if the step is to be skipped.
+        # A factor of 0 makes zeros even of non-finite numbers.
         clipped = tf.math.multiply_no_nan(gradient, tf.where(finite, factor, 0.0))
         parts = tf.split(clipped, [math.prod(x.shape) for x in self._variables])
         replicas.once_for_all(self._step, parts, finite)
         return norm / scale
 
     def _step(self, gradients, finite):
-        """One step of Keras' Adam, an operation a variable where Keras has 22.
+        """Take the step of Keras' Adam with 1 operation a variable, where Keras has 22.
 
             m += (1 - b1) (g - m),  v += (1 - b2) (g^2 - v)
             w -= rate sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + epsilon)
 
-        With a rate of 0 and b1 = b2 = 1 nothing changes: there is no branch, in which a
-        GPU would wait for the host.
+        A skipped step has a rate of 0 and b1 = b2 = 1, which change nothing. In a
+        branch, a GPU would wait for the host.
         """
         adam = self._adam
         step = tf.cast(adam.iterations + 1, tf.float32)
@@ -112,7 +112,7 @@ class Optimizer(tf.Module):
                 **settings,
             )
 
-        # Those of Keras' Adam, so that checkpoints have its names.
+        # Keras' Adam holds the averages, so that checkpoints have its names.
         averages = adam._momentums, adam._velocities
         for *variables, gradient in zip(
             self._variables, *averages, gradients, strict=True

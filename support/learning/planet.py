@@ -8,21 +8,21 @@ import tensorflow as tf
 
 
 def plan(score, shape, rng, candidates=1000, iterations=10, elites=100):
-    """The best action sequence that the cross-entropy method finds.
+    """Find good action sequences with the cross-entropy method.
 
-    Starting from N(0, 1), every iteration draws candidates, clips them to [-1, 1],
-    scores them and moves the distribution to the best.
+    The search distribution starts as N(0, 1). Each iteration draws candidates, clips
+    them to [-1, 1], scores them, and fits the distribution to the best.
 
     Args:
-      score: function of actions [E, C, H, A] to what they are worth [E, C].
+      score: function from actions [E, C, H, A] to scores [E, C], the higher the better.
       shape: (E, H, A).
       rng: `tf.random.Generator`.
-      candidates: C, drawn in each iteration.
-      iterations: how often the distribution is moved.
-      elites: K, the best candidates that it is moved to.
+      candidates: C in each iteration.
+      iterations: number of iterations.
+      elites: K, the best candidates, which the distribution is fitted to.
 
     Returns:
-      [E, H, A] the final mean, in [-1, 1].
+      [E, H, A], the final mean, in [-1, 1].
     """
     envs, horizon, size = shape
 
@@ -40,14 +40,14 @@ def plan(score, shape, rng, candidates=1000, iterations=10, elites=100):
 
 
 def choose(world, state, rng, config):
-    """The first actions [E, A] of the best plans from `state` [E, ...] in a world
-    model, by the sum of the rewards that it predicts.
+    """Plan in a world model, by the sum of predicted rewards; return the first actions
+    [E, A] of the plans.
 
     Args:
       world: `agent.WorldModel`.
-      state: of `models.RSSM`.
+      state: of `models.RSSM`, [E, ...], where the plans start.
       rng: `tf.random.Generator`.
-      config: `configs.Config`, of which the settings `plan_...` count.
+      config: `configs.Config` with the settings `plan_...`.
     """
     envs, horizon = state['deter'].shape[0], config.plan_horizon
     size, rows = world.rssm.action_size, envs * config.plan_candidates
@@ -88,5 +88,5 @@ def refit(actions, scores, elites):
     """
     best = tf.gather(actions, tf.math.top_k(scores, elites).indices, batch_dims=1)
     mean, variance = tf.nn.moments(best, 1)
-    # So that the search never stops at a single sequence.
+    # The constant keeps the search from collapsing to one sequence.
     return mean, tf.sqrt(variance + 1e-6)

@@ -1,14 +1,12 @@
-"""One run on several GPUs or machines: the batch is split among replicas that stay
-equal.
+"""One run on several GPUs or machines: replicas with equal weights share each batch.
 
 TensorFlow's `MirroredStrategy`, or `MultiWorkerMirroredStrategy` for several machines,
-keeps a copy of every weight on every GPU. Each replica takes the losses of its part of
-the batch, their gradients are averaged, and all clip and apply the same. That is the
-update of one GPU with the whole batch if two things hold: what is not linear in the
-batch (free nats, contrasted images) is computed from the whole batch, and noise is
-drawn once, for all.
+keeps a copy of every weight on every GPU. Each replica computes the gradients of its
+part of the batch. All replicas clip and apply the mean of these gradients. The result
+equals the update of one GPU with the whole batch, on two conditions: free nats and
+the contrastive objective use the whole batch, and all noise is drawn at once.
 
-Without a strategy every function here hands through what it is given.
+Without a strategy, every function here treats its arguments as the whole batch.
 
 Shapes: B batch, L length, H horizon.
 """
@@ -19,19 +17,19 @@ import time
 
 import tensorflow as tf
 
-PATIENCE = 60  # Seconds in which all machines' names have to get an address.
+PATIENCE = 60  # Seconds to wait until all machines' names have an address.
 
-# Along which axis the rows of the batch lie: [B, ...], or [H, B*L, ...].
+# The axis of each noise with the rows of the batch: [B, ...], or [H, B*L, ...].
 NOISE_AXES = dict(post=0, latent=1, action=1, image=0)
 
 
 def make_strategy(config, devices=None, addresses=None):
-    """The strategy for `devices`, by default all visible GPUs, on each machine of
+    """Make the strategy for `devices`, by default all visible GPUs, on each machine of
     `addresses` (`machines.Addresses`); None for a single device.
 
     Raises:
       ValueError: `config` cannot run on so many, or a machine's name has no address.
-      RuntimeError: this machine cannot be reached by the others.
+      RuntimeError: the other machines cannot reach this one.
     """
     if devices is None:
         gpus = tf.config.list_physical_devices('GPU')
@@ -65,7 +63,7 @@ def make_strategy(config, devices=None, addresses=None):
         f'{", ".join(addresses.hosts)}',
         flush=True,
     )
-    # TensorFlow waits where Python's own handler is not heard.
+    # Python's handler would not run while TensorFlow waits for the other machines.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -75,14 +73,14 @@ def make_strategy(config, devices=None, addresses=None):
             'address in TF_CONFIG, cannot join the others '
             f'({str(error.message).splitlines()[0]})'
         ) from None
-    # It has put a handler there that waits for its own ways of saving.
+    # TensorFlow has set a handler that waits for a checkpoint of its kind.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return strategy
 
 
 def _resolve(hosts):
-    """Raise ValueError where a HOST:PORT has no address, and gets none while machines
-    start: TensorFlow would wait for it without end.
+    """Wait until each HOST:PORT has an address. Raise ValueError if one has none after
+    `PATIENCE`: TensorFlow would wait for it without end.
     """
     deadline = time.monotonic() + PATIENCE
     for host in hosts:
@@ -102,13 +100,13 @@ def _resolve(hosts):
 
 
 def place(strategy, batch):
-    """A batch of arrays as tensors on the device that trains on them, of several each
-    replica's rows on its own. To be done ahead, in another thread: it takes time, and
-    GPUs have no kernel that would split images.
+    """Copy a batch of arrays to the device that trains, or each replica's rows to its
+    device: GPUs have no kernel that could split images. Copying takes time; call it
+    ahead, in another thread.
 
     Args:
-      strategy: of `make_strategy`, or None.
-      batch: batch of replay, [B, L, ...]; of several machines, this one's rows of it.
+      strategy: from `make_strategy`, or None.
+      batch: from replay, [B, L, ...]; on several machines, this one's rows.
     """
 
     def upload(device, rows):
@@ -129,7 +127,7 @@ def place(strategy, batch):
 
 
 def batch_shape(strategy, batch):
-    """B and L of what `place` has placed, on all replicas together."""
+    """Return B and L of a batch of `place`, all replicas together."""
     if strategy is None:
         return batch['reward'].shape
     rows, length = strategy.experimental_local_results(batch['reward'])[0].shape
@@ -137,16 +135,16 @@ def batch_shape(strategy, batch):
 
 
 def run(strategy, update, batch, noise):
-    """`update(batch, noise)`, each replica with its part of the batch.
+    """Call `update(batch, noise)` on each replica with its part of the batch.
 
     Args:
-      strategy: of `make_strategy`, or None.
+      strategy: from `make_strategy`, or None.
       update: returns scalar metrics by name.
-      batch: of `place`; without a strategy any batch of replay.
-      noise: of `Dreamer.noise`, for the whole batch of all machines.
+      batch: from `place`; without a strategy, any batch of replay.
+      noise: from `Dreamer.noise`, for the whole batch of all machines.
 
     Returns:
-      metrics, their means over replicas.
+      means of the metrics over replicas.
     """
     if strategy is None:
         return update(batch, noise)
@@ -169,11 +167,11 @@ def run(strategy, update, batch, noise):
 
 
 def mean(values):
-    """Means over replicas of float32 tensors, for each of them; differentiable."""
+    """Return each float32 tensor's mean over all replicas; differentiable."""
     context = _replica()
     if not context:
         return values
-    # As one: on a network each takes a round trip, however small it is.
+    # Packed, because every transfer over a network takes a round trip.
     sizes = [value.shape.num_elements() for value in values]
     packed = tf.concat([tf.reshape(value, (-1,)) for value in values], 0)
     means = tf.split(context.all_reduce('MEAN', packed), sizes)
@@ -181,19 +179,19 @@ def mean(values):
 
 
 def batch_mean(values):
-    """The mean of float32 `values` [...] over all replicas' rows; differentiable."""
+    """Return the mean of float32 `values` [...] over all replicas; differentiable."""
     return mean([tf.reduce_mean(values)])[0]
 
 
 def gather_batch(values):
-    """All replicas' rows of tensors [B, ...], for each of them; differentiable."""
+    """Return tensors [B, ...] with the rows of all replicas; differentiable."""
     context = _replica()
     return context.all_gather(values, 0) if context else values
 
 
 def once_for_all(step, gradients, finite):
-    """`step(gradients, finite)` once for all replicas, which have come to equal
-    values: only there can counters be assigned to that they share.
+    """Call `step(gradients, finite)` once for all replicas, whose values are equal.
+    Only there can `step` assign to counters that replicas share.
     """
     context = _replica()
     if not context:
@@ -207,9 +205,7 @@ def once_for_all(step, gradients, finite):
 
 
 def for_each_copy(update, variable, *others):
-    """`update(variable, *others)` with each replica's copies of variables and values,
-    inside `once_for_all`.
-    """
+    """Call `update(variable, *others)` with each replica's copies (`once_for_all`)."""
     if not tf.distribute.in_cross_replica_context():
         update(variable, *others)
         return

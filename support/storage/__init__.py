@@ -1,1 +1,1 @@
-"""Episodes on disk, written whole or not at all, and drawn from in batches."""
+"""The files of a run that grow: episodes, written whole or not at all, and metrics."""

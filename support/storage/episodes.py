@@ -1,9 +1,9 @@
-"""An episode on disk: the file format, written whole or not at all, read with distrust.
+"""The file format of an episode: written whole or not at all, checked by each reader.
 
-`{time}-{id}-{rows}.npz`, the format of the authors' 2020 code: arrays image uint8
-[T, 64, 64, 3], action [T, A], reward [T] and discount [T]. Where state vectors are
-observed beside images, or in their place, there is state [T, V]. The authors' files
-are float16, compressed and have further keys; ours are stored, not compressed.
+`{time}-{id}-{rows}.npz` is the format of the authors' 2020 code: arrays image uint8
+[T, 64, 64, 3], action [T, A], reward [T] and discount [T]. Tasks with state vectors
+have state [T, V] beside image or instead of it. The authors' files are float16 and
+compressed, and have further keys; files of this program are not compressed.
 
 Shapes: T rows (agent steps + 1), A action, V state vector.
 """
@@ -22,23 +22,23 @@ import numpy as np
 from support.system import atomic, faults
 
 IMAGE = (64, 64, 3)
-KEYS = ('action', 'reward', 'discount')  # and what is observed
+KEYS = ('action', 'reward', 'discount')  # besides the observations
 NAME = re.compile(r'\d{8}T\d{6}-\w+-(?P<rows>\d+)\.npz')
-# Own files say further: how many were before, and what `Entry.origin` returns.
+# This program's names also have the number of earlier files, and `Entry.origin`.
 OWN = re.compile(
     r'\d{8}T\d{6}-(?P<order>[0-9a-f]{8})e(?P<env>\d+)i(?P<index>\d+)s(?P<steps>\d+)'
     r'-\d+\.npz'
 )
-# Of an episode: 108,000 frames, the longest of any suite, take 1.3 GB where each is an
-# agent step. A header that claims more is refused before its data is read.
+# The longest episode of any suite, 108,000 frames without action repeat, takes 1.3 GB.
+# A header that claims more than this is refused before its data is read.
 MAX_BYTES = 2**31
-MAX_HEADER = 2**14  # Of an array, in bytes; NumPy's own limit is 10,000.
+MAX_HEADER = 2**14  # Bytes of an array's header; NumPy allows 10,000.
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An episode on disk: its path, its rows T, its action size A and its state size V,
-    0 where states are not used.
+    """An episode on disk: path, rows T, action size A and state size V, which is 0
+    where states are not observed.
     """
 
     path: pathlib.Path
@@ -48,14 +48,14 @@ class Entry:
 
     @property
     def origin(self):
-        """Environment, its episode index and simulator steps; None in others' files."""
+        """Environment, its episode index, simulator steps; None for foreign files."""
         name = OWN.fullmatch(self.path.name)
         return name and tuple(int(name[key]) for key in ('env', 'index', 'steps'))
 
 
 def row_bytes(actions, states=0, observes=('image',)):
-    """Return the bytes of a row: an image, a float32 state or both, and float32
-    actions, reward and discount.
+    """Return the bytes of a row: the observed uint8 image and float32 state, and
+    float32 action, reward and discount.
     """
     image = math.prod(IMAGE) if 'image' in observes else 0
     return image + 4 * (states + actions) + 8
@@ -66,11 +66,11 @@ def check_headers(headers, observes=('image',)):
 
     Args:
       headers: dict of key to (shape, dtype).
-      observes: 'image', 'state', or both: the keys that an episode must have, beside
+      observes: 'image', 'state', or both: keys that an episode must have, beside
         `KEYS`.
 
     Returns:
-      rows T, action size A and state size V, 0 where it is not observed.
+      rows T, action size A, and state size V or 0 without observed states.
 
     Raises:
       ValueError: a key is missing, a shape or dtype does not fit, or the episode has
@@ -97,7 +97,7 @@ def check_headers(headers, observes=('image',)):
             raise ValueError(f'{key} has the dtype {dtype}')
     if rows[0] < 2:
         raise ValueError(f'{rows[0]} rows hold no step')
-    # As they are, or as float32, whichever takes more.
+    # Bytes in the file or in memory, whichever is more.
     size = sum(
         math.prod(headers[key][0])
         * (1 if key == 'image' else max(4, headers[key][1].itemsize))
@@ -109,7 +109,7 @@ def check_headers(headers, observes=('image',)):
 
 
 def _vectors(headers, missing):
-    """Return, for a message, the vectors of an episode that has no `state`."""
+    """Describe, for a message, the vectors of an episode without `state`."""
     found = [
         f'{key} ({shape[1]})'
         for key, (shape, dtype) in headers.items()
@@ -121,7 +121,7 @@ def _vectors(headers, missing):
 
 
 def decode(episode, observes=('image',)):
-    """Return a copy of the arrays as they are served: uint8 and float32.
+    """Return a copy of the arrays in the dtypes of a batch: uint8 and float32.
 
     Raises:
       ValueError: a number is not finite.
@@ -140,7 +140,7 @@ def decode(episode, observes=('image',)):
 def write(path, episode):
     """Write a file that is whole or absent, also when the process is killed.
 
-    Stored, not compressed: 8 times faster to write and 7 times to read.
+    Without compression, files are 8 times faster to write and 7 times faster to read.
     """
     with atomic.writing(path) as file:
         np.savez(file, **episode)
@@ -149,13 +149,13 @@ def write(path, episode):
 
 
 def inspect(path, observes=('image',)):
-    """Return the `Entry` of a file, from its headers: the data is not read.
+    """Return the `Entry` of a file from its headers, without reading the data.
 
     Raises:
       Exception: one of many kinds, if it is not a readable episode.
     """
     if not path.is_file():
-        raise ValueError('it is not a file')  # To open a pipe would take for ever.
+        raise ValueError('it is not a file')  # Opening a pipe would never return.
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix('.npy') for name in archive.namelist()]
         needed = (*observes, *KEYS)
@@ -175,7 +175,7 @@ def read_header(archive, key):
     """Return shape and dtype of an array in a zip archive."""
     info = archive.getinfo(f'{key}.npy')
     with archive.open(info) as file:
-        # Not more, whatever length the header claims.
+        # A damaged header may claim any length.
         start = io.BytesIO(file.read(MAX_HEADER))
     shape, _, dtype = parse_header(start)
     size = start.tell() + math.prod(shape) * dtype.itemsize
@@ -185,21 +185,21 @@ def read_header(archive, key):
 
 
 def parse_header(file):
-    """Return shape, whether in Fortran's order, and dtype; leave `file` behind it."""
+    """Read an array's shape, whether it is in Fortran's order, and its dtype."""
     if np.lib.format.read_magic(file) == (1, 0):
         return np.lib.format.read_array_header_1_0(file)
     return np.lib.format.read_array_header_2_0(file)
 
 
 def identify(path):
-    """Return what changes when a file is written to or replaced."""
+    """Return numbers that change when a file is written to or replaced."""
     stat = path.stat()
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def find_arrays(path, observes=('image',)):
-    """Return offset, dtype and shape of a row for each array in a file; None if its
-    rows do not lie there one after the other: compressed, or in Fortran's order.
+    """Return the offset, dtype and shape of a row for each array in a file; None for
+    arrays that are compressed or in Fortran's order, whose rows cannot be read alone.
     """
     arrays = {}
     with zipfile.ZipFile(path) as archive, open(path, 'rb') as file:
@@ -207,7 +207,7 @@ def find_arrays(path, observes=('image',)):
             info = archive.getinfo(f'{key}.npy')
             if info.compress_type != zipfile.ZIP_STORED:
                 return None
-            # The local header: 30 bytes, the name, and what zipfile does not tell.
+            # The data follows the local header, whose length zipfile does not tell.
             file.seek(info.header_offset + 26)
             file.seek(sum(struct.unpack('<HH', file.read(4))), os.SEEK_CUR)
             shape, fortran, dtype = parse_header(file)
@@ -218,13 +218,13 @@ def find_arrays(path, observes=('image',)):
 
 
 def read_rows(path, arrays, start, target):
-    """Put rows of an episode, from `start` on, into the arrays of `target`.
+    """Read rows of an episode, from `start` on, into the arrays of `target`.
 
     Args:
-      arrays: what `find_arrays` returned.
+      arrays: from `find_arrays`.
 
     Raises:
-      OSError, ValueError: the rows are not there.
+      OSError, ValueError: the file does not have the rows.
     """
     with open(path, 'rb', buffering=0) as file:
         for key, (offset, dtype, shape) in arrays.items():
@@ -241,7 +241,7 @@ def load(entry, observes=('image',)):
     """Return the decoded episode of an `Entry`.
 
     Raises:
-      Exception: one of many kinds, if the file is damaged or another than before.
+      Exception: one of many kinds, if the file is damaged or has changed.
     """
     if inspect(entry.path, observes) != entry:
         raise ValueError('it has changed')
@@ -250,6 +250,6 @@ def load(entry, observes=('image',)):
         for key in (*observes, *KEYS):
             with archive.open(f'{key}.npy') as file:
                 episode[key] = np.lib.format.read_array(file, allow_pickle=False)
-                # The checksum is compared when the end has been reached.
+                # zipfile compares the checksum only at the end of the file.
                 file.read(1)
     return decode(episode, observes)

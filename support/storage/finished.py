@@ -1,7 +1,7 @@
-"""The statement of a run that it has finished: `finished.json` in its folder.
+"""The file `finished.json`, by which a run states that it has finished.
 
-It is written last, after the last evaluation and checkpoint, and taken back when the
-run goes on, for instance with more `--steps`.
+The run writes the file last, after the final evaluation and checkpoint. It removes the
+file when it resumes, for instance with more `--steps`.
 """
 
 import json
@@ -10,22 +10,22 @@ from support.system import atomic
 
 
 def state(logdir, step):
-    """State that the run in `logdir` has finished with `step` [environment steps].
+    """State that the run in `logdir` has finished after `step` environment steps.
 
     Raises:
-      OSError: it could not be written.
+      OSError: the file could not be written.
     """
     atomic.write(logdir / 'finished.json', f'{json.dumps({"step": step})}\n'.encode())
 
 
 def withdraw(logdir):
-    """Take the statement back, if there is one."""
+    """Remove the file, if there is one."""
     (logdir / 'finished.json').unlink(missing_ok=True)
 
 
 def step_of(logdir):
-    """Return the environment steps with which a run has finished; -1 if it has not."""
+    """Return the environment steps of a finished run; -1 if it has not finished."""
     try:
         return int(json.loads((logdir / 'finished.json').read_text())['step'])
     except (OSError, ValueError, KeyError, TypeError):
-        return -1  # None, or damaged.
+        return -1  # There is no file, or it is damaged.

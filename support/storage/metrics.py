@@ -1,8 +1,8 @@
 """The file `metrics.jsonl` of a run: a JSON object a line, each with its `step`.
 
-A run appends to it, and cuts it back to its checkpoint when it is resumed. Others may
-read it at any time. They may find damaged lines, as after a loss of power, and a last
-line that is not complete.
+A run appends lines. A resumed run first cuts the file back to its checkpoint. Other
+programs may read the file at any time. They may find an incomplete last line, and
+damaged lines after a loss of power.
 
 Shapes: P points of a run.
 """
@@ -20,16 +20,16 @@ UNDONE = 'metrics_undone.jsonl'
 
 
 class File:
-    """The file of a run that goes on.
+    """The metrics file of a run that is training.
 
-    Lines that were written after the run's checkpoint tell of steps that are about to
-    be taken again. They move to `metrics_undone.jsonl`.
+    Lines after the run's checkpoint move to `metrics_undone.jsonl`, because the run
+    takes their steps again.
 
     Args:
       logdir: folder of the run, a `pathlib.Path`; it exists.
-      size: bytes that the file had at the checkpoint; 0 without one.
+      size: bytes of the file at the checkpoint; 0 without a checkpoint.
 
-    All methods raise OSError if something could not be written.
+    All methods raise OSError if something cannot be written.
     """
 
     def __init__(self, logdir, size=0):
@@ -42,7 +42,7 @@ class File:
                 file.write(undone if undone.endswith(b'\n') else undone + b'\n')
             os.truncate(self._path, size)
         if self.size and not self._path.read_bytes().endswith(b'\n'):
-            # A line that was cut off must not swallow the next one.
+            # The next line must not continue a line that was cut off.
             with self._path.open('a') as file:
                 file.write('\n')
 
@@ -59,8 +59,7 @@ class File:
           values: {name: number}.
 
         Returns:
-          the values as they were written: JSON has null in the place of NaN and
-          infinities, which is None here.
+          the values as written, with None for NaN and infinities (null in JSON).
         """
         values = {
             key: float(value) if math.isfinite(value) else None
@@ -72,8 +71,8 @@ class File:
         return values
 
     def sync(self):
-        """Wait until the file is on the disk, and return its size in bytes. A
-        checkpoint must not outlive lines that it counts on when the power fails.
+        """Wait until the file is on the disk; return its size in bytes. A checkpoint
+        stores this size. If it survives a loss of power, the lines must, too.
         """
         if self._path.exists():
             with self._path.open('rb') as file:
@@ -82,13 +81,12 @@ class File:
 
 
 def read(logdir, tail=None):
-    """Yield the object of each line, as a dict, and None for a damaged line: one that
-    is no object with a usable step.
+    """Yield a dict for each line; None for a damaged line, without a usable step.
 
     Args:
       logdir: folder of a run, a `pathlib.Path`.
-      tail: read at most so many bytes, from the end of the file; None reads all. The
-        first line may then be cut off, and counts as damaged.
+      tail: number of last bytes to read; None reads all. A first line that is cut off
+        counts as damaged.
 
     Raises:
       OSError: the file cannot be read.
@@ -109,15 +107,15 @@ def read(logdir, tail=None):
 
 
 def read_points(logdir, key):
-    """Return a metric over environment steps.
+    """Read a metric over environment steps.
 
     Args:
       logdir: folder of a run, a `pathlib.Path`.
       key: name of the metric.
 
     Returns:
-      steps [P], values [P], and counts: `damaged` lines, and `nonfinite` values, which
-      are null, NaN or no number. Neither are among the points.
+      steps [P], values [P], and a dict of counts: `damaged` lines, and `nonfinite`
+      values (null, NaN or no number). The points contain neither.
 
     Raises:
       OSError: the file cannot be read.
@@ -136,7 +134,7 @@ def read_points(logdir, key):
 
 def is_number(value):
     """Return whether a value of JSON is a number that a run can have measured."""
-    # JSON's whole numbers have no bounds; ours are damage long before a float's end.
+    # JSON's whole numbers have no bounds, and no run measures larger ones than this.
     return (
         isinstance(value, (int, float))
         and not isinstance(value, bool)

@@ -19,32 +19,30 @@ from support.system import limits
 
 
 class Replay:
-    """Store whole episodes and sample batches of sequences from them.
+    """Whole episodes on disk, and batches of sequences from them.
 
     An episode is a dict of image uint8 [T, 64, 64, 3], state [T, V] or both, action
-    [T, A], reward [T] and discount [T], kept as `{time}-{id}-{rows}.npz` (the format of
-    the authors' 2020 code, whose folders load too: float16, compressed, with further
-    keys). Files that cannot be used are named on stderr, counted in `skipped` and left
-    where they are.
+    [T, A], reward [T] and discount [T]. Its file has the format of the authors' 2020
+    code, whose folders load, too (see `episodes`). Files that cannot be used are named
+    on stderr, counted in `skipped` and left in place.
 
     Args:
-      directory: folder of the episodes; made when the first is added.
+      directory: folder of the episodes; made with the first episode.
       length: rows L of a sampled sequence.
-      observes: 'image', 'state', or both: what the episodes must have; they may have
-        more.
-      seed: seed of the generator that every draw comes from.
+      observes: 'image', 'state', or both: keys that the episodes must have.
+      seed: seed of the generator for all draws.
       balance: draw every row of an episode equally often; see `sample`.
-      memory: bytes of decoded episodes to hold, the oldest leave first; None for a
-        quarter of what the process may take. One episode is always held. Of others, the
-        rows that are drawn are read from disk.
-      capacity: agent steps to keep on disk, or None: the oldest files are deleted. One
-        episode is always kept.
+      memory: bytes of decoded episodes to hold; the oldest leave first. None is a
+        quarter of the process's memory. One episode is always held. Drawn rows of other
+        episodes are read from disk.
+      capacity: agent steps to keep on disk; the oldest files are deleted, but not the
+        last one. None keeps all.
 
     Attributes:
-      PENDING: episodes that may wait to be written; they are held in memory.
-      AHEAD: batches on their way in a `stream`: one is drawn while another is prepared.
-      skipped: number of files that could not be used.
-      newest: name of the newest file, '' without any; names sort as files were added.
+      PENDING: largest number of episodes in memory that wait to be written.
+      AHEAD: batches of a `stream` in preparation: one is drawn, another is placed.
+      skipped: number of unusable files.
+      newest: name of the newest file, or ''; names sort in the order of adding.
     """
 
     PENDING = 4
@@ -75,7 +73,7 @@ class Replay:
         self._cache = collections.OrderedDict()
         self._cached_bytes = 0
         self._stored = {}
-        # One thread, so that files appear in the order of their names.
+        # With one thread, files appear in the order of their names.
         self._writer = concurrent.futures.ThreadPoolExecutor(1)
         self._writing = collections.deque()
         self.newest = ''
@@ -104,7 +102,7 @@ class Replay:
 
     @property
     def steps(self):
-        """Number of agent steps of all episodes; each has one row more than steps."""
+        """Number of agent steps of all episodes; an episode has steps + 1 rows."""
         return self.rows - self.episodes
 
     def get_state(self):
@@ -116,20 +114,19 @@ class Replay:
         self._rng.bit_generator.state = state
 
     def add(self, episode):
-        """Serve an episode from now on, and write it to disk, atomically, in the
-        background: see `flush`.
+        """Add an episode to the draws, and write it to disk in the background.
 
         Args:
-          episode: dict of what is observed, action [T, A], reward [T] and discount
-            [T], T >= 2; numbers are stored as float32. `origin`, if given,
-            is part of the name (see `Entry.origin`). Other keys are not stored.
+          episode: dict of observations, action [T, A], reward [T] and discount [T],
+            T >= 2; numbers are stored as float32. `origin`, if given, becomes part of
+            the name (see `Entry.origin`). Other keys are not stored.
 
         Returns:
           the path of the file.
 
         Raises:
           ValueError: a key is missing, or a shape, dtype or value does not fit.
-          OSError: a file, of this episode or of one before, could not be written; no
+          OSError: the file of this episode or an earlier one could not be written; no
             part of it is left.
         """
         self._await_writes(self.PENDING)
@@ -144,7 +141,7 @@ class Replay:
             if before not in (None, size):
                 raise ValueError(f'{key} has {size} values, those before {before}')
         episode = episodes.decode(episode, self._observes)
-        # Not its parents: a run's folder that is gone must not come back half empty.
+        # Without its parents, because a deleted run's folder must not reappear.
         self._directory.mkdir(exist_ok=True)
         entry = episodes.Entry(
             self._directory / self._name(rows, origin), rows, actions, states
@@ -154,7 +151,7 @@ class Replay:
         self._count += 1
         self._remember(entry, episode)
         while self._capacity and self.episodes > 1 and self.steps > self._capacity:
-            self.flush()  # The oldest may still be on its way.
+            self.flush()  # The oldest may not be written yet.
             oldest = self._entries.pop(0)
             self._forget(oldest)
             oldest.path.unlink(missing_ok=True)
@@ -170,8 +167,8 @@ class Replay:
         self._await_writes(0)
 
     def newer(self, name):
-        """Yield every episode whose file name is behind `name`: which it is in order,
-        from 1, its `Entry` and the episode.
+        """Yield each episode whose file name sorts after `name`, as its number among
+        all (from 1), its `Entry` and its arrays.
         """
         for entry in [x for x in self._entries if x.path.name > name]:
             try:
@@ -182,9 +179,7 @@ class Replay:
                 self._drop(entry, error)
 
     def refresh(self):
-        """Take up what another process has added to the folder since, and leave out
-        what it has deleted.
-        """
+        """Add and drop the episodes that another process has written or deleted."""
         paths = sorted(self._directory.glob('*.npz'))
         present = set(paths)
         for entry in [x for x in self._entries if x.path not in present]:
@@ -199,22 +194,21 @@ class Replay:
     def sample(self, batch):
         """Draw a batch of sequences.
 
-        An episode is drawn uniformly, then the start: uniform over the starts that
-        leave L rows, the last row included. With `balance`, and in an episode of less
-        than L rows, the start is uniform over all rows instead, and the sequence goes
-        on with the first rows of another uniformly drawn episode when it ends. Without
-        this the rows near both ends of an episode are drawn less often than the rest;
-        with it, all rows equally often (exactly so among episodes of one length).
+        First an episode is drawn uniformly, then a start, uniformly over all starts
+        that leave L rows. Rows near both ends of an episode are thus drawn less often.
+        With `balance`, and in episodes of less than L rows, the start is uniform over
+        all rows. Where the episode ends, the sequence continues with the first rows of
+        another, uniformly drawn episode. With `balance`, all rows are drawn equally
+        often (exactly so among episodes of one length).
 
         Args:
           batch: number of sequences B.
 
         Returns:
           dict of image uint8 [B, L, 64, 64, 3], state float32 [B, L, V] or both,
-          action float32 [B, L, A], reward and discount float32 [B, L] and is_first
-          bool [B, L]. is_first
-          marks position 0 and the first row of each episode joined on. The action
-          there is as recorded: whoever unrolls the state resets both.
+          action float32 [B, L, A], reward and discount float32 [B, L] and is_first bool
+          [B, L]. is_first marks the first row of a sequence and of each episode joined
+          on. The RSSM resets state and action there; the action here is as recorded.
 
         Raises:
           FileNotFoundError: there is no episode to draw from.
@@ -239,12 +233,12 @@ class Replay:
         return drawn
 
     def stream(self, batch, count, prepare=lambda drawn: drawn):
-        """Yield `count` batches, with the next `AHEAD` on their way while the caller
-        uses one: a thread draws, and another hands what was drawn to `prepare`.
+        """Yield `count` batches. While the caller uses one, one thread draws the next
+        `AHEAD`, and another thread calls `prepare` with each.
 
-        The batches are those of `count` calls of `sample`. Call nothing else here until
-        the stream has ended. A caller may leave early: what was drawn ahead is then
-        drawn again.
+        The batches equal `count` calls of `sample`. Call no other method until the
+        stream has ended. If the caller leaves early, later draws repeat the batches
+        that it has not used.
         """
         state = self.get_state()
         upcoming = collections.deque()
@@ -274,7 +268,7 @@ class Replay:
             self.set_state(state)
 
     def _fill(self, sequence):
-        """Draw a sequence into arrays [L, ...]."""
+        """Draw one sequence into arrays [L, ...]."""
         filled = 0
         while filled < self._length:
             if not self._entries:
@@ -301,14 +295,14 @@ class Replay:
         return self._rng.integers(rows - self._length + 1)
 
     def _read(self, entry, start, target):
-        """Put rows of an episode into arrays, from memory if it is there."""
+        """Read rows of an episode into arrays, from memory if it is held there."""
         episode = self._cache.get(entry.path)
         if episode is None:
             stamp, arrays = self._stored.get(entry.path, (None, None))
             now = episodes.identify(entry.path)
             if arrays and stamp == now:
                 return episodes.read_rows(entry.path, arrays, start, target)
-            # The first time as a whole, for the checksums.
+            # Checksums need the whole file, once.
             episode = self._load(entry)
             arrays = episodes.find_arrays(entry.path, self._observes)
             self._stored[entry.path] = now, arrays
@@ -320,8 +314,8 @@ class Replay:
         return episodes.load(entry, self._observes)
 
     def _await_writes(self, pending):
-        """Wait until no more than `pending` writes are unfinished, and raise what
-        those that have ended met; again at every call, for nothing is lost silently.
+        """Wait until at most `pending` writes are unfinished. Raise a failed write's
+        error at every call, so that no episode is lost silently.
         """
         while self._writing and (
             len(self._writing) > pending or self._writing[0].done()
@@ -333,7 +327,7 @@ class Replay:
         self._cache[entry.path] = episode
         self._cached_bytes += count_bytes(episode)
         while self._cached_bytes > self._memory and len(self._cache) > 1:
-            self.flush()  # It will be read from its file.
+            self.flush()  # From now on, rows are read from the file.
             _, oldest = self._cache.popitem(last=False)
             self._cached_bytes -= count_bytes(oldest)
 
@@ -347,7 +341,7 @@ class Replay:
         self._skip(entry.path, reason)
 
     def _scan(self, paths):
-        """Return the usable episodes by name: directories have no order to rely on."""
+        """Return the `Entry` of each usable episode among `paths`, in their order."""
         entries = []
         for path in paths:
             try:
@@ -376,11 +370,11 @@ class Replay:
         print(f'Skipped the episode {path}: {reason}', file=sys.stderr)
 
     def _name(self, rows, origin):
-        """Return a file name that sorts behind all those before.
+        """Return a file name that sorts after all earlier ones.
 
-        A resumed run then draws from the same order as one that was not interrupted,
-        and runs of one seed agree: the time never goes back, and within a second the
-        first 8 digits of the id count on.
+        The time never runs backwards. The first 8 digits of the id count the episodes
+        and decide within a second. The order of episodes is therefore the same in a
+        resumed run, and in all runs of one seed.
         """
         now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S')
         time = max(now, self.newest[: len(now)])
@@ -396,6 +390,6 @@ def count_bytes(episode):
 def default_memory():
     """Return a quarter of the memory that this process may take, in bytes.
 
-    The rest is for the networks, the simulators and what the system needs.
+    The networks, the simulators and the system need the rest.
     """
     return limits.memory() // 4
