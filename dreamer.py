@@ -2,7 +2,7 @@
 
     python dreamer.py --logdir ./logs --task dmc_walker_walk
 
-The training loop and the command line; the agent itself is in agent.py.
+The training loop and the command line; agent.py has the agent.
 
 Shapes: A action, E environments.
 """
@@ -13,21 +13,21 @@ import pathlib
 import sys
 import traceback
 
-if sys.flags.safe_path:  # Python has not looked for modules beside this file.
+if sys.flags.safe_path:  # Then Python does not look for modules beside this file.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 from support.system import command_line, signals, streams, temporary
 
 if __name__ == '__main__':
     streams.protect()
-    # Until there is a run to save, Ctrl-C ends the program without a word.
+    # Until there is a run to save, Ctrl-C ends the program silently.
     signals.end_by(*signals.ASKING)
     temporary.provide('dreamer')
 
 import configs
 
 if __name__ == '__main__':
-    # A mistake is answered before TensorFlow is imported, which takes seconds.
+    # Report mistakes before the import of TensorFlow, which takes seconds.
     with command_line.refusing('dreamer'):
         configs.parse(sys.argv[1:])
 
@@ -64,7 +64,7 @@ class Run(saving.Resumable, reporting.Reporting):
     Args:
       config: `configs.Config`.
       envs, eval_envs: workers.
-      strategy: of `replicas.make_strategy`; None for one device.
+      strategy: from `replicas.make_strategy`; None for one device.
       automatic: whether `--precision auto` chose the precision.
     """
 
@@ -132,7 +132,7 @@ class Run(saving.Resumable, reporting.Reporting):
             if self.stop:
                 break
             ended = self.step >= config.steps
-            # The step at which the phase was due is the same after a resume.
+            # Unlike `self.step`, the step of the phase is the same after a resume.
             step = self.step if ended else self.phase.step
             if self.should_log(step) or (ended and self.step > self.logged):
                 self.log()
@@ -158,7 +158,7 @@ class Run(saving.Resumable, reporting.Reporting):
         policy, name = self.random_policy, 'prefill'
         if not started:
             self.collect(policy, config.prefill, config.prefill_episodes, name=name)
-        # The episodes of a run that is resumed may have been deleted.
+        # The user may have deleted the episodes of a resumed run.
         if not self.replay.episodes:
             self.collect(policy, self.step, self.episodes + 1, name=name)
         if not self.stop and not started:
@@ -170,11 +170,11 @@ class Run(saving.Resumable, reporting.Reporting):
         """Act in the environments and put the episodes that end into the replay.
 
         Args:
-          policy: of `Collector.step`.
-          steps, episodes: environment steps and kept episodes, counted since the run
-            began, of which both must be reached.
+          policy: for `Collector.step`.
+          steps, episodes: environment steps and kept episodes since the start of the
+            run; collecting ends when both are reached.
           end: environment steps at which collecting ends in any case.
-          name: of what the progress shows.
+          name: of this activity, for the progress display.
         """
         self.progress.start(name, max(0, min(steps, end) - self.step))
         while not self.stop and self.step < end:
@@ -189,8 +189,8 @@ class Run(saving.Resumable, reporting.Reporting):
     @timed('train')
     def train(self):
         """Make the updates that are due: `pretrain` after the prefill, and
-        `train_steps` for every `train_every` environment steps. Those that a stop has
-        prevented are made after the resume.
+        `train_steps` for every `train_every` environment steps. After a stop, the
+        resumed run makes the missing ones.
         """
         config = self.config
         self.phase = self.phase.at(self.step, self.episodes, config)
@@ -207,10 +207,10 @@ class Run(saving.Resumable, reporting.Reporting):
         self.agent.check_finite()
         self.progress.finish()
 
-    # What these steps consist of.
+    # Parts of the steps above.
 
     def batches(self, updates):
-        """Yield a batch of replay for each update, fewer if the run shall stop."""
+        """Yield a batch of replay for each update, until the run shall stop."""
         stream = self.replay.stream(
             self.config.batch_size, updates, self.agent.on_device
         )
@@ -222,7 +222,7 @@ class Run(saving.Resumable, reporting.Reporting):
 
     def keep(self, ended):
         """Put training episodes that have ended into the replay."""
-        # An error may end the run before they are kept.
+        # They count as dropped until they are kept: an error may end the run before.
         self.dropped += len(ended)
         for episode in ended:
             try:
@@ -248,7 +248,7 @@ class Run(saving.Resumable, reporting.Reporting):
 
 
 class LeadingRun(machines.Leading, Run):
-    """A run that several machines share, on the first of them."""
+    """A run on several machines, as the first of them executes it."""
 
 
 def set_up(argv):
@@ -259,7 +259,7 @@ def set_up(argv):
 
     Returns:
       config: `configs.Config`.
-      strategy, team: of `machines.connect`.
+      strategy, team: from `machines.connect`.
       envs: workers; empty on machines that only learn.
       automatic: whether `--precision auto` chose the precision.
     """

@@ -2,9 +2,9 @@
 
     python evaluate.py --logdir ./logs/walker --episodes 10 --video out.mp4
 
-Prints the return of every episode, their mean and population standard deviation and,
-as the last line, all of it as one JSON object. It only reads the run's folder, so that
-it can be used while the run goes on.
+Prints the return of every episode, then their mean and population standard deviation.
+The last line is one JSON object with all results. The program only reads the run's
+folder, and can be used while the run is training.
 
 Shapes: T rows of an episode, B sequences, L length.
 """
@@ -15,14 +15,14 @@ import pathlib
 import signal
 import sys
 
-if sys.flags.safe_path:  # Python has not looked for modules beside this file.
+if sys.flags.safe_path:  # Then Python does not look for modules beside this file.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 from support.system import atomic, command_line, signals, streams, temporary
 
 if __name__ == '__main__':
     streams.protect()
-    # Ctrl-C ends the program without a word.
+    # Ctrl-C ends the program silently.
     signals.end_by(*signals.ASKING)
     temporary.provide('evaluate')
 
@@ -30,7 +30,7 @@ import configs
 from support.run.evaluation import CONTEXT, STRIP, parse
 
 if __name__ == '__main__':
-    # A mistake is answered before TensorFlow is imported, which takes seconds.
+    # Report mistakes before the import of TensorFlow, which takes seconds.
     with command_line.refusing('evaluate'):
         parse(sys.argv[1:])
 
@@ -60,9 +60,8 @@ STRIP_IMAGES = (6, *range(10, DREAM + 1, 5))
 
 def load_checkpoint(agent, folder, number=None):
     """Load the newest checkpoint in `folder` that is whole and fits the agent, or the
-    one of this number, and change nothing there.
-
-    Returns its path. Raises UserError if there is none.
+    checkpoint of this number, without a change to `folder`. Return its path. Raise
+    UserError if there is none.
     """
     problems = []
     for path, _ in checkpoints.find_whole(
@@ -90,17 +89,18 @@ def load_checkpoint(agent, folder, number=None):
 
 
 def build(logdir, **changes):
-    """The agent of a run as it was before it learned, and where to evaluate it.
+    """Build the agent of a run, without its weights, and an environment.
 
     Args:
       logdir: folder of the run, which is only read.
-      changes: settings in the place of the run's, by the names of their flags.
+      changes: settings that replace the run's settings, by the names of their flags.
 
     Returns:
-      `Dreamer`; a worker with an environment, which the caller closes; `Config`, with
-      what depends on this machine and on the environment.
+      `Dreamer`; a worker with an environment, which the caller closes; `Config`, fitted
+      to this machine and to the environment.
 
-    Raises ValueError, RuntimeError or OSError where one of them cannot be made.
+    Raises:
+      ValueError, RuntimeError, OSError: one of them cannot be made.
     """
     logdir = pathlib.Path(logdir)
     if not config_file.exists(logdir):
@@ -123,7 +123,7 @@ def build(logdir, **changes):
 
 
 def _no_run(folder, most=5):
-    """Why there is nothing to evaluate in `folder`, and up to `most` runs below it."""
+    """Say that `folder` is no run, and name up to `most` runs below it."""
     runs = [str(run) for run in run_folders(folder, [], set())]
     runs = runs[:most] + [f'{len(runs) - most} more'] * (len(runs) > most)
     return (
@@ -133,8 +133,8 @@ def _no_run(folder, most=5):
 
 
 def load(logdir, checkpoint=None, **changes):
-    """What a run has learned, to act with it from Python: as `build`, with the newest
-    whole checkpoint or the one of a number. Raises UserError, too, where none fits.
+    """Load a trained agent for use from Python: `build` and `load_checkpoint`. It takes
+    the arguments, returns the values and raises the errors of both.
     """
     agent, env, config = build(logdir, **changes)
     try:
@@ -146,12 +146,12 @@ def load(logdir, checkpoint=None, **changes):
 
 
 def make_collector(env, seed):
-    """Play episodes by `seed`, other ones than training by the same seed."""
+    """Make a collector. Its episodes differ from training's with the same `seed`."""
     return Collector([env], tools.spawn_seed(seed, 'evaluate'))
 
 
 def episodes(agent, env, seed):
-    """Yield episodes without exploration, for ever: dicts of arrays [T, ...]."""
+    """Yield episodes without exploration, as dicts of arrays [T, ...], endlessly."""
     collector = make_collector(env, seed)
     policy = Policy(agent, 1, training=False)
     while True:
@@ -160,10 +160,10 @@ def episodes(agent, env, seed):
 
 def predict(agent, episode, sequences):
     """Predict up to `sequences` [B] parts of `episode`, of at most `DREAM` rows [L].
+    Return their data and the predictions of `Dreamer.openloop`, dicts of [B, L, ...].
 
-    Returns what happened and what `Dreamer.openloop` predicts, dicts of arrays
-    [B, L, ...]. The first `CONTEXT` predictions are reconstructions of what the model
-    has seen, the others are imagined; the episode has more rows than that.
+    The model observes the first `CONTEXT` rows and imagines the others. `episode` must
+    have more rows than that.
     """
     rows = len(episode['reward'])
     length = min(rows, DREAM)
@@ -180,14 +180,14 @@ def predict(agent, episode, sequences):
 
 
 def predict_images(agent, episode, sequences):
-    """`predict` as uint8 [L, B, 3, 64, 64, 3]: real image, prediction and error."""
+    """Return `predict` as uint8 [L, B, 3, 64, 64, 3]: image, prediction and error."""
     data, predicted = predict(agent, episode, sequences)
     return openloop.compare_images(data['image'], predicted['image'])
 
 
 def dream(agent, episode, sequences=3):
-    """Frames [L, H, W, 3] uint8: a row of real image, prediction and error for each of
-    up to `sequences` parts of `episode`.
+    """Draw frames [L, H, W, 3] uint8 with a row of real image, prediction and error for
+    each of up to `sequences` parts of `episode`.
     """
     rows = predict_images(agent, episode, sequences).transpose(0, 1, 3, 2, 4, 5)
     return np.stack(
@@ -203,8 +203,8 @@ def dream(agent, episode, sequences=3):
 
 
 def strip(agent, episode):
-    """A picture [H, W, 3] uint8 of the first `DREAM` images of `episode`: those of
-    `STRIP_IMAGES` that it has, above predictions of them.
+    """Draw a picture [H, W, 3] uint8: the images of `episode` at `STRIP_IMAGES`, above
+    the predictions of them.
     """
     pairs = predict_images(agent, episode, 1)[:, 0, :2]
     numbers = [number for number in STRIP_IMAGES if number <= len(pairs)]
@@ -214,7 +214,7 @@ def strip(agent, episode):
 
 
 def label(frame, names, height=16):
-    """`frame` [H, W, 3] below a line with the names of its columns."""
+    """Put a line with the names of its columns above `frame` [H, W, 3]."""
     image = Image.new('RGB', (frame.shape[1], height + frame.shape[0]))
     image.paste(Image.fromarray(frame), (0, height))
     draw = ImageDraw.Draw(image)
@@ -224,8 +224,8 @@ def label(frame, names, height=16):
 
 
 def write_dream(path, agent, episode):
-    """Write `strip` or `dream`, whichever the suffix of `path` stands for; without
-    images a plot of state vectors.
+    """Write a `strip` to a .png and a `dream` to a video, by the suffix of `path`.
+    Without images, write a plot of state vectors.
     """
     if 'image' not in agent.config.observes:
         data, predicted = predict(agent, episode, 3)
@@ -241,13 +241,13 @@ def write_dream(path, agent, episode):
 
 
 def write_video(path, frames, fps):
-    """Write `video.write`, and say so."""
+    """Write a video, and say so."""
     video.write(path, frames, fps)
     print(f'written: {path}', flush=True)
 
 
 def check_pictures(args, agent, env):
-    """Raise UserError if what shall be drawn cannot be."""
+    """Raise UserError if --dream or --video cannot be drawn."""
     if args.dream and not agent.world.decoders:
         raise UserError(
             '--dream needs a decoder, and the run was started with --log_images false'
@@ -282,14 +282,14 @@ def evaluate(agent, env, args):
             )
         if dreamt is None and lengths[-1] >= CONTEXT:
             dreamt = episode
-    # At the end: its noise must not change what is played.
+    # The dream comes last, because its noise must not change the episodes.
     if args.dream and dreamt is not None:
         write_dream(args.dream, agent, dreamt)
     return scores, lengths
 
 
 def main(argv=None):
-    """The command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     try:
         args = parse(argv)
         logdir = pathlib.Path(args.logdir)

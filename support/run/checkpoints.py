@@ -175,7 +175,7 @@ class Checkpoints:
                 atomic.rename(f'{path}{suffix}', self._folder / f'{kept}{suffix}')
         print(
             f'dreamer: warning: the checkpoint {path} is damaged ({reason}); it is '
-            f'kept as {kept}, and the run goes on from {good}',
+            f'kept as {kept}, and the run continues from {good}',
             file=sys.stderr,
         )
 
