@@ -1,9 +1,9 @@
-"""Keras' layers in forms that TensorFlow computes faster on a CPU, and a loss in a form
-that takes less memory.
+"""Keras' layers in forms that TensorFlow computes faster on a CPU, recurrences, and a
+loss in a form that takes less memory.
 
-The layers have the weights of those that they derive from, and compute the same; tests
-compare values and gradients. What each form gains is in `benchmarks/README.md`. On a
-GPU they use Keras' own form, which is better there.
+Each layer has the weights of the Keras layer that it derives from and computes the
+same values; tests compare values and gradients. `benchmarks/README.md` lists what each
+form gains. On a GPU the layers use Keras' forms, which are faster there.
 """
 
 import contextlib
@@ -18,8 +18,10 @@ def _on_gpu():
 
 @contextlib.contextmanager
 def in_float32(parts):
-    """What is traced meanwhile computes in float32, in all layers of `parts`: in half
-    precision each call casts all weights, which takes longer than products of few rows.
+    """Trace all layers of `parts` in float32 in this context.
+
+    In half precision each call casts all weights. For few rows these casts take longer
+    than the products.
     """
     found = [layer for part in parts for layer in part._flatten_layers()]
     before = [
@@ -41,8 +43,8 @@ def in_float32(parts):
 
 
 def _summed_in(dtype):
-    """What the steps of a sequence are summed in, its state and the gradients of its
-    weights: bfloat16 has too few digits.
+    """Return the dtype of a recurrence's state, and of its weights' gradients, which
+    are sums over steps. bfloat16 has too few digits for such sums.
     """
     return 'float32' if dtype == 'bfloat16' else dtype
 
@@ -52,14 +54,15 @@ def _as(dtype, *values):
 
 
 def _add_bias(outputs, bias):
-    """The sum, whose gradient is summed in float32: in half precision TensorFlow's CPU
-    kernel for the gradient of `bias_add` sums in half precision as well, and is off by
-    a half for 37,500 rows, by nearly all for images.
+    """Add a bias, whose gradient is summed in float32.
+
+    In half precision TensorFlow's CPU kernel for the gradient of `bias_add` sums in
+    half precision, too. Its error is a half for 37,500 rows, and larger for images.
     """
     if outputs.dtype != tf.float16:
         return outputs + bias
 
-    # Here not even the gradient of a sum is.
+    # In float16 even the gradient of a plain sum needs this.
     @tf.custom_gradient
     def add(outputs, bias):
         def gradient(upstream):
@@ -325,8 +328,8 @@ _loops_kept = False
 
 @contextlib.contextmanager
 def keep_loops():
-    """What is traced meanwhile keeps its loops with a GPU, too: for XLA, which compiles
-    them.
+    """Trace recurrences as loops in this context, with a GPU too. XLA compiles loops
+    well.
     """
     global _loops_kept
     before, _loops_kept = _loops_kept, True
@@ -337,15 +340,14 @@ def keep_loops():
 
 
 def scan(step, inputs, initial, parts, shared=()):
-    """All states of a recurrence, s_t = step(s_{t-1}, x_t).
+    """Return all states of a recurrence, s_t = step(s_{t-1}, x_t).
 
-    With a GPU the steps are unrolled. In a TensorFlow loop they would run in lockstep
-    with the host, which decides in every turn whether there is another: it waits each
-    time until the GPU has done all that it was told. On a CPU a loop is as fast, and is
-    traced much sooner.
+    With a GPU the steps are unrolled. In a TensorFlow loop the host decides before
+    every step whether to go on, and waits for the GPU each time. On a CPU a loop is as
+    fast and is traced much sooner.
 
-    Meanwhile the weights of `parts` are tensors that have been read before, and cast to
-    float16 where their layers compute in it: a loop would do so again in every step.
+    The weights of `parts` are read, and cast to float16 if their layers compute in it,
+    once before the first step. A loop would do both again in every step.
 
     Args:
       step: function of a state, the inputs of one step and `shared` to the next state.
@@ -391,8 +393,10 @@ def scan(step, inputs, initial, parts, shared=()):
 
 
 def _deal(value, dtype, steps):
-    """A tensor for each step, in `dtype`. Gradients are summed in the tensor's own, all
-    at once: a cast for each would be a sixth of all that a GPU has to start.
+    """Return a copy of a tensor for each step, cast to `dtype`.
+
+    Their gradients are summed in the tensor's dtype, all at once. A cast for each would
+    be a sixth of all kernels that a GPU starts in an update.
     """
     if value.dtype == dtype:
         return [value] * steps
@@ -411,11 +415,12 @@ PART = 500
 
 
 def mean_loss(losses, layer, inputs, targets):
-    """The mean of a layer's losses over rows, of which a tape has the gradient already.
+    """Return the mean of a layer's losses over rows, with a gradient that is already
+    computed.
 
-    What many rows leave in memory for their gradient is most of what training needs, so
-    rows are differentiated `PART` at a time, one part after the other. Not in float16,
-    where the gradient would miss the loss scale.
+    What rows keep in memory for their gradient is most of the memory that training
+    needs. So rows are differentiated `PART` at a time, one part after the other. In
+    float16 they are not, since the gradient would miss the loss scale.
 
     Args:
       losses: function of `inputs` and `targets`, [N, ...] each, to losses [N].
