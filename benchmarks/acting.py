@@ -1,18 +1,18 @@
-"""Simulators in their processes against the bare simulator, and two against one.
+"""Simulators in worker processes against the bare simulator, and two against one.
 
     python benchmarks/acting.py [--steps 300] [--repeats 3]
 
-Random actions, at the paper's settings. The last line is one JSON object:
+Actions are random, settings are the paper's. The last line is one JSON object:
 
-    bare_per_s     agent steps a second of dmc_walker_walk in a process of its own
-    worker_per_s   likewise, in a worker process that the training program steps
+    bare_per_s     agent steps a second of dmc_walker_walk, bare, in another process
+    worker_per_s   the same in a worker process that the training program steps
     worker_share   worker_per_s / bare_per_s
-    atari_1_per_s  agent steps a second of atari_pong in one worker, and
-    atari_2_per_s  in two, together, taken in turn
+    atari_1_per_s  agent steps a second of atari_pong in one worker
+    atari_2_per_s  the same in two workers together, stepped in turn
     atari_gain     atari_2_per_s / atari_1_per_s
-    round_trip_ms  what a step costs more in a worker than in the same process
+    round_trip_ms  extra time of a step in a worker, compared with the same process
 
-Medians; shares are of neighbouring measurements.
+All are medians; ratios compare measurements that follow each other.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SETTINGS = {
 
 
 def bare(task, steps):
-    """Agent steps a second, without any of ours around the environment."""
+    """Return agent steps a second of an environment without worker or collector."""
     env = wrappers.make(task, **SETTINGS[task])
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(100)]
@@ -54,7 +54,7 @@ def bare(task, steps):
 
 
 def bare_elsewhere(task, steps):
-    """`bare` in a process of its own."""
+    """Call `bare` in another process."""
     env = {**os.environ, 'MUJOCO_GL': rendering.choose_renderer()}
     output = subprocess.run(
         [sys.executable, __file__, '--bare', task, '--steps', str(steps)],
@@ -67,7 +67,7 @@ def bare_elsewhere(task, steps):
 
 
 def collected(task, count, steps):
-    """Agent steps a second of `count` workers together, stepped as in a run."""
+    """Return agent steps a second of `count` workers together, stepped as in a run."""
     envs = workers.make_workers(task, count, SETTINGS[task])
     try:
         envs[0].action_space.seed(0)
@@ -89,7 +89,7 @@ def collected(task, count, steps):
 
 
 def measure(steps, repeats):
-    """The figures of the last line."""
+    """Return the figures of the last line."""
     figures = []
     for _ in range(repeats):
         walker, pong = 'dmc_walker_walk', 'atari_pong'
@@ -113,7 +113,7 @@ def measure(steps, repeats):
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     parser = command_line.Parser(prog='acting.py', description=__doc__.splitlines()[0])
     parser.add_argument(
         '--steps', type=command_line.number(int, 1), default=300, help='agent steps'

@@ -1,21 +1,21 @@
-"""Replay: batches a second, memory while most is on disk, and what a new episode costs.
+"""Replay: batches a second, memory with most episodes on disk, cost of a new episode.
 
     python benchmarks/data.py
 
-100 episodes of 500 steps, 620 MB; batches of the paper's size, 50 sequences of 50
-steps. The files are in the system's cache: there is no disk to wait for. The last line
-is one JSON object:
+The replay has 100 episodes of 500 steps, 620 MB. Batches have the paper's size, 50
+sequences of 50 steps. The system caches the files, so that no read waits for a disk.
+The last line is one JSON object:
 
-    batches_per_s        drawn from memory and placed where training takes them from, as
-                         by a run: two on their way, in threads of their own
-    core_batches_per_s   the same by processor time: what one core gives
-    disk_batches_per_s   likewise, with a tenth of the episodes in memory
-    disk_share           of the processor time: memory's a batch / disk's
+    batches_per_s        batches drawn from memory and placed on the device, as in a
+                         run: threads prepare the next two
+    core_batches_per_s   the same by processor time, as one core would draw them
+    disk_batches_per_s   batches_per_s with a tenth of the episodes in memory
+    disk_share           processor time of a batch from memory / from disk
     grown_mb             growth of resident memory in the last half of the draws from
                          disk
     add_ms               median time that the loop waits to hand over an episode of 501
                          frames, which a thread then writes
-    written_ms           median time until it is on the disk
+    written_ms           median time until the episode is on the disk
 """
 
 import functools
@@ -40,15 +40,15 @@ EPISODES, ROWS, BATCH, LENGTH, BATCHES = 100, 501, 50, 50, 100
 
 
 def resident():
-    """Memory of this process that is in use, in MB."""
+    """Return the resident memory of this process in MB."""
     status = pathlib.Path('/proc/self/status').read_text()
     (line,) = (line for line in status.splitlines() if line.startswith('VmRSS'))
     return int(line.split()[1]) / 1000
 
 
 def fill(folder):
-    """Write the episodes; return the seconds that each call took and the seconds
-    until each was written.
+    """Write the episodes; return for each the seconds of `add`, and the seconds until
+    it was written.
     """
     rng = np.random.default_rng(0)
     writer = replay.Replay(folder, length=LENGTH, memory=0)
@@ -78,10 +78,10 @@ def draw(reader):
 
 
 def measure(folder):
-    """The figures of the last line."""
+    """Return the figures of the last line."""
     added, written = fill(folder)
     figures, costs = {}, {}
-    # From disk first: what memory was used before would hide a growth.
+    # From disk first, because memory in use from before would hide a growth.
     for name, memory in ('disk_', EPISODES * ROWS * 1_228), ('', 2**40):
         reader = replay.Replay(folder, length=LENGTH, memory=memory)
         draw(reader)  # Every file is read as a whole once.
@@ -100,7 +100,7 @@ def measure(folder):
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     startup.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(pathlib.Path(folder))))

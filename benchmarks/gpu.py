@@ -1,21 +1,21 @@
-"""What one GPU makes of Dreamer, in ten minutes: a table and a JSON file.
+"""Dreamer's speed on one GPU, measured in ten minutes: a table and a JSON file.
 
     make bench-gpu
     python benchmarks/gpu.py [--out bench-gpu.json] [--minutes 10] [dreamer.py flags]
 
-Each precision is measured in TensorFlow's graph and compiled by XLA, each in a process
-of its own: one that fails takes no other with it. Then a whole run trains on
-dmc_walker_walk, with EGL. Flags change the sizes, which are the paper's. What the time
-does not suffice for is left out. The JSON file has
+Each precision is measured in TensorFlow's graph and compiled by XLA. Each measurement
+runs in another process, so that a failure does not end the rest. After the first
+precision, a whole run trains on dmc_walker_walk, with EGL. Sizes are the paper's unless
+flags change them. Measurements for which no time is left are skipped. The JSON file has
 
     machine    GPU, driver, compute capability, processor, versions
     updates    by precision and form:
-               compile_s  of the first update, tracing included
-               update_ms  of the next, one after the other, without waiting for each
-               peak_mb    of the GPU's memory; without a GPU of the process
-               policy_ms  median of acting in one environment
-    loop       steps_per_s: environment steps a second with updates, beside the paper's
-               on a V100; and what `--jit auto` came to
+               compile_s  time of the first update, tracing included
+               update_ms  time of the next ones, without waiting after each
+               peak_mb    peak memory of the GPU; without a GPU, of the process
+               policy_ms  median time of acting in one environment
+    loop       steps_per_s: environment steps a second with updates, to compare with the
+               paper's on a V100; and the choice of `--jit auto`
 """
 
 import json
@@ -43,7 +43,7 @@ ACTIONS = 6
 
 
 def parse(argv):
-    """The command line: arguments and flags of dreamer.py."""
+    """Return the arguments, and the flags of dreamer.py."""
     parser = command_line.Parser(prog='gpu.py', description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=command_line.home_path, default='bench-gpu.json')
     parser.add_argument('--minutes', type=command_line.number(float, 0), default=10)
@@ -66,7 +66,7 @@ def parse(argv):
 
 
 def measure(precision, form, updates, flags):
-    """One precision and form in this process; its figures, and those of the machine."""
+    """Measure one precision and form in this process; describe the machine, too."""
     from support.run import startup  # First: it imports TensorFlow without its chatter.
 
     import tensorflow as tf  # isort: skip
@@ -112,7 +112,7 @@ def measure(precision, form, updates, flags):
 
 
 def measure_elsewhere(precision, form, args, flags, deadline):
-    """`measure` in a process of its own; a dict with an `error` where it fails."""
+    """Call `measure` in another process; return a dict with an `error` if it fails."""
     command = [sys.executable, __file__, '--case', precision, form]
     command += ['--updates', str(args.updates), *flags]
     left = deadline - time.monotonic()
@@ -129,7 +129,7 @@ def measure_elsewhere(precision, form, args, flags, deadline):
 
 
 def run_loop(args, flags, deadline):
-    """Environment steps a second of a whole run, and what it chose."""
+    """Return the environment steps a second of a whole run, and its choices."""
     left = deadline - time.monotonic()
     if left <= 0:
         return dict(error='no time was left')
@@ -155,7 +155,7 @@ def run_loop(args, flags, deadline):
                     process.kill()
             output.seek(0)
             printed = output.read().splitlines()
-        # The first has pretraining and all that is compiled.
+        # The first line includes pretraining and compilation.
         steps = [new['step'] - old['step'] for old, new in zip(lines, lines[1:])]
         seconds = [n / line['fps'] for n, line in zip(steps, lines[1:], strict=True)]
         if not seconds:
@@ -173,7 +173,7 @@ def run_loop(args, flags, deadline):
 
 
 def watch(process, logdir, seconds, deadline):
-    """Lines of losses that a run writes in so many seconds from the first one on."""
+    """Return the lines with losses that a run writes in `seconds` after the first."""
     end, lines = deadline, []
     while time.monotonic() < end and process.poll() is None:
         time.sleep(0.5)
@@ -184,7 +184,7 @@ def watch(process, logdir, seconds, deadline):
 
 
 def read(logdir):
-    """The lines of a run's metrics that have losses; none before the run has begun."""
+    """Return a run's lines of metrics with losses; none before the run has begun."""
     try:
         return [row for row in metrics.read(logdir) if row and 'fps' in row]
     except OSError:
@@ -192,7 +192,7 @@ def read(logdir):
 
 
 def driver():
-    """Name, driver and memory of the GPUs, as NVIDIA's own tool has them."""
+    """Return name, driver and memory of the GPUs, as nvidia-smi prints them."""
     query = ['nvidia-smi', '--query-gpu=name,driver_version,memory.total']
     try:
         return subprocess.run(
@@ -206,7 +206,7 @@ def driver():
 
 
 def table(results):
-    """Lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     rows = [
         ('precision', 'form', 'compile [s]', 'update [ms]', 'peak [MB]', 'policy [ms]'),
         ('---',) * 6,
@@ -225,7 +225,7 @@ def table(results):
 
 
 def main(argv=None):
-    """The command line."""
+    """Run the command line."""
     with command_line.refusing('gpu'):
         args, flags = parse(argv)
     if args.case:
@@ -235,7 +235,7 @@ def main(argv=None):
     results, machine = dict(machine={}, updates={}, loop={}), {}
     for precision in args.precisions:
         for form in FORMS:
-            # It must have time for itself.
+            # The whole run must have time left.
             latest = deadline - (0 if results['loop'] else 2 * args.seconds)
             part = measure_elsewhere(precision, form, args, flags, latest)
             machine |= {key: part.pop(key) for key in set(part) - {'figures', 'error'}}

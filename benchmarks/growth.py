@@ -2,9 +2,9 @@
 
     python benchmarks/growth.py [--out docs/growth.png]
 
-From the paper's sizes one is changed at a time. Takes five minutes on two fast cores.
-The last line is one JSON object: by size, pairs of it with seconds and with MB;
-`replay`, MB of a replay in memory and of one bounded to 100 MB by the MB on disk.
+Each measurement changes one of the paper's sizes. All take five minutes on two fast
+cores. The last line is one JSON object. Each size has a list of [size, seconds, MB];
+`replay` has [MB on disk, MB of memory, MB of memory with a limit of 100 MB].
 """
 
 import functools
@@ -41,13 +41,13 @@ NAMES = dict(
 
 @functools.cache
 def update(repeats, *flags):
-    """Seconds and peak MB of an update."""
+    """Return seconds and peak MB of an update."""
     figures = run.last_line('train_step.py', '--repeats', str(repeats), *flags)
     return figures['update_s'], figures['peak_rss_mb']
 
 
 def memory(counts=(10, 40, 70, 100), limit=1e8):
-    """MB that a replay adds, all in memory and bounded, by the MB on disk."""
+    """Return MB of a replay on disk, in memory, and in memory limited to `limit`."""
     result = []
     episode = dict(
         image=np.zeros((data.ROWS, 64, 64, 3), np.uint8),
@@ -78,7 +78,7 @@ def memory(counts=(10, 40, 70, 100), limit=1e8):
 
 
 def draw(figures, path):
-    """The figures as a picture: seconds above, memory below, a column for each size."""
+    """Draw the figures: seconds above, memory below, a column for each size."""
     picture = Figure((12, 4.6), layout='constrained')
     axes = picture.subplots(2, 5)
     for (top, below), (name, label) in zip(axes.T, NAMES.items(), strict=False):
@@ -108,7 +108,7 @@ def draw(figures, path):
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     parser = command_line.Parser(prog='growth.py', description=__doc__.splitlines()[0])
     parser.add_argument(
         '--out',
@@ -124,7 +124,7 @@ def main():
     for name, sizes in SIZES.items():
         figures[name], paper = [], getattr(configs.Config, name)
         for size in sizes:
-            # The paper's own sizes, which all have in common, are measured once.
+            # All columns share the paper's sizes, which are measured once.
             flags = () if size == paper else (f'--{name}', str(size))
             figures[name].append((size, *update(args.repeats, *flags)))
             print(

@@ -1,22 +1,19 @@
-"""What a GPU would do in one update in graph mode, counted in the graph: no GPU is
-needed.
+"""Count a GPU's kernels and copies in one update in graph mode, without a GPU.
 
     python benchmarks/launches.py [--task_actions 6] [dreamer.py flags]
 
-The update is traced in the forms that a GPU gets, given to TensorFlow's own graph
-optimiser for a GPU that is described to it, and counted: each operation once, one in a
-loop as often as the loop runs. The last line is one JSON object:
+The update is traced as for a GPU. TensorFlow's graph optimiser then gets a description
+of a GPU. Operations of the resulting graph count once; operations in a loop count once
+for each turn. The last line is one JSON object:
 
-    kernels    launches. Left out is what starts none: constants, variables that are
-               read or take over an array, reshapes, what only directs control, lists of
-               arrays unless they are joined, and what works on numbers in the host's
-               memory, such as shapes and loop counters
-    to_host    copies from the device's memory to the host's: of each value that one
-               operation leaves on the device and another wants on the host. Each waits
-               for all kernels that were started before
-    to_device  copies the other way
-
-`to_device` lacks the batch, which `Dreamer.on_device` copies before.
+    kernels    launches. These operations launch none: constants, reads and assignments
+               of variables, reshapes, control flow, lists of arrays unless they join
+               them, and work in the host's memory, such as on shapes and loop counters
+    to_host    copies from the device's memory to the host's, when an operation needs a
+               value there that another one has left on the device. Each copy waits for
+               all kernels started before
+    to_device  copies the other way, without the batch, which `Dreamer.on_device` has
+               copied before
 """
 
 import collections
@@ -44,7 +41,7 @@ from agent import Dreamer
 from support.system import command_line
 
 GPU = '/job:localhost/replica:0/task:0/device:GPU:0'
-# As an A100 describes itself.
+# The description of an A100.
 ENVIRONMENT = dict(architecture='8.0', cuda='12050', cudnn='9300')
 
 NO_KERNEL = set(
@@ -63,9 +60,11 @@ NO_KERNEL = set(
 
 @dataclasses.dataclass
 class Counts:
-    """Counters of one graph: of `kernels` by loop, '' for those outside of any, and
-    kind of operation; of copies `to_host` and `to_device` by the kinds of operations
-    that a value comes from and goes to.
+    """Counters of one graph.
+
+    Attributes:
+      kernels: by loop ('' outside of loops) and kind of operation.
+      to_host, to_device: copies by the kinds of their source and target operations.
     """
 
     kernels: collections.Counter
@@ -74,12 +73,12 @@ class Counts:
 
     @property
     def totals(self):
-        """Numbers by name."""
+        """Total of each counter by name."""
         return {name: each.total() for name, each in vars(self).items()}
 
 
 def count(config, action_size):
-    """`Counts` of one update.
+    """Return the `Counts` of one update.
 
     Args:
       config: `configs.Config`, its precision resolved.
@@ -105,8 +104,8 @@ def _one_gpu(kind=None):
 
 
 def optimised(function):
-    """The graph of a concrete function, as TensorFlow's optimiser leaves it for a GPU:
-    functions inlined, loops in their primitive parts.
+    """Optimise a concrete function's graph for a GPU. The result has no functions, and
+    its loops consist of primitive operations.
     """
     graph = function.graph.as_graph_def()
     for nodes in (graph.node, *(each.node_def for each in graph.library.function)):
@@ -131,7 +130,7 @@ def optimised(function):
 
 
 def tally(graph):
-    """`Counts` of a graph."""
+    """Return the `Counts` of a graph."""
     nodes = {node.name: node for node in graph.node}
     frames = _frames(nodes)
     trips = _trips(nodes, frames)
@@ -148,8 +147,8 @@ def tally(graph):
 
 
 def _moved(nodes):
-    """The values that lie in one memory and are wanted in the other: by their names and
-    whether that is the host's, a node that wants them. All that do share a copy.
+    """Find values that nodes need in the other memory: a dict with keys (name, whether
+    the host needs it). Nodes that need the same value share a copy; one is returned.
     """
     moved = {}
     for node in nodes.values():
@@ -167,8 +166,8 @@ def _moved(nodes):
 
 
 def _lies_on_host(node, output):
-    """Whether an output of a node is in the host's memory; None where it is no array,
-    as a variable's handle.
+    """Return whether an output of a node is in the host's memory; None for a variable's
+    handle, which is no array.
     """
     index = int(output.partition(':')[2] or 0)
     if node.op == 'Placeholder':
@@ -180,7 +179,7 @@ def _lies_on_host(node, output):
 
 
 def _names(node, arguments):
-    """A name for each input or output, that of a list for each of its values."""
+    """Return a name for each input or output; values of a list share its name."""
     names = []
     for argument in arguments:
         count = 1
@@ -197,9 +196,9 @@ def _source(name):
 
 
 def _frames(nodes):
-    """The loop that each node is in, '' for none; loops are not nested here."""
+    """Return the loop of each node, '' outside of loops; loops must not be nested."""
     frames = {}
-    # Iterative, for graphs are deeper than Python's stack.
+    # Not recursive, because graphs are deeper than Python's stack.
     consumers = collections.defaultdict(list)
     for name, node in nodes.items():
         for source in node.input:
@@ -211,7 +210,7 @@ def _frames(nodes):
         if node.op == 'Enter':
             frame = node.attr['frame_name'].s.decode()
         known = frames.get(name)
-        # A constant in a loop may come from outside by a control edge alone.
+        # A constant in a loop may have only a control edge from outside.
         if known is not None and (known or not frame):
             continue
         frames[name] = frame
@@ -221,8 +220,8 @@ def _frames(nodes):
 
 
 def _trips(nodes, frames):
-    """How often each loop runs: until its counter reaches a constant, or the number of
-    another loop's turns.
+    """Return the number of turns of each loop. Its counter's limit is a constant, or
+    the number of another loop's turns.
     """
 
     def limit(name):
@@ -245,14 +244,14 @@ def _trips(nodes, frames):
 
 
 def _on_host(node):
-    """Whether a GPU's kernel for a node has all of its results in the host's memory."""
+    """Return whether a node's kernel for a GPU has all results in the host's memory."""
     results = {result.name for result in op_def_registry.get(node.op).output_arg}
     kernel = _kernel(node)
     return bool(kernel and results) and results <= set(kernel.host_memory_arg)
 
 
 def _kernel(node):
-    """The kernel that a node would run on a GPU; None where there is none."""
+    """Return the kernel that a node would run on a GPU; None without one."""
     for kernel in _gpu_kernels(node.op):
         if all(
             node.attr[limit.name].type in limit.allowed_values.list.type
@@ -264,7 +263,7 @@ def _kernel(node):
 
 @functools.cache
 def _gpu_kernels(kind):
-    """An operation's kernels on GPUs, and those of all devices."""
+    """Return an operation's kernels for GPUs and for any device."""
     found = kernels.get_registered_kernels_for_op(kind).kernel
     return [
         kernel
@@ -275,7 +274,7 @@ def _gpu_kernels(kind):
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     parser = command_line.Parser(
         prog='launches.py', description=__doc__.splitlines()[0]
     )

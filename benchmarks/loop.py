@@ -1,19 +1,19 @@
-"""What the loop itself costs: wall time outside of update, policy and simulator.
+"""The overhead of the loop: wall time outside of update, policy and simulator.
 
     python benchmarks/loop.py [--steps 6000] [dreamer.py flags]
 
-Runs dmc_walker_walk with the small preset, whose short updates let the loop count most,
-for so many environment steps, evaluations, logs and checkpoints included, after a start
-that does not count. A profiler watches, which makes Python itself slower, so that the
-overhead is rather too large than too small. The last line is one JSON object:
+Runs dmc_walker_walk with the small preset, because short updates make the overhead a
+larger share. The time includes evaluations, logs and checkpoints, but not the first
+steps. A profiler slows Python down, so that the overhead is an upper estimate. The last
+line is one JSON object:
 
-    total_s     of the steps
-    update_s    in updates
-    policy_s    in the policy, evaluation's too
-    env_s       waiting for physics and rendering
-    save_s      writing checkpoints
-    overhead    the rest, as a share of the total: drawing batches, cutting and handing
-                over episodes, metrics, videos, checkpoints
+    total_s     time of the measured steps
+    update_s    time in updates
+    policy_s    time in the policy, in evaluations too
+    env_s       time of waiting for physics and rendering
+    save_s      time of writing checkpoints
+    overhead    rest / total: drawing batches, cutting and adding episodes, metrics,
+                videos, checkpoints
 """
 
 import json
@@ -31,7 +31,7 @@ from support.system import command_line  # noqa: E402
 DREAMER = ROOT / 'dreamer.py'
 FLAGS = ['--task', 'dmc_walker_walk', '--configs', 'small']
 START, PREFILL = 2000, ['--prefill', '1000', '--pretrain', '10']
-# The function, by file and name, whose time each figure is, with all that it calls.
+# File and name of the function that each figure times, its calls included.
 FUNCTIONS = dict(
     total_s=('dreamer.py', 'loop'),
     update_s=('polymorphic_function.py', '__call__'),
@@ -42,7 +42,7 @@ FUNCTIONS = dict(
 
 
 def measure(folder, steps, flags):
-    """The figures of the last line."""
+    """Return the figures of the last line."""
     run = [str(DREAMER), '--logdir', str(folder / 'run'), *FLAGS, *PREFILL, *flags]
     subprocess.run([sys.executable, *run, '--steps', str(START)], check=True)
     profile = folder / 'profile'
@@ -63,7 +63,7 @@ def measure(folder, steps, flags):
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     parser = command_line.Parser(prog='loop.py', description=__doc__.splitlines()[0])
     parser.add_argument(
         '--steps',

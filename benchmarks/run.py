@@ -1,11 +1,11 @@
-"""All figures that Dreamer's speed is judged by, with their targets.
+"""All figures of Dreamer's speed, with their targets.
 
     make bench                            three runs of everything, about half an hour
     python benchmarks/run.py --runs 1
 
-Prints what each run measures, then a table of medians; the last line is a JSON object
-with them. The targets are for 2 CPU cores and float32, if nothing else is said; small
-networks are those of `SMALL`, on one core.
+Prints the figures of each run, then a table of medians. The last line is a JSON object
+with the medians. Targets are for 2 CPU cores and float32 unless a row says otherwise.
+Small networks are `SMALL`, on one core.
 """
 
 import json
@@ -36,11 +36,11 @@ PARTS = dict(
 )
 
 ONE_CORE = 'small', 'small_bfloat16'
-# A part's updates, and whose time they are given in shares of.
+# Parts whose updates are compared with another part's.
 SHARES = dict(bfloat16='train_step', small_bfloat16='small')
 
-# What is judged, its figure, the target, and the 2020 code where its figure does not
-# depend on the machine much (the ratio is of a processor with AVX-512).
+# Label, figure, target, and the 2020 code's figure where the machine matters little
+# (its ratio is from a processor with AVX-512).
 TARGETS = [
     ('update / floor of its arithmetic', 'train_step.ratio', '<=', 1.25, '2.15'),
     ('policy call, 1 environment [ms]', 'train_step.policy_ms', '<=', 1.0, ''),
@@ -79,7 +79,7 @@ TARGETS = [
 
 
 def last_line(script, *words, cores=None):
-    """The figures that a script of this folder ends with, on `cores` or on all."""
+    """Run a script of this folder on `cores` or on all; return its last line."""
     output = subprocess.run(
         [sys.executable, FOLDER / script, *words],
         text=True,
@@ -91,7 +91,7 @@ def last_line(script, *words, cores=None):
 
 
 def measure(parts):
-    """One run of each part; returns figures by PART.NAME."""
+    """Run each part once; return the figures by PART.NAME."""
     figures = {}
     for name in parts:
         one = {min(os.sched_getaffinity(0))} if name in ONE_CORE else None
@@ -107,7 +107,7 @@ def measure(parts):
 
 
 def table(figures):
-    """Lines of a Markdown table of what `figures` have."""
+    """Return the lines of a Markdown table of `figures`."""
     rows = [('what', 'measured', 'target', '', '2020 code'), ('---',) * 5]
     for what, name, sign, target, before in TARGETS:
         if name in figures:
@@ -126,7 +126,7 @@ def table(figures):
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     parser = command_line.Parser(prog='run.py', description=__doc__.splitlines()[0])
     parser.add_argument(
         '--runs',

@@ -1,9 +1,9 @@
-"""Times one update of the agent against the floor that its arithmetic sets.
+"""Time one update of the agent against the floor that its arithmetic sets.
 
     python benchmarks/train_step.py [--task_actions 6] [--repeats 5]
         [--plain_allocator] [dreamer.py flags]
 
-Paper sizes unless flags say otherwise. The last line is one JSON object:
+Sizes are the paper's unless flags change them. The last line is one JSON object:
 
     update_s     median seconds of an update (world model, actor, value network)
     gemm_gflops  best rate of a 4096x4096x4096 float32 matrix product, run between the
@@ -11,17 +11,17 @@ Paper sizes unless flags say otherwise. The last line is one JSON object:
     floor_s      floating point operations of one update / gemm_gflops
     ratio        update_s / floor_s
     policy_ms    median milliseconds of a policy call in one environment
-    policy_16_ms, policy_16_bound_ms
-                 of a call in 16, and policy_ms with 1.5 times what the operations of
-                 the other 15 take as matrix products
+    policy_16_ms
+                 median milliseconds of a policy call in 16 environments
+    policy_16_bound_ms
+                 policy_ms, and 1.5 times the floor of 15 more environments
     build_s      seconds of construction and tracing, before the first update
-    peak_rss_mb  peak resident memory of the process in three updates, replay aside and
-                 before these matrices are made; glibc's settings for the heap are those
-                 of dreamer.py, or its own with --plain_allocator
+    peak_rss_mb  peak resident memory of the process in three updates, without replay
+                 and matrices; glibc keeps freed memory as in dreamer.py, or has its
+                 defaults with --plain_allocator
     launches, launches_16
-                 kernels that a GPU would start in one update in float32 and in float16,
-                 and with _to_host and _to_device behind it copies between the two; see
-                 launches.py for what counts
+                 kernels that a GPU would start in one update in float32 and in float16;
+                 with _to_host and _to_device, copies between the two (see launches.py)
 """
 
 import dataclasses
@@ -47,15 +47,14 @@ from support.system import command_line
 
 
 def dense(*sizes):
-    """Multiply-adds of a chain of dense layers, for one row."""
+    """Return the multiply-adds of a chain of dense layers, for one row."""
     return sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
 
 
 def multiply_adds(config, action_size):
-    """Multiply-adds of one forward pass, for one row, part by part.
+    """Return the multiply-adds of one forward pass, for one row, by part.
 
-    Returns:
-      dict; `first` is the encoder's first convolution, which needs no input gradient.
+    `first` is the encoder's first convolution, which needs no input gradient.
     """
     depth, units, hidden = config.cnn_depth, config.num_units, config.rssm_units
     stoch, deter = config.stoch_size, config.deter_size
@@ -90,11 +89,12 @@ def multiply_adds(config, action_size):
 
 
 def update_flops(config, action_size):
-    """Floating point operations of one update: 2 for each multiply-add; a forward and
-    two backward products for each layer of the world model, save the input gradient of
-    the first convolution; in imagination forward and weight gradient of the actor,
-    forward and input gradient of dynamics, heads and value network, and once more
-    forward and both gradients of the value network for its own loss.
+    """Return the floating point operations of one update, 2 for each multiply-add.
+
+    The world model needs a forward product and both gradients (weights and inputs),
+    except the input gradient of the first convolution. In imagination, the actor needs
+    forward and weight gradient; dynamics, heads and value network need forward and
+    input gradient. The value loss needs forward and both gradients of its network.
     """
     one = multiply_adds(config, action_size)
     rows = config.batch_size * config.batch_length
@@ -110,7 +110,7 @@ def update_flops(config, action_size):
 
 
 def random_batch(config, action_size):
-    """A replay batch of noise, [B, L, ...]."""
+    """Return a replay batch of noise, [B, L, ...]."""
     rng = np.random.default_rng(0)
     shape = config.batch_size, config.batch_length
     is_first = np.zeros(shape, bool)
@@ -125,7 +125,7 @@ def random_batch(config, action_size):
 
 
 def seconds(function):
-    """Wall time of a call."""
+    """Return the wall time of a call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -146,9 +146,9 @@ def measure(config, action_size, repeats):
 
     for _ in range(3):
         update()
-    # Before the matrices are there, which training has not.
+    # Training does not have the matrices below.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    # The best that the machine does: NumPy's library or TensorFlow's, and its GPU.
+    # The machine's best rate may be NumPy's, or TensorFlow's with its GPU.
     matrix = tf.random.normal((4096, 4096))
     array = matrix.numpy()
     multiply = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)[0]))
@@ -184,9 +184,9 @@ def measure(config, action_size, repeats):
 
 
 def policy_flops(config, action_size):
-    """Floating point operations of acting in one environment."""
+    """Return the floating point operations of acting in one environment."""
     one = multiply_adds(config, action_size)
-    # Who observes needs no prior.
+    # The posterior needs no prior.
     prior = dense(config.deter_size, config.rssm_units, 2 * config.stoch_size)
     return 2 * (
         one['encoder'] + one['dynamics'] - prior + one['posterior'] + one['actor']
@@ -194,7 +194,7 @@ def policy_flops(config, action_size):
 
 
 def policy_ms(agent, envs, calls=300):
-    """Median latency of acting in so many environments, exploration included."""
+    """Return the median milliseconds of acting in `envs` environments."""
     rng = np.random.default_rng(0)
     observation = {'image': rng.integers(0, 256, (envs, 64, 64, 3), np.uint8)}
     first = np.zeros(envs, bool)
@@ -208,7 +208,7 @@ def policy_ms(agent, envs, calls=300):
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     parser = command_line.Parser(
         prog='train_step.py', description=__doc__.splitlines()[0]
     )
