@@ -69,7 +69,7 @@ class WorldModel(tf.Module):
 
     @property
     def weights(self):
-        """Keras variables that `loss` trains: the decoders' only in reconstruction."""
+        """Keras variables that `loss` trains, the decoders' only in reconstruction."""
         return [weight for part in self.parts for weight in part.trainable_weights]
 
     def loss(self, batch, noise):
@@ -230,7 +230,7 @@ class ActorCritic(tf.Module):
         """Actor and value losses on imagined trajectories (paper, equations 6 to 8).
 
         Without a value network, the actor maximizes the sum of imagined rewards from
-        every state on (equations 4 and 7). The TF1 release discounts that sum, too.
+        every state on (equations 4 and 7). As in the TF1 release, it is discounted.
 
         Args:
           world: `WorldModel`.
@@ -276,14 +276,15 @@ class ActorCritic(tf.Module):
         An actor that is certain of a discrete action gets no straight-through gradient
         and hardly changes again. The bonus (Hafner et al. 2021, *Mastering Atari with
         Discrete World Models*, equation 6) keeps it uncertain while the world model is
-        untrained. The bonus is measured in the spread of the returns (Hafner et al.
-        2023, *Mastering Diverse Domains through World Models*). Therefore one eta fits
-        rewards of any size.
+        untrained. It scales with the spread of the returns (Hafner et al. 2023,
+        *Mastering Diverse Domains through World Models*), so that one eta fits rewards
+        of any size.
 
         Args:
           returns: [..., N] R; only their spread over the whole batch counts.
           entropy: [..., N] nats.
-          updates: of the actor so far; eta falls to a tenth in `--actor_entropy_decay`.
+          updates: of the actor so far. Over `--actor_entropy_decay` of them, eta falls
+            to a tenth.
 
         Returns:
           [..., N]; 0 without `--actor_entropy`, as in the paper.

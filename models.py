@@ -81,7 +81,7 @@ class Encoder(keras.layers.Layer):
 
 
 def make_decoders(config, feature_size, state_size=0):
-    """Make an `ImageDecoder`, a `StateDecoder`, or both: one a name in `observes`."""
+    """Return a dict of decoders, for `image`, `state`, or both as `config` observes."""
     decoders = {}
     if 'image' in config.observes:
         decoders['image'] = ImageDecoder(feature_size, config.cnn_depth, config.cnn_act)
@@ -388,7 +388,7 @@ class RSSM(keras.layers.Layer):
 
     @staticmethod
     def feature(state):
-        """Feature [..., F], the input of all heads: stochastic, deterministic state."""
+        """Feature [..., F] of a state, the input of all heads: `stoch` and `deter`."""
         return tf.concat([state['stoch'], state['deter']], -1)
 
     def observe_step(self, state, action, embed, is_first, noise):

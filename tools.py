@@ -139,8 +139,8 @@ def contrastive(feature, mean, std, window=0):
         precision = 1 / tf.square(std)
         pairs = tf.matmul(tf.square(feature), precision, transpose_b=True)
         pairs -= 2 * tf.matmul(feature, mean * precision, transpose_b=True)
-        own = tf.reduce_sum(tf.square(mean) * precision + 2 * tf.math.log(std), -1)
-        return -0.5 * (pairs + own[:, None])
+        image = tf.reduce_sum(tf.square(mean) * precision + 2 * tf.math.log(std), -1)
+        return -0.5 * (pairs + image[:, None])
 
     pairs = [
         densities(tf.roll(mean, -i, 0), tf.roll(std, -i, 0)) for i in range(window)
@@ -225,7 +225,7 @@ class TanhNormal:
     def mode(self, noise):
         """The most likely [..., A] of the samples for `noise` [S, ..., A].
 
-        A tanh-Gaussian's mode has no closed form. Every row picks a sample for itself.
+        A tanh-Gaussian's mode has no closed form. Each row picks one of its samples.
         """
         samples = self.sample(noise)
         best = tf.one_hot(tf.argmax(self.log_prob(samples), 0), noise.shape[0], axis=0)

@@ -216,10 +216,10 @@ def table(results):
         numbers = [f'{number:.3g}' for number in figures] or [part['error'], '', '', '']
         rows.append((*name.split(), *numbers))
     loop = results['loop']
-    told = f'{loop["steps_per_s"]:.3g}' if 'steps_per_s' in loop else loop['error']
+    speed = f'{loop["steps_per_s"]:.3g}' if 'steps_per_s' in loop else loop['error']
     return [
         *('| ' + ' | '.join(row) + ' |' for row in rows),
-        f'environment steps a second, whole loop: {told} (paper, on a V100: '
+        f'environment steps a second, whole loop: {speed} (paper, on a V100: '
         f'{PAPER_STEPS_PER_S})',
     ]
 

@@ -350,8 +350,8 @@ class Replay:
                 self._skip(path, error)
             if episodes.NAME.fullmatch(path.name):
                 self.newest = path.name
-            own = episodes.OWN.fullmatch(path.name)
-            order = int(own['order'], 16) if own else 0
+            name = episodes.OWN.fullmatch(path.name)
+            order = int(name['order'], 16) if name else 0
             self._count = max(self._count, order) + 1
         for key in 'actions', 'states':
             sizes = collections.Counter(getattr(entry, key) for entry in entries)
