@@ -24,8 +24,8 @@ from support.system import atomic, faults
 IMAGE = (64, 64, 3)
 KEYS = ('action', 'reward', 'discount')  # besides the observations
 NAME = re.compile(r'\d{8}T\d{6}-\w+-(?P<rows>\d+)\.npz')
-# This program's names also have the number of earlier files, and `Entry.origin`.
-OWN = re.compile(
+# Names that this program gives have the number of earlier files, and `Entry.origin`.
+NUMBERED = re.compile(
     r'\d{8}T\d{6}-(?P<order>[0-9a-f]{8})e(?P<env>\d+)i(?P<index>\d+)s(?P<steps>\d+)'
     r'-\d+\.npz'
 )
@@ -49,7 +49,7 @@ class Entry:
     @property
     def origin(self):
         """Environment, its episode index, simulator steps; None for foreign files."""
-        name = OWN.fullmatch(self.path.name)
+        name = NUMBERED.fullmatch(self.path.name)
         return name and tuple(int(name[key]) for key in ('env', 'index', 'steps'))
 
 

@@ -350,7 +350,7 @@ class Replay:
                 self._skip(path, error)
             if episodes.NAME.fullmatch(path.name):
                 self.newest = path.name
-            name = episodes.OWN.fullmatch(path.name)
+            name = episodes.NUMBERED.fullmatch(path.name)
             order = int(name['order'], 16) if name else 0
             self._count = max(self._count, order) + 1
         for key in 'actions', 'states':
