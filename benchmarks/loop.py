@@ -37,7 +37,7 @@ FUNCTIONS = dict(
     update_s=('polymorphic_function.py', '__call__'),
     policy_s=('agent.py', '__call__'),
     env_s=('workers.py', 'result'),
-    save_s=('dreamer.py', 'save'),
+    save_s=('saving.py', 'save'),
 )
 
 

@@ -517,7 +517,7 @@ def test_policy_carries_its_belief_and_forgets_it_where_an_episode_starts(agent)
 @pytest.mark.parametrize('precision', ['16', 'bfloat16'])
 def test_policy_object_computes_in_float32_on_a_cpu(precision):
     """Where casts of all weights would take longer than the products of an image; the
-    agent itself goes on in its own precision.
+    agent itself keeps its precision.
     """
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 64, 64, 3), np.uint8)
     actions = {}

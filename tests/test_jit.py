@@ -102,4 +102,4 @@ def test_what_xla_cannot_compile_is_one_line(tmp_path):
     lines = [line for line in done.stderr.splitlines() if 'dreamer: stopped' in line]
     assert len(lines) == 1 and 'Traceback' not in done.stderr, done.stderr
     assert f'{file}' in lines[0] and 'without --jit' in lines[0], lines
-    assert 'saved; the same command goes on' in done.stderr
+    assert 'saved; the same command continues' in done.stderr

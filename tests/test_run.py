@@ -371,14 +371,14 @@ def test_only_a_run_that_was_evaluated_to_its_end_has_finished(
     out = capfd.readouterr().out
     assert '0 to go, 300 of 300 done; not finished\n' in out
     assert out.splitlines()[-1] == (
-        'finished: saved at step 300; the same command with more --steps goes on; '
+        'finished: saved at step 300; the same command with more --steps continues; '
         + evaluate
     )
     assert evaluations() == [100, 200, 300] and finished.step_of(tmp_path) == 300
     quick['then'] = terminate
     assert dreamer.main(short(tmp_path, '--steps', '500')) == 0
     assert last_line() == (
-        f'stopped: saved at step 400; the same command goes on; {evaluate}'
+        f'stopped: saved at step 400; the same command continues; {evaluate}'
     )
     assert finished.step_of(tmp_path) == -1
 

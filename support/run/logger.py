@@ -57,7 +57,7 @@ class Logger:
     Args:
       logdir: folder that exists.
       size: bytes of `metrics.jsonl` that belong to the checkpoint from which the run
-        goes on. What is behind them tells of what is done again; it is moved to
+        continues. Later lines are of steps that are repeated. They are moved to
         `metrics_undone.jsonl`.
 
     All methods raise OSError if something could not be written.

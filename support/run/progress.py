@@ -180,7 +180,7 @@ class Progress:
         seconds = self._now - self._began
         rate = self._done / seconds if seconds else math.inf
         state = f'{self._done:,}'
-        # A prefill goes on to the end of its first episode: nobody knows how long.
+        # A prefill lasts to the end of its first episode, whose length nobody knows.
         known = self._total and self._done <= self._total
         if known:
             state += f'/{self._total:,}'
@@ -266,8 +266,8 @@ class Progress:
             self.line(f'{"training":<11} {updates.describe(choice)}')
 
     def header(self, agent, row_bytes, step, choice=None):
-        """Print what runs, on what, how long, and where its results are. A run that is
-        resumed goes on with its best evaluation, and with its `choice`.
+        """Print what runs, on what, how long, and where its results are. A resumed run
+        keeps its best evaluation and its `choice`.
         """
         config = self._config
         self._best, self._step = best_evaluation(config), step

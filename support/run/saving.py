@@ -182,7 +182,7 @@ class Resumable:
             if isinstance(error, (NotToBeSaved, OSError)):
                 return ''
             self.save()
-            return '\ndreamer: saved; the same command goes on from here'
+            return '\ndreamer: saved; the same command continues from here'
         except Exception as second:  # The first error must be reported in any case.
             return f'; it could not be saved: {startup.explain(second)}'
 
@@ -190,9 +190,9 @@ class Resumable:
         """Return the last line: at which step the run was saved, what to do next."""
         evaluate = f'python evaluate.py --logdir {shlex.quote(self.config.logdir)}'
         if self.stop:
-            what, then = 'stopped', 'the same command goes on'
+            what, then = 'stopped', 'the same command continues'
         else:
-            what, then = 'finished', 'the same command with more --steps goes on'
+            what, then = 'finished', 'the same command with more --steps continues'
         return f'{what}: saved at step {self.step:,}; {then}; next: {evaluate}'
 
     def prefill_rng(self, *key):

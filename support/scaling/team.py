@@ -149,7 +149,7 @@ class Team:
             if fingerprint != sums[0]:
                 raise WeightsDiffer(
                     f"machine {rank}'s weights are not those of machine 0 any "
-                    'more; the same commands go on from the last checkpoint'
+                    'more; the same commands continue from the last checkpoint'
                 )
 
     # Phases of training.

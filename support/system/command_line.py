@@ -76,7 +76,7 @@ def number(kind, minimum=-math.inf, rule=' of at least {}'):
     Args:
       kind: int for whole numbers, which may be written as 1e6; float for finite ones.
       minimum: the smallest number that is accepted.
-      rule: how the message goes on after "is not a number"; {} is the minimum.
+      rule: what the message says after "is not a number"; {} is the minimum.
     """
 
     def read(text):

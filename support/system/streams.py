@@ -71,6 +71,6 @@ def _stream(stream, descriptor, lost):
 def _warn(error):
     print(
         f'{pathlib.Path(sys.argv[0]).stem}: warning: the output cannot be written '
-        f'({error.strerror}); the program goes on without it',
+        f'({error.strerror}); the program continues without it',
         file=sys.stderr,
     )

@@ -185,7 +185,7 @@ def test_a_run_that_loses_a_machine_is_saved_and_goes_on(tmp_path):
     assert codes == [1, -9]
     stopped, saved = errors[0]
     assert stopped.startswith('dreamer: stopped: machine 1 (127.0.0.1:')
-    assert saved == 'dreamer: saved; the same command goes on from here'
+    assert saved == 'dreamer: saved; the same command continues from here'
     episodes = set((logdir / 'episodes').iterdir())
 
     codes, printed, errors = run_both(command)

@@ -1,4 +1,4 @@
-"""Whatever becomes of standard output and standard error, a program goes on."""
+"""A program continues without its standard output and standard error."""
 
 import os
 import pathlib
@@ -102,7 +102,6 @@ def test_a_run_whose_reader_leaves_ends_as_it_should(tmp_path):
     assert len(done.stdout.splitlines()) == 2 and 'Traceback' not in done.stderr
     assert 'dreamer: warning: the output cannot be written' in done.stderr
     assert last_step(tmp_path / 'run') == 300
-    # What goes on, and what shows it, are none the worse for it.
     assert shell(tmp_path, '>&- 2>&- <&-', [*command[:-1], '360']).returncode == 0
     assert last_step(tmp_path / 'run') == 360
     evaluate = [sys.executable, str(ROOT / 'evaluate.py'), '--logdir', 'run']
