@@ -13,7 +13,7 @@ from learners import DISCRETE, STATES, make_run, score
 BASELINES = dict(
     contrastive=f"""{DISCRETE} --observation state --representation contrastive
         --log_images false --discount 0.9 --grad_clip 10 --kl_scale 0.02
-        --steps 8500""",
+        --steps 10500""",
     no_value=f'{STATES} --method no_value --steps 7500',
     planet=f"""{STATES} --method planet --plan_candidates 100 --plan_iterations 5
         --plan_elites 10 --plan_horizon 8 --steps 4500 --train_every 200

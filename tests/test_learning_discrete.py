@@ -10,11 +10,12 @@ from conftest import ROOT
 
 @pytest.mark.slow
 def test_discrete_agent_learns_in_float16(tmp_path):
-    """As most GPUs take it: TensorFlow's own operations take a processor three times as
-    long in float16. In a process without oneDNN, to which they are given on processors
-    with AVX512-FP16 alone, so that it is the same computation everywhere.
+    """Without XLA a processor takes three times as long in float16. Without oneDNN,
+    which some processors alone use for float16, all compute the same.
+
+    In float32, contrastive learning of the same task shows that the agent learns.
     """
-    code = f'from learners import *\ncheck_learns({str(tmp_path)!r}, 0, FLOAT16, 0.6)'
+    code = f'from learners import *\ncheck_learns({str(tmp_path)!r}, 0, FLOAT16)'
     done = subprocess.run(
         [sys.executable, '-c', code],
         env={
