@@ -38,14 +38,14 @@ class Atari(gymnasium.Env):
 
         rom = self._find_rom(name)
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-        self._ale = ale_py.ALEInterface()
+        self.ale = ale_py.ALEInterface()
         # `step` draws sticky actions. The emulator would draw them from a seed that it
         # reads only when it loads a ROM, which takes far longer than a reset.
-        self._ale.setFloat('repeat_action_probability', 0)
-        self._ale.setInt('random_seed', 0)
-        self._ale.loadROM(roms.get_rom_path(rom))
-        self._initial_state = self._ale.cloneState()
-        self._actions = self._ale.getMinimalActionSet()
+        self.ale.setFloat('repeat_action_probability', 0)
+        self.ale.setInt('random_seed', 0)
+        self.ale.loadROM(roms.get_rom_path(rom))
+        self._initial_state = self.ale.cloneState()
+        self._actions = self.ale.getMinimalActionSet()
         # All games take this action, also those whose minimal set lacks it.
         self._noop = ale_py.Action.NOOP
         self._training, self._same_game = training, same_game
@@ -58,22 +58,22 @@ class Atari(gymnasium.Env):
         super().reset(seed=seed)
         self._action = self._noop
         if self._continues:
-            self._ale.act(self._noop)
-        if not self._continues or self._ale.game_over():
+            self.ale.act(self._noop)
+        if not self._continues or self.ale.game_over():
             self._new_game()
         self._continues = False
-        self._lives = self._ale.lives()
-        self._frames = [self._ale.getScreenRGB()]
+        self._lives = self.ale.lives()
+        self._frames = [self.ale.getScreenRGB()]
         return {}, {}
 
     def step(self, action):
         if self.np_random.random() >= self._sticky:
             self._action = self._actions[action]
-        reward = self._ale.act(self._action)
-        self._frames = [self._frames[-1], self._ale.getScreenRGB()]
-        lost = self._ale.lives() < self._lives
-        self._lives = self._ale.lives()
-        over = self._ale.game_over()
+        reward = self.ale.act(self._action)
+        self._frames = [self._frames[-1], self.ale.getScreenRGB()]
+        lost = self.ale.lives() < self._lives
+        self._lives = self.ale.lives()
+        over = self.ale.game_over()
         died = self._training and lost
         self._continues = self._same_game and died
         return {}, float(reward), over or died, False, {}
@@ -109,10 +109,10 @@ class Atari(gymnasium.Env):
 
     def _new_game(self):
         # A reset of the emulator alone leaves high scores in its memory.
-        self._ale.restoreState(self._initial_state)
-        self._ale.reset_game()
+        self.ale.restoreState(self._initial_state)
+        self.ale.reset_game()
         noops = self.np_random.integers(1, self._noops + 1) if self._noops else 0
         for _ in range(noops):
-            self._ale.act(self._noop)
-            if self._ale.game_over():
-                self._ale.reset_game()
+            self.ale.act(self._noop)
+            if self.ale.game_over():
+                self.ale.reset_game()

@@ -90,7 +90,7 @@ def test_game_that_ends_within_a_repeat(frames):
 
     class Ending:
         def __init__(self, env):
-            self.ale, self.count = env._ale, 0
+            self.ale, self.count = env.ale, 0
 
         def __getattr__(self, name):
             return getattr(self.ale, name)
@@ -104,7 +104,7 @@ def test_game_that_ends_within_a_repeat(frames):
 
     env = plain('seaquest')
     env.reset()
-    env.unwrapped._ale = Ending(env.unwrapped)
+    env.unwrapped.ale = Ending(env.unwrapped)
     ale, actions = raw('seaquest')
     steps = [env.step(5) for _ in range(11)]
     screens = []
@@ -144,7 +144,7 @@ def test_agrees_with_gymnasium(game):
             ended = step[1]
             if not ended:
                 np.testing.assert_array_equal(ours.render(), image)
-        assert expected[3]['lives'] == ours.unwrapped._lives
+        assert expected[3]['lives'] == ours.unwrapped.ale.lives()
 
 
 def test_image_is_resized_bilinearly():
@@ -161,11 +161,11 @@ def test_noops():
     env.reset(seed=0)
     start = Atari('pong', noops=0)
     start.reset()
-    zero = start._ale.getEpisodeFrameNumber()
+    zero = start.ale.getEpisodeFrameNumber()
     counts = []
     for _ in range(70):
         env.reset()
-        counts.append(env._ale.getEpisodeFrameNumber() - zero)
+        counts.append(env.ale.getEpisodeFrameNumber() - zero)
     assert min(counts) >= 1 and max(counts) <= 30
     assert len(set(counts)) > 15
 
@@ -180,16 +180,17 @@ def test_sticky_actions(sticky):
             return getattr(self.ale, name)
 
         def act(self, action):
-            self.actions.append(env._actions.index(action))
+            self.actions.append(minimal.index(action))
             return self.ale.act(action)
 
     env = Atari('breakout', sticky=sticky)
     env.reset(seed=0)
-    env._ale = Recorder(env._ale)
+    minimal = env.ale.getMinimalActionSet()
+    env.ale = Recorder(env.ale)
     wanted = np.arange(4000) % 2 + 2
     for action in wanted:
         env.step(action)
-    executed = np.array(env._ale.actions)
+    executed = np.array(env.ale.actions)
     fails = executed != wanted
     # What differs from the wanted action is the action of the frame before.
     assert (executed[1:] == executed[:-1])[fails[1:]].all()
@@ -202,10 +203,10 @@ def test_lost_life_ends_training_episodes_and_a_new_game_begins():
     rng = np.random.default_rng(0)
     for _ in range(3):
         env.reset()
-        assert env.unwrapped._lives == 5
+        assert env.unwrapped.ale.lives() == 5
         steps = list(play(env, rng))
         assert steps[-1][2] and not steps[-1][3]
-        assert env.unwrapped._ale.lives() == 4 and not env.unwrapped._ale.game_over()
+        assert env.unwrapped.ale.lives() == 4 and not env.unwrapped.ale.game_over()
 
 
 def test_lost_life_in_the_same_game():
@@ -213,29 +214,30 @@ def test_lost_life_in_the_same_game():
     rng = np.random.default_rng(0)
     scores = []
     for lives in (5, 4, 3, 2, 1, 5):
-        frames = env.unwrapped._ale.getEpisodeFrameNumber()
+        frames = env.unwrapped.ale.getEpisodeFrameNumber()
         env.reset()
-        assert env.unwrapped._lives == lives
+        assert env.unwrapped.ale.lives() == lives
         if lives < 5:
-            assert env.unwrapped._ale.getEpisodeFrameNumber() == frames + 1
-            assert len(env.unwrapped._frames) == 1
+            assert env.unwrapped.ale.getEpisodeFrameNumber() == frames + 1
+            screen = env.unwrapped.ale.getScreenRGB()
+            np.testing.assert_array_equal(env.render(), screen)
         steps = list(play(env, rng))
         assert steps[-1][2]
         scores.append(sum(step[1] for step in steps))
-    assert not env.unwrapped._ale.game_over()
+    assert not env.unwrapped.ale.game_over()
     # An episode cut short by a time limit is followed by a new game.
     env.reset()
     env.step(0)
     env.reset()
-    assert env.unwrapped._lives == 5
+    assert env.unwrapped.ale.lives() == 5
 
 
 def test_evaluation_plays_whole_games():
     env = plain('breakout', training=False, same_game=True)
     env.reset()
-    lives = [env.unwrapped._lives for _ in play(env, np.random.default_rng(0))]
+    lives = [env.unwrapped.ale.lives() for _ in play(env, np.random.default_rng(0))]
     assert {5, 4, 3, 2, 1} <= set(lives)
-    assert env.unwrapped._ale.game_over()
+    assert env.unwrapped.ale.game_over()
 
 
 def test_time_limit_truncates_and_counts_frames():
@@ -271,11 +273,11 @@ def test_reset_leaves_nothing_of_earlier_games():
     """A reset of the emulator alone keeps the high score of kung_fu_master."""
     env = Atari('kung_fu_master')
     env.reset(seed=3)
-    before = env._ale.getRAM().copy()
+    before = env.ale.getRAM().copy()
     for address in range(128):
-        env._ale.setRAM(address, 7)
+        env.ale.setRAM(address, 7)
     env.reset(seed=3)
-    np.testing.assert_array_equal(env._ale.getRAM(), before)
+    np.testing.assert_array_equal(env.ale.getRAM(), before)
 
 
 def test_name_of_the_paper():
