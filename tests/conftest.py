@@ -1,5 +1,7 @@
 """What several files of tests share."""
 
+import fcntl
+import json
 import os
 import pathlib
 import signal
@@ -71,10 +73,11 @@ def short_run(logdir):
         'debug',
         '--time_limit',
         '60',
-        # Larger than the small preset's, so that there is something to advise.
-        '--horizon',
-        '16',
     ]
+
+
+# Larger than the small preset's, so that there is something to advise.
+LARGE = ['--horizon', '16']
 
 
 @pytest.fixture(scope='session')
@@ -82,16 +85,23 @@ def finished(tmp_path_factory):
     """The folder of a finished run of 300 steps, not to be changed, and what it printed
     to stdout and stderr, which were no terminal.
     """
-    logdir = tmp_path_factory.mktemp('finished') / 'run'
-    done = subprocess.run(
-        [*short_run(logdir), '--steps', '300'],
-        env=CLEAN,
-        text=True,
-        capture_output=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return logdir, done.stdout, done.stderr
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        folder = folder.parent  # The processes that share the tests share the run.
+    logdir, printed = folder / 'finished' / 'run', folder / 'finished.json'
+    with open(folder / 'finished.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            done = subprocess.run(
+                [*short_run(logdir), *LARGE, '--steps', '300'],
+                env=CLEAN,
+                text=True,
+                capture_output=True,
+                timeout=600,
+            )
+            assert done.returncode == 0, done.stderr
+            printed.write_text(json.dumps([done.stdout, done.stderr]))
+    return logdir, *json.loads(printed.read_text())
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ As a program this is that process: it reads orders from stdin, one JSON a line.
 """
 
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -21,6 +22,12 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+# Flags of the agent that is traced in a third of the time, where it does not matter
+# which agent it is: it plans, has neither actor nor value network, and draws nothing.
+QUICK = (
+    '--method planet --plan_candidates 10 --plan_iterations 2 --plan_elites 2 '
+    '--plan_horizon 2 --representation reward --log_images false'
+).split()
 
 LOCK = threading.Lock()
 
@@ -125,6 +132,10 @@ def serve():
     for name in [*sys.modules]:
         if name.split('.')[0] in ours:
             del sys.modules[name]
+    # What is there now is not looked at again, which would copy it to every fork: more
+    # than a second of each, most of it when the fork ends.
+    gc.collect()
+    gc.freeze()
     # Not by the lines of a file object, which a fork's end would give back to the pipe.
     while line := sys.stdin.readline():
         order = json.loads(line)

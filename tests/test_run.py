@@ -31,9 +31,32 @@ class Counting(workers.LocalWorker):
         return result
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Updates that only count, with a loss that tells one batch from another, and first
+    call `quick['then']`, if it is set, with how many there were: what is tested is
+    around them.
+    """
+    called = {}
+    build = agent.Dreamer.__init__
+
+    def init(self, *args):
+        def train(batch):
+            called.get('then', lambda _: None)(self.gradient_step)
+            self.gradient_step += 1
+            images = tf.cast(batch['image'], tf.float32)
+            return {'model_loss': tf.reduce_mean(images)}
+
+        build(self, *args)
+        self.train = train
+
+    monkeypatch.setattr(agent.Dreamer, '__init__', init)
+    return called
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('envs', [1, 4])
-def test_steps_and_updates_are_counted_exactly(tmp_path, envs):
+def test_steps_and_updates_are_counted_exactly(tmp_path, quick, envs):
     flags = (
         '--task dummy_continuous --configs debug --steps 171 '
         '--prefill 50 --time_limit 30 --action_repeat 2 '
@@ -93,8 +116,10 @@ def test_a_phase_is_due_when_both_its_steps_and_its_episodes_are_there():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('envs', [1, 3])
-def test_phases_by_episodes_are_the_same_after_resuming(tmp_path, envs):
-    """All metrics of a run that stopped at saves and was started again."""
+def test_phases_by_episodes_are_the_same_after_resuming(tmp_path, quick, envs):
+    """All metrics of a run that stopped at saves and was started again, with the same
+    batches. That the networks are the same as well is seen with the faults.
+    """
 
     def follow(logdir, *stops):
         flags = '--task dummy_discrete --configs debug --precision 32 --time_limit 30'
@@ -230,27 +255,6 @@ def losses(logdir):
     """The lines of log intervals."""
     lines = read_metrics(logdir)
     return [line for line in lines if 'gradient_step' in line]
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Updates that only count, and first call `quick['then']`, if it is set, with how
-    many there were: what is tested is around them.
-    """
-    called = {}
-    build = agent.Dreamer.__init__
-
-    def init(self, *args):
-        def train(batch):
-            called.get('then', lambda _: None)(self.gradient_step)
-            self.gradient_step += 1
-            return {'model_loss': tf.constant(1.0)}
-
-        build(self, *args)
-        self.train = train
-
-    monkeypatch.setattr(agent.Dreamer, '__init__', init)
-    return called
 
 
 def exhausted():
@@ -401,7 +405,7 @@ def test_speeds_do_not_follow_a_clock_that_is_set(tmp_path, monkeypatch, quick):
 
 
 @pytest.mark.slow
-def test_the_last_step_is_logged_once_where_no_training_phase_ends(tmp_path):
+def test_the_last_step_is_logged_once_where_no_training_phase_ends(tmp_path, quick):
     """At 100 environment steps a phase ends, at 130 the run."""
 
     def lines():

@@ -1,12 +1,12 @@
 """Faults through the command line: whatever happens, what was collected and learned is
 still there, and the run goes on. Most programs are forks of one that has imported
-TensorFlow; the reference is not, so that equal runs are equal in two processes.
+TensorFlow; one of two that are compared is not, so that equal runs are equal in two
+processes.
 
 `kill -9` comes in named places (see faults.py); what must not be lost is written down
 by the tests, outside the run, and compared after every start.
 """
 
-import concurrent.futures
 import hashlib
 import os
 import pathlib
@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS, LENGTH = 400, 20
 SMALL = (
     '--configs debug --prefill 60 --train_every 40 --log_every 80 --save_every 60 '
-    f'--eval_every 120 --time_limit {LENGTH} --precision 32'
+    f'--eval_every 120 --time_limit {LENGTH}'
 ).split()
 # Wall time.
 SPEEDS = {'fps', 'updates_per_s', *(f'time_{name}' for name in timing.PHASES)}
@@ -42,9 +42,13 @@ def command(logdir, *flags, task='dummy_continuous', steps=STEPS):
     return list(map(str, words))
 
 
-def start(logdir, *flags, task='dummy_continuous', steps=STEPS, **env):
-    words = command(logdir, *flags, task=task, steps=steps)
+def begin(words, **env):
     return forks.Program('dreamer.py', words, {**os.environ, **env})
+
+
+def start(logdir, *flags, task='dummy_continuous', steps=STEPS, **env):
+    quick = *forks.QUICK, '--precision', '32'
+    return begin(command(logdir, *quick, *flags, task=task, steps=steps), **env)
 
 
 def finish(process, code=0):
@@ -144,95 +148,68 @@ class Ledger:
         assert tests == sorted(set(tests)) and tests
 
 
-@pytest.fixture(scope='module')
-def reference(tmp_path_factory):
-    """A run that nothing happened to."""
-    logdir = tmp_path_factory.mktemp('reference')
+def test_equal_seeds_and_stops_at_saves_make_equal_runs(tmp_path):
+    """A run is killed behind a save, ended by --steps, and resumed in its precision. It
+    equals bit for bit a run to which nothing happens. bfloat16 rounds so coarsely that
+    any difference would grow.
+    """
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    exact = '--precision', 'bfloat16'
     # Nor does it matter what Python and Keras are told.
-    home = tmp_path_factory.mktemp('keras')
-    (home / 'keras.json').write_text('{"floatx": "bfloat16", "backend": "jax"}')
-    env = dict(PYTHONSAFEPATH='1', KERAS_BACKEND='torch', KERAS_HOME=str(home))
-    words = [sys.executable, str(ROOT / 'dreamer.py'), *command(logdir)]
+    (tmp_path / 'keras.json').write_text('{"floatx": "bfloat16", "backend": "jax"}')
+    env = dict(PYTHONSAFEPATH='1', KERAS_BACKEND='torch', KERAS_HOME=str(tmp_path))
+    words = [sys.executable, str(ROOT / 'dreamer.py'), *command(whole, *exact)]
     done = subprocess.run(
         words, env={**os.environ, **env}, text=True, capture_output=True
     )
     assert done.returncode == 0, done.stderr
-    Ledger(logdir).check_run()
-    return logdir
+    Ledger(whole).check_run()
 
+    words = command(stopped, *exact)
+    finish(begin(words, DREAMER_FAULT='saved:3'), -signal.SIGKILL)
+    finish(begin(command(stopped, *exact, steps=260)))
+    _, output = finish(begin(command(stopped, '--precision', 'auto')))
+    assert 'resumed at step 260' in output and '; bfloat16\n' in output
 
-def assert_same_run(logdir, reference):
-    assert metrics(logdir) == metrics(reference)
-    one, other = weights(logdir), weights(reference)
+    assert metrics(stopped) == metrics(whole)
+    one, other = weights(stopped), weights(whole)
     assert one.keys() == other.keys() and len(one) > 100
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name], name)
 
 
-def test_equal_seeds_and_stops_at_saves_make_equal_runs(tmp_path, reference):
-    """One that is stopped twice, killed behind a save and ended by --steps, is the one
-    that nothing happens to.
-    """
-    logdir = tmp_path / 'stopped'
-    finish(start(logdir, DREAMER_FAULT='saved:3'), -signal.SIGKILL)
-    finish(start(logdir, steps=260))
-    _, output = finish(start(logdir))
-    assert 'resumed at step 260' in output
-    assert_same_run(logdir, reference)
+def test_evaluation_that_a_signal_breaks_off_is_done_again(tmp_path):
+    _, output = finish(start(tmp_path, steps=100, DREAMER_FAULT='evaluation:1:term'))
+    assert 'stopping: saving' in output and not evaluations(tmp_path)
+    finish(start(tmp_path, steps=100))
+    assert evaluations(tmp_path) == [60]
 
 
-def test_the_same_holds_in_bfloat16(tmp_path):
-    flags = '--precision', 'bfloat16'
-    whole = start(tmp_path / 'whole', *flags)
-    finish(start(tmp_path / 'stopped', *flags, steps=260))
-    # A run goes on in the precision that it has.
-    _, output = finish(start(tmp_path / 'stopped', '--precision', 'auto'))
-    assert 'resumed at step 260' in output and '; bfloat16\n' in output
-    finish(whole)
-    assert_same_run(tmp_path / 'stopped', tmp_path / 'whole')
-
-
-def test_evaluation_that_a_signal_breaks_off_is_done_again(tmp_path, reference):
-    logdir = tmp_path / 'run'
-    _, output = finish(start(logdir, DREAMER_FAULT='evaluation:1:term'))
-    assert 'stopping: saving' in output
-    finish(start(logdir))
-    assert evaluations(logdir) == evaluations(reference)
-
-
-def go_through(logdir, places):
-    """Start a run again after every fault and check it each time."""
-    ledger = Ledger(logdir)
-    for place in places:
-        if place.endswith('full'):
-            lines, output = finish(start(logdir, DREAMER_FAULT=place), 1)
-            assert len(lines) == 1 and 'No space left on device' in lines[0], output
-            assert 'Traceback' not in output
-        else:
-            finish(start(logdir, DREAMER_FAULT=place), -signal.SIGKILL)
-        ledger.check()
-    finish(start(logdir))
-    ledger.check_run()
-    assert len(ledger.seen) == STEPS // LENGTH
-    assert not list((logdir / 'episodes').glob('.*'))
-    assert not (logdir / 'checkpoints' / 'unfinished').exists()
+PLACES = (
+    # In the prefill, and before the first update.
+    'rename:2 write:2 metrics:2:full update:1 '
+    # Between updates, and from there on.
+    'update:4 evaluation:3 checkpoint:2 metrics:6 video:1:full write:1:full '
+    'checkpoint:1:full written:1'
+).split()
 
 
 def test_killed_or_without_space_at_named_places_nothing_is_lost(tmp_path):
-    """Two runs at the same time: all that is waited for is their starts."""
-    places = [
-        'rename:2 write:2 metrics:2:full update:4 evaluation:3 checkpoint:2 metrics:6 '
-        'write:1:full written:1',
-        'write:1 update:1 video:1:full rename:3 checkpoint:1 metrics:3 evaluation:3 '
-        'checkpoint:1:full',
-    ]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        runs = [
-            pool.submit(go_through, tmp_path / str(number), words.split())
-            for number, words in enumerate(places)
-        ]
-        for run in runs:
-            run.result()
+    """One run is started again after every fault, and checked each time."""
+    ledger = Ledger(tmp_path)
+    for place in PLACES:
+        if place.endswith('full'):
+            lines, output = finish(start(tmp_path, DREAMER_FAULT=place), 1)
+            assert len(lines) == 1 and 'No space left on device' in lines[0], output
+            assert 'Traceback' not in output
+        else:
+            finish(start(tmp_path, DREAMER_FAULT=place), -signal.SIGKILL)
+        ledger.check()
+    finish(start(tmp_path))
+    ledger.check_run()
+    assert len(ledger.seen) == STEPS // LENGTH
+    assert not list((tmp_path / 'episodes').glob('.*'))
+    assert not (tmp_path / 'checkpoints' / 'unfinished').exists()
 
 
 def faulty(folder, *faults):

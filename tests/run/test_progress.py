@@ -12,14 +12,13 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import termios
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import CLEAN, ROOT, short_run
+from conftest import CLEAN, LARGE, short_run
 from rich.console import Console
 
 import configs
@@ -365,19 +364,6 @@ def test_what_is_caught_is_printed_after_an_error(capfd):
 
 
 @pytest.mark.slow
-def test_verbose_lets_tensorflow_speak():
-    done = subprocess.run(
-        [sys.executable, '-c', 'from support.run import startup', '--verbose'],
-        cwd=ROOT,
-        env=CLEAN,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0 and done.stderr
-
-
-@pytest.mark.slow
 def test_plain_lines_without_a_terminal(finished):
     logdir, output, errors = finished
     lines = output.splitlines()
@@ -461,7 +447,7 @@ def test_bars_and_advice_on_a_terminal(finished, tmp_path):
     gpus = tf.config.list_physical_devices('GPU')
     told = [r'profile: 10 updates recorded'] + ['advice: without a GPU'] * (not gpus)
     code, output = read_terminal(
-        [*short_run(logdir), '--steps', '1e12', '--profile'],
+        [*short_run(logdir), *LARGE, '--steps', '1e12', '--profile'],
         [collecting, *told],
         NO_COLOR='1',
     )

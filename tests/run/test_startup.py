@@ -16,7 +16,8 @@ from support.system.command_line import UserError
 import tensorflow as tf
 
 
-def test_keras_is_as_the_networks_need_it(tmp_path):
+@pytest.mark.slow
+def test_keras_is_as_the_networks_need_it_and_verbose_lets_tensorflow_speak(tmp_path):
     """And a simulator finds what the user has set."""
     settings = dict(floatx='float16', backend='jax', image_data_format='channels_first')
     (tmp_path / 'keras.json').write_text(json.dumps(settings | dict(epsilon=0.1)))
@@ -28,13 +29,18 @@ def test_keras_is_as_the_networks_need_it(tmp_path):
         '      keras.config.image_data_format(), os.environ["KERAS_BACKEND"],\n'
         '      os.environ["KERAS_HOME"])\n'
     )
-    out = subprocess.check_output(
-        [sys.executable, '-c', script],
+    done = subprocess.run(
+        [sys.executable, '-c', script, '--verbose'],
         cwd=ROOT,
         env=dict(CLEAN, KERAS_BACKEND='torch', KERAS_HOME=str(tmp_path)),
         text=True,
+        capture_output=True,
+        check=True,
     )
-    assert out == f'tensorflow float32 1e-07 channels_last torch {tmp_path}\n'
+    assert (
+        done.stderr
+        and done.stdout == f'tensorflow float32 1e-07 channels_last torch {tmp_path}\n'
+    )
 
 
 def test_errors_of_tensorflow_and_memory_are_explained_in_one_line():

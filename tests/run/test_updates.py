@@ -116,7 +116,8 @@ def weights(agent):
 def test_a_run_that_goes_on_has_the_numbers_of_one_that_was_not_interrupted():
     """Both forms are real; from before the trial, from within it, and from behind."""
     data = batch_of_noise(BATCH, LENGTH, ACTION)
-    agent, kept, saved = make_agent(), [], {}
+    words = '--method planet --representation reward --log_images false'
+    agent, kept, saved = make_agent(*words.split()), [], {}
     update = updates.Updates(agent, True, keep=kept.append)
     update.begin(14)
     for number in range(14):

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import forks
 import pytest
 from conftest import CLEAN, short_run
 
@@ -180,7 +181,8 @@ def test_a_run_that_loses_a_machine_is_saved_and_goes_on(tmp_path):
     observe states.
     """
     logdir = tmp_path / 'run'
-    command = [*short_run(logdir), '--steps', '300', '--observation', 'state']
+    command = [*short_run(logdir), *forks.QUICK]
+    command += ['--steps', '300', '--observation', 'state']
     codes, _, errors = run_both(command, ('', 'update:3'))
     assert codes == [1, -9]
     stopped, saved = errors[0]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import forks
 import pytest
 from conftest import CLEAN, ROOT, short_run
 
@@ -97,30 +98,25 @@ def last_step(logdir):
 
 @pytest.mark.slow
 def test_a_run_whose_reader_leaves_ends_as_it_should(tmp_path):
-    command = [*short_run('run'), '--steps', '300']
-    done = shell(tmp_path, '| head -n 2', command)
-    assert len(done.stdout.splitlines()) == 2 and 'Traceback' not in done.stderr
+    """And the name of its folder is one that stdout cannot encode."""
+    name, ascii = os.fsdecode(b'\xc3\xa4 [1] \xff'), dict(PYTHONIOENCODING='ascii')
+    command = [*short_run(name), *forks.QUICK, '--steps', '300']
+    # The header, whose last line has the name.
+    done = shell(tmp_path, '| head -n 7', command, **ascii)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 7 and 'Traceback' not in done.stderr
+    assert lines[-1].startswith('logs') and r'\xe4 [1] \udcff' in lines[-1]
     assert 'dreamer: warning: the output cannot be written' in done.stderr
-    assert last_step(tmp_path / 'run') == 300
-    assert shell(tmp_path, '>&- 2>&- <&-', [*command[:-1], '360']).returncode == 0
-    assert last_step(tmp_path / 'run') == 360
-    evaluate = [sys.executable, str(ROOT / 'evaluate.py'), '--logdir', 'run']
+    assert last_step(tmp_path / name) == 300
+    before = (tmp_path / name / 'metrics.jsonl').read_bytes()
+    done = shell(tmp_path, '>&- 2>&- <&-', [*command[:-1], '360'], **ascii)
+    assert done.returncode == 0 and last_step(tmp_path / name) == 360
+    assert (tmp_path / name / 'metrics.jsonl').read_bytes().startswith(before)
+    evaluate = [sys.executable, str(ROOT / 'evaluate.py'), '--logdir', name]
     evaluate += ['--episodes', '1', '--video', 'v.gif']
-    done = shell(tmp_path, '| true', evaluate)
+    done = shell(tmp_path, '| true', evaluate, **ascii)
     assert 'Traceback' not in done.stderr and (tmp_path / 'v.gif').exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['run', 'v.gif']
-
-
-@pytest.mark.slow
-def test_a_name_that_stdout_cannot_encode(tmp_path):
-    name = os.fsdecode(b'\xc3\xa4 [1] \xff')
-    command = [*short_run(name), '--steps', '300']
-    for steps in '300', '360':
-        command[-1] = steps
-        done = shell(tmp_path, '', command, PYTHONIOENCODING='ascii')
-        assert done.returncode == 0, done.stderr
-    assert 'resumed at step 300' in done.stdout and r'\xe4 [1] \udcff' in done.stdout
-    assert last_step(tmp_path / name) == 360
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['v.gif', name]
 
 
 def until_pretraining(command):
@@ -137,7 +133,9 @@ def until_pretraining(command):
 def test_a_closed_terminal_saves(tmp_path):
     """SIGHUP may come from the system and from a shell, and SIGTERM with it."""
     logdir = tmp_path / 'run'
-    process = until_pretraining([*short_run(logdir), '--steps', '1000000'])
+    process = until_pretraining(
+        [*short_run(logdir), *forks.QUICK, '--steps', '1000000']
+    )
     process.stdout.close()
     for number in signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP:
         process.send_signal(number)
@@ -149,7 +147,7 @@ def test_a_closed_terminal_saves(tmp_path):
 @pytest.mark.slow
 def test_nohup_keeps_a_run_going(tmp_path):
     process = until_pretraining(
-        ['nohup', *short_run(tmp_path / 'run'), '--steps', '300']
+        ['nohup', *short_run(tmp_path / 'run'), *forks.QUICK, '--steps', '300']
     )
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=300)
