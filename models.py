@@ -145,7 +145,8 @@ class ImageDecoder(keras.layers.Layer):
             layers.ProjectConv2DTranspose(4 * depth, 5, 2, activation=act),
             layers.Conv2DTranspose(2 * depth, 5, 2, activation=act),
             layers.Conv2DTranspose(depth, 6, 2, activation=act),
-            layers.SubPixelConv2DTranspose(3, 6, 2),
+            # In float16 the gradient of the bias would overflow.
+            keras.layers.Conv2DTranspose(3, 6, 2, dtype='float32'),
         ]
         for conv, size, channels in zip(
             self._convs,
@@ -174,12 +175,7 @@ class ImageDecoder(keras.layers.Layer):
         """Mean negative log-likelihood of images [..., 64, 64, 3], uint8 or normalized,
         given features [..., F].
         """
-        return layers.mean_loss(
-            lambda feature, image: -self.dist(feature).log_prob(image),
-            self,
-            tf.reshape(feature, (-1, feature.shape[-1])),
-            tf.reshape(_normalized(image), (-1, *image.shape[-3:])),
-        )
+        return -tf.reduce_mean(self.dist(feature).log_prob(_normalized(image)))
 
     def predict(self, feature):
         """[..., F] to images [..., 64, 64, 3] float32 in [0, 1]."""

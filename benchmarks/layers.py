@@ -48,12 +48,9 @@ class KerasGRUCell(keras.layers.GRUCell):
 # What replaces a form, by its name.
 REPLACED = dict(
     Conv2D=keras.layers.Conv2D,
-    Conv2DTranspose=keras.layers.Conv2DTranspose,
     WinogradConv2D=keras.layers.Conv2D,
     ProjectConv2DTranspose=keras.layers.Conv2DTranspose,
-    SubPixelConv2DTranspose=keras.layers.Conv2DTranspose,
     GRUCell=KerasGRUCell,
-    PART=10**9,  # of `mean_loss`: all rows at once
 )
 
 

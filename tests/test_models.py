@@ -122,9 +122,7 @@ REWRITTEN = [
         (layers.Conv2D, PLAIN, 5, 4, 'relu', (3, 7, 7, 4)),
         (layers.WinogradConv2D, PLAIN, 5, 4, 'relu', (3, 6, 6, 4)),
         (layers.WinogradConv2D, PLAIN, 5, 4, None, (100, 6, 6, 4)),
-        (layers.SubPixelConv2DTranspose, TRANSPOSED, 3, 6, None, (2, 5, 5, 4)),
         (layers.Conv2DTranspose, TRANSPOSED, 5, 6, 'relu', (3, 5, 5, 4)),
-        (layers.Conv2DTranspose, TRANSPOSED, 20, 6, 'relu', (3, 5, 5, 4)),
         (layers.Conv2DTranspose, TRANSPOSED, 5, 5, 'relu', (3, 5, 5, 4)),
         (layers.ProjectConv2DTranspose, TRANSPOSED, 5, 5, 'relu', (3, 1, 1, 4)),
     )
@@ -217,36 +215,6 @@ def test_gradients_of_biases_are_summed_in_float32(policy):
         (gradient,) = tape.gradient(y, [layer.bias.value], tf.ones_like(y) / 64)
         count = np.prod(y.shape[:-1]) / 64
         np.testing.assert_allclose(gradient, count, rtol=0.005, err_msg=layer.name)
-
-
-@pytest.mark.parametrize('policy', ['float32', 'mixed_float16', 'mixed_bfloat16'])
-def test_loss_in_parts_equals_the_plain_one(monkeypatch, policy):
-    """Rows that do not divide into equal parts, and a loss that is scaled."""
-    keras.config.set_dtype_policy(policy)
-    decoder = models.ImageDecoder(10, depth=2)
-    feature, image = tf.constant(random(7, 10)), tf.constant(random(7, 64, 64, 3))
-    calls = []
-
-    def losses(feature, image):
-        calls.append(len(feature))
-        return -decoder.dist(feature).log_prob(image)
-
-    @tf.function
-    def loss_and_gradients():
-        with tf.GradientTape() as tape:
-            tape.watch(feature)
-            loss = 3 * layers.mean_loss(losses, decoder, 2 * feature, image)
-        return loss, *tape.gradient(loss, [feature, *decoder.trainable_weights])
-
-    plain = loss_and_gradients()
-    monkeypatch.setattr(layers, 'PART', 3)
-    parts = tf.function(loss_and_gradients.python_function)()
-    assert calls == [7, *([7] if policy == 'mixed_float16' else [3, 3, 1])]
-    for one, other in zip(parts, plain, strict=True):
-        scale = np.abs(other).max()
-        # In bfloat16 each row's gradient is rounded before the rows are summed.
-        atol = 0.01 if policy == 'mixed_bfloat16' else 1e-5
-        np.testing.assert_allclose(one / scale, other / scale, atol=atol)
 
 
 def test_gradient_of_the_image_bias_does_not_overflow_in_float16():

@@ -1,5 +1,5 @@
-"""Keras' layers in forms that TensorFlow computes faster on a CPU, recurrences, and a
-loss in a form that takes less memory.
+"""Keras' layers in forms that TensorFlow computes faster or more exactly on a CPU, and
+recurrences.
 
 Each layer has the weights of the Keras layer that it derives from and computes the
 same values; tests compare values and gradients. `benchmarks/README.md` lists what each
@@ -103,20 +103,10 @@ class Conv2D(keras.layers.Conv2D):
 
 
 class Conv2DTranspose(keras.layers.Conv2DTranspose):
-    """Conv2DTranspose, 'valid', stride 2: with `_add_bias` in half precision on a CPU,
-    and with an even kernel, to few channels, in sub-pixels.
-    """
-
-    FEW = 16
+    """Conv2DTranspose, 'valid', with `_add_bias` in half precision on a CPU."""
 
     def call(self, inputs):
-        if _on_gpu():
-            return super().call(inputs)
-        half = self.compute_dtype == 'float16'
-        if self.filters <= self.FEW and self.kernel_size[0] % 2 == 0 and not half:
-            weights = map(tf.convert_to_tensor, (self.kernel, self.bias))
-            return self.activation(_sub_pixel(inputs, *weights))
-        if self.compute_dtype == 'float32':
+        if self.compute_dtype == 'float32' or _on_gpu():
             return super().call(inputs)
         outputs = keras.ops.conv_transpose(inputs, self.kernel, self.strides, 'valid')
         return self.activation(_add_bias(outputs, self.bias))
@@ -202,67 +192,6 @@ class ProjectConv2DTranspose(keras.layers.Conv2DTranspose):
         return self.activation(_add_bias(outputs, self.bias))
 
 
-class SubPixelConv2DTranspose(keras.layers.Conv2DTranspose):
-    """Conv2DTranspose, 'valid', stride 2, even kernel, in sub-pixels.
-
-    The bias is added in float32, as in no layer of Keras': its gradient, a sum over all
-    pixels, would overflow in float16.
-    """
-
-    def __init__(self, *args, **kwargs):
-        self._products = keras.config.dtype_policy().compute_dtype
-        super().__init__(*args, dtype='float32', autocast=False, **kwargs)
-
-    def call(self, inputs):
-        inputs, kernel = _as(self._products, inputs, self.kernel)
-        if _on_gpu():
-            outputs = keras.ops.conv_transpose(inputs, kernel, self.strides, 'valid')
-            return self.activation(tf.cast(outputs, tf.float32) + self.bias)
-        bias = tf.convert_to_tensor(self.bias)
-        return self.activation(_sub_pixel(inputs, kernel, bias))
-
-
-@tf.custom_gradient
-def _sub_pixel(inputs, kernel, bias):
-    """[N, h, w, C], [k, k, c, C] and [c] to [N, 2h + k - 2, 2w + k - 2, c], which has
-    the bias' dtype: a transposed convolution as one that computes the four phases of
-    every 2x2 block, and a `depth_to_space`.
-
-    Where there are few channels TensorFlow's CPU kernel takes twice as long; its
-    gradients are fast and stay.
-    """
-    half, (channels, deep) = kernel.shape[0] // 2, kernel.shape[2:]
-    # Pixel 2i + p is the sum over a of kernel[2a + p] inputs[i - a].
-    phases = tf.reshape(kernel, (half, 2, half, 2, channels, deep))[::-1, :, ::-1]
-    phases = tf.reshape(
-        tf.transpose(phases, (0, 2, 5, 1, 3, 4)), (half, half, deep, 4 * channels)
-    )
-    margin = [half - 1] * 2
-    padded = tf.pad(inputs, [[0, 0], margin, margin, [0, 0]])
-    outputs = tf.cast(tf.nn.conv2d(padded, phases, 1, 'VALID'), bias.dtype)
-    outputs = tf.nn.depth_to_space(outputs + tf.tile(bias, [4]), 2)
-
-    def gradient(upstream):
-        # Sums over long rows are faster than over three channels.
-        columns = tf.reduce_sum(
-            tf.reshape(upstream, (-1, outputs.shape[2] * channels)), 0
-        )
-        of_products = tf.cast(upstream, inputs.dtype)
-        return (
-            tf.nn.conv2d(of_products, kernel, 2, 'VALID'),
-            tf.raw_ops.Conv2DBackpropFilter(
-                input=of_products,
-                filter_sizes=kernel.shape,
-                out_backprop=inputs,
-                strides=[1, 2, 2, 1],
-                padding='VALID',
-            ),
-            tf.reduce_sum(tf.reshape(columns, (-1, channels)), 0),
-        )
-
-    return outputs, gradient
-
-
 class JoinedDense(Dense):
     """A dense layer of two inputs side by side, of which one may be there before."""
 
@@ -290,11 +219,11 @@ class JoinedDense(Dense):
 
 
 class GRUCell(keras.layers.GRUCell):
-    """GRUCell with `reset_after` that cuts its products by splits, and takes from
-    bfloat16 the products alone: gates and state, which goes through all steps of a
-    sequence, are float32, which costs no time.
+    """GRUCell with `reset_after` that computes only its products in bfloat16. Gates
+    and state are float32, since errors of the state add up over a sequence.
 
-    Keras cuts slices, whose gradients are three arrays of zeros to fill and to add.
+    The products are split. Keras takes slices of them, whose gradients are more kernels
+    for a GPU to start. On a CPU both take the same time.
     """
 
     def __init__(self, *args, **kwargs):
@@ -409,47 +338,3 @@ def _deal(value, dtype, steps):
         return [tf.cast(value, dtype)] * steps, gradient
 
     return deal(value)
-
-
-PART = 500
-
-
-def mean_loss(losses, layer, inputs, targets):
-    """Return the mean of a layer's losses over rows, with a gradient that is already
-    computed.
-
-    What rows keep in memory for their gradient is most of the memory that training
-    needs. So rows are differentiated `PART` at a time, one part after the other. In
-    float16 they are not, since the gradient would miss the loss scale.
-
-    Args:
-      losses: function of `inputs` and `targets`, [N, ...] each, to losses [N].
-      layer: the only one that `losses` calls.
-      inputs, targets: of all rows; targets have no gradient.
-
-    Returns:
-      scalar.
-    """
-    rows = inputs.shape[0]
-    if rows <= PART or _on_gpu() or layer.compute_dtype == 'float16':
-        return tf.reduce_mean(losses(inputs, targets))
-    weights = layer.trainable_weights
-    total, sums, of_inputs = 0.0, [0.0] * len(weights), []
-    for start in range(0, rows, PART):
-        with tf.control_dependencies(of_inputs[-1:]):
-            some = inputs[start : start + PART]
-        with tf.GradientTape() as tape:
-            tape.watch(some)
-            loss = tf.reduce_sum(losses(some, targets[start : start + PART])) / rows
-        *gradients, of_some = tape.gradient(loss, [*weights, some])
-        total += loss
-        sums = [a + b for a, b in zip(sums, gradients, strict=True)]
-        of_inputs.append(of_some)
-
-    @tf.custom_gradient
-    def differentiated(*_):
-        return total, lambda upstream: [
-            upstream * gradient for gradient in (tf.concat(of_inputs, 0), *sums)
-        ]
-
-    return differentiated(inputs, *map(tf.convert_to_tensor, weights))

@@ -18,10 +18,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 import configs  # noqa: E402
 import tools  # noqa: E402
 from agent import Dreamer  # noqa: E402
-from support.learning import layers, replicas
+from support.learning import replicas
 
 BATCH, LENGTH, ACTION, STATE = 4, 5, 2, 3
-layers.PART = 7  # Of 20 rows, and of 10 on each device.
 FLAGS = f'--configs debug --batch_size {BATCH} --batch_length {LENGTH}'.split()
 FLAGS += ['--precision', '32']
 
