@@ -117,8 +117,7 @@ def lab(monkeypatch):
 
 
 # Files by what they take, the longest first: one that is started last runs on alone.
-LONGEST = """learning_baselines faults learning_discrete_float16 learning_continuous
-    learning_discrete cli sweep jit run agent benchmark
+LONGEST = """learning_baselines learning_discrete learning_continuous faults cli sweep jit run agent benchmark
     machines streams replicas evaluate""".split()
 
 
