@@ -145,8 +145,7 @@ class ImageDecoder(keras.layers.Layer):
             layers.ProjectConv2DTranspose(4 * depth, 5, 2, activation=act),
             layers.Conv2DTranspose(2 * depth, 5, 2, activation=act),
             layers.Conv2DTranspose(depth, 6, 2, activation=act),
-            # In float16 the gradient of the bias would overflow.
-            keras.layers.Conv2DTranspose(3, 6, 2, dtype='float32'),
+            layers.SubPixelConv2DTranspose(3, 6, 2),
         ]
         for conv, size, channels in zip(
             self._convs,

@@ -50,6 +50,7 @@ REPLACED = dict(
     Conv2D=keras.layers.Conv2D,
     WinogradConv2D=keras.layers.Conv2D,
     ProjectConv2DTranspose=keras.layers.Conv2DTranspose,
+    SubPixelConv2DTranspose=keras.layers.Conv2DTranspose,
     GRUCell=KerasGRUCell,
 )
 

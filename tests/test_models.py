@@ -122,6 +122,7 @@ REWRITTEN = [
         (layers.Conv2D, PLAIN, 5, 4, 'relu', (3, 7, 7, 4)),
         (layers.WinogradConv2D, PLAIN, 5, 4, 'relu', (3, 6, 6, 4)),
         (layers.WinogradConv2D, PLAIN, 5, 4, None, (100, 6, 6, 4)),
+        (layers.SubPixelConv2DTranspose, TRANSPOSED, 3, 6, None, (2, 5, 5, 4)),
         (layers.Conv2DTranspose, TRANSPOSED, 5, 6, 'relu', (3, 5, 5, 4)),
         (layers.Conv2DTranspose, TRANSPOSED, 5, 5, 'relu', (3, 5, 5, 4)),
         (layers.ProjectConv2DTranspose, TRANSPOSED, 5, 5, 'relu', (3, 1, 1, 4)),

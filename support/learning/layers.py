@@ -192,6 +192,67 @@ class ProjectConv2DTranspose(keras.layers.Conv2DTranspose):
         return self.activation(_add_bias(outputs, self.bias))
 
 
+class SubPixelConv2DTranspose(keras.layers.Conv2DTranspose):
+    """Conv2DTranspose, 'valid', stride 2, even kernel, in sub-pixels.
+
+    The bias is added in float32, as in no layer of Keras': its gradient, a sum over all
+    pixels, would overflow in float16.
+    """
+
+    def __init__(self, *args, **kwargs):
+        self._products = keras.config.dtype_policy().compute_dtype
+        super().__init__(*args, dtype='float32', autocast=False, **kwargs)
+
+    def call(self, inputs):
+        inputs, kernel = _as(self._products, inputs, self.kernel)
+        if _on_gpu():
+            outputs = keras.ops.conv_transpose(inputs, kernel, self.strides, 'valid')
+            return self.activation(tf.cast(outputs, tf.float32) + self.bias)
+        bias = tf.convert_to_tensor(self.bias)
+        return self.activation(_sub_pixel(inputs, kernel, bias))
+
+
+@tf.custom_gradient
+def _sub_pixel(inputs, kernel, bias):
+    """[N, h, w, C], [k, k, c, C] and [c] to [N, 2h + k - 2, 2w + k - 2, c], which has
+    the bias' dtype: a transposed convolution as one that computes the four phases of
+    every 2x2 block, and a `depth_to_space`.
+
+    Where there are few channels TensorFlow's CPU kernel takes twice as long; its
+    gradients are fast and stay.
+    """
+    half, (channels, deep) = kernel.shape[0] // 2, kernel.shape[2:]
+    # Pixel 2i + p is the sum over a of kernel[2a + p] inputs[i - a].
+    phases = tf.reshape(kernel, (half, 2, half, 2, channels, deep))[::-1, :, ::-1]
+    phases = tf.reshape(
+        tf.transpose(phases, (0, 2, 5, 1, 3, 4)), (half, half, deep, 4 * channels)
+    )
+    margin = [half - 1] * 2
+    padded = tf.pad(inputs, [[0, 0], margin, margin, [0, 0]])
+    outputs = tf.cast(tf.nn.conv2d(padded, phases, 1, 'VALID'), bias.dtype)
+    outputs = tf.nn.depth_to_space(outputs + tf.tile(bias, [4]), 2)
+
+    def gradient(upstream):
+        # Sums over long rows are faster than over three channels.
+        columns = tf.reduce_sum(
+            tf.reshape(upstream, (-1, outputs.shape[2] * channels)), 0
+        )
+        of_products = tf.cast(upstream, inputs.dtype)
+        return (
+            tf.nn.conv2d(of_products, kernel, 2, 'VALID'),
+            tf.raw_ops.Conv2DBackpropFilter(
+                input=of_products,
+                filter_sizes=kernel.shape,
+                out_backprop=inputs,
+                strides=[1, 2, 2, 1],
+                padding='VALID',
+            ),
+            tf.reduce_sum(tf.reshape(columns, (-1, channels)), 0),
+        )
+
+    return outputs, gradient
+
+
 class JoinedDense(Dense):
     """A dense layer of two inputs side by side, of which one may be there before."""
 
