@@ -2,10 +2,11 @@
 # Makes the runs of this folder again, below logs/control. Start it beside dreamer.py.
 set -e
 
+label=small
 run() { # TASK SEED FLAG ...
     task=$1 seed=$2
     shift 2
-    python dreamer.py --logdir "logs/control/$task/small/$seed" --task "$task" \
+    python dreamer.py --logdir "logs/control/$task/$label/$seed" --task "$task" \
         --seed "$seed" --configs small --precision 32 "$@"
 }
 
@@ -17,3 +18,5 @@ run dmc_cheetah_run 0 --steps 205000 --precision bfloat16
 run dmc_cup_catch 0 --steps 72000
 run dmc_walker_stand 0 --steps 115000
 run dmc_walker_walk 0 --steps 115000
+label=small-bfloat16
+run dmc_cup_catch 0 --steps 115000 --precision bfloat16
