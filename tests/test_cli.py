@@ -955,7 +955,6 @@ def test_what_does_not_fit_or_is_damaged_or_gone_leaves_the_run_as_it_was(tmp_pa
     process.kill()
     process.finish()
     collected = 40 * len(list((tmp_path / 'episodes').glob('*.npz')))
-    run(*flags, '--steps', 400)
+    run(*flags, '--steps', 600)
     first_new = [line['step'] for line in metrics(tmp_path) if 'train/return' in line]
-    # The last episode may end up to 40 steps before the end.
-    assert first_new[-1] >= max(collected, 360)
+    assert first_new[-1] >= max(collected, 560)
