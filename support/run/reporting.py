@@ -75,8 +75,10 @@ class Reporting:
         """Log the return of one episode in every evaluation environment, and videos."""
         # An evaluation that is interrupted is repeated when the run is resumed.
         last, self.should_eval.last = self.should_eval.last, None
+        noise = self.agent.eval_rng.state.numpy()
         episodes = self.evaluation_episodes()
         if self.stop:
+            self.agent.eval_rng.state.assign(noise)
             return
         self.should_eval.last = last
         self.log_episodes('test', episodes, self.replay.episodes)

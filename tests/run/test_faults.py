@@ -179,10 +179,18 @@ def test_equal_seeds_and_stops_at_saves_make_equal_runs(tmp_path):
 
 
 def test_evaluation_that_a_signal_breaks_off_is_done_again(tmp_path):
-    _, output = finish(start(tmp_path, steps=100, DREAMER_FAULT='evaluation:1:term'))
-    assert 'stopping: saving' in output and not evaluations(tmp_path)
-    finish(start(tmp_path, steps=100))
-    assert evaluations(tmp_path) == [60]
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    _, output = finish(start(stopped, steps=100, DREAMER_FAULT='evaluation:9:term'))
+    assert 'stopping: saving' in output and not evaluations(stopped)
+    finish(start(stopped, steps=100))
+    assert evaluations(stopped) == [60]
+    # The noise of the planner is the same again.
+    finish(start(whole, steps=100))
+    assert metrics(stopped) == metrics(whole)
+    names = [name for name in weights(whole) if 'rng' in name]
+    assert names
+    for name in names:
+        np.testing.assert_array_equal(weights(stopped)[name], weights(whole)[name])
 
 
 PLACES = (
