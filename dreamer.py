@@ -49,10 +49,9 @@ from support.run import (
     progress,
     reporting,
     saving,
-    timing,
     updates,
 )
-from support.run.timing import timed
+from support.run.timing import Stopwatch, timed
 from support.scaling import machines
 from support.storage import episodes, finished
 from support.system.command_line import UserError
@@ -83,13 +82,7 @@ class Run(saving.Resumable, reporting.Reporting):
         self.checkpoints = checkpoints.Checkpoints(
             self.logdir / 'checkpoints', self.agent, config.keep_checkpoints
         )
-        self.replay = saving.open_replay(
-            config,
-            self.action_size,
-            self.state_size,
-            seed=tools.spawn_seed(config.seed, 'replay'),
-            capacity=config.replay_capacity // config.action_repeat,
-        )
+        self.replay = saving.open_replay(config, self.action_size, self.state_size)
         self.progress = progress.Progress(config, automatic=automatic)
         self.updates = updates.make(
             self.agent, config, strategy, self.keep_choice, self.progress.line
@@ -105,7 +98,7 @@ class Run(saving.Resumable, reporting.Reporting):
         self.eval_envs = eval_envs
         self.eval_policy = Policy(self.agent, len(eval_envs), training=False)
         self.stop = False
-        self.stopwatch = timing.Stopwatch()
+        self.stopwatch = Stopwatch()
         self.restore()
 
     @property

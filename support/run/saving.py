@@ -23,13 +23,12 @@ class NotToBeSaved(RuntimeError):
     """It ends a run whose state must not replace what is saved."""
 
 
-def open_replay(config, action_size, state_size, **kwargs):
+def open_replay(config, action_size, state_size):
     """Open the replay of the episodes in the logdir.
 
     Args:
       config: `configs.Config`.
       action_size, state_size: of the environments.
-      kwargs: of `replay.Replay`, which are not the same on all machines.
 
     Raises:
       UserError: the episodes are of another action or state size.
@@ -38,9 +37,10 @@ def open_replay(config, action_size, state_size, **kwargs):
         pathlib.Path(config.logdir) / 'episodes',
         length=config.batch_length,
         observes=config.observes,
+        seed=tools.spawn_seed(config.seed, 'replay'),
         balance=config.dataset_balance,
         memory=int(config.replay_memory) or None,
-        **kwargs,
+        capacity=config.replay_capacity // config.action_repeat,
     )
     for what, found, size in (
         ('actions', stored.action_size, action_size),
