@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import forks
 import pytest
 
 import configs
@@ -350,9 +351,7 @@ def test_sweep_with_killed_runs_an_interrupt_and_tasks_that_fail(tmp_path):
     flags = '--tasks dummy_continuous gym_NoSuchThing-v0 --methods'
     flags += f' {" ".join(METHODS)}'
     flags += ' --seeds 1 -- --configs debug --steps 250 --time_limit 50'
-    flags += ' --eval_every 100 --save_every 100'
-    flags += ' --log_images false --plan_candidates 10 --plan_iterations 2'
-    flags += ' --plan_elites 2 --plan_horizon 2'
+    flags += f' --eval_every 100 --save_every 100 {" ".join(forks.PLANS)}'
     first, second = (tmp_path / 'dummy_continuous' / name / '0' for name in METHODS)
     process = start(tmp_path, *flags.split())
     until((first / 'checkpoints/checkpoint').exists, process)
