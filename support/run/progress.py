@@ -36,17 +36,33 @@ SHOWN = dict(
 class Pace:
     """What the phases of one name did: how many they were, `done` steps or updates in
     `seconds`. The very first step or update, which is compiled, does not count.
+
+    After every `MEMORY` seconds the past counts half, because a machine's speed changes
+    and a process may be suspended for hours.
     """
 
-    phases: int = 0
-    done: int = 0
-    seconds: float = 0.0
+    MEMORY = 600
+
+    phases: float = 0
+    done: float = 0
+    seconds: float = 0
     warm: bool = False
 
     @property
     def rate(self):
         """Steps or updates a second; None before any were measured."""
         return self.done / self.seconds if self.done and self.seconds else None
+
+    def add(self, amount, seconds):
+        """Count steps or updates."""
+        if self.warm:
+            self.done += amount
+            self.seconds += seconds
+        self.warm = True
+        if self.seconds > self.MEMORY:
+            self.phases, self.done, self.seconds = (
+                x / 2 for x in (self.phases, self.done, self.seconds)
+            )
 
 
 class Progress:
@@ -127,11 +143,8 @@ class Progress:
     def advance(self, amount=1):
         """`amount` more steps or updates of the phase are done."""
         now = time.monotonic()
-        pace = self._paces[self._name]
-        if pace.warm:
-            pace.done += amount
-            pace.seconds += now - self._now
-        pace.warm, self._now = True, now
+        self._paces[self._name].add(amount, now - self._now)
+        self._now = now
         before, self._done = self._done, self._done + amount
         every = self._config.log_every
         if self._bars:

@@ -99,6 +99,16 @@ def test_remaining_time_is_what_is_left_by_the_rates(tmp_path, clock):
     assert shown.remaining(1100) == 0
 
 
+def test_remaining_time_forgets_that_the_run_was_suspended(tmp_path, clock):
+    shown = measured(config_for(tmp_path, *SCHEDULE), clock, phases=TIMED)
+    shown.start('training', 2000)
+    clock[0] += 3600
+    for _ in range(2000):
+        clock[0] += 1
+        shown.advance()
+    assert 250 + 60 <= shown.remaining(100) < 1.2 * (250 + 60)
+
+
 @pytest.mark.parametrize(
     'flags, lengths, phases',
     [
