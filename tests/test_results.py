@@ -311,7 +311,7 @@ def test_learning_describes_actors_as_the_files_do():
     assert (returns == 0).sum() == 20 and len(returns) == 23
     steps, norms = metric(run, 'actor_grad_norm')
     assert norms[(steps >= 10_000) & (steps <= 20_000)].max() < 0.001
-    for seed in '023':
+    for seed in '0123':
         run = f'discrete/gym_CartPole-v1/cartpole-pixels/{seed}'
         assert metric(run, 'action_ent')[1].min() / np.log(2) >= 0.40
 

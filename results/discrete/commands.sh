@@ -9,7 +9,9 @@ run() { # TASK LABEL SEED FLAG ...
         --seed "$seed" --precision 32 "$@"
 }
 
-run gym_CartPole-v1 cartpole-pixels 0 --configs small --steps 50000
+for seed in 0 1; do
+    run gym_CartPole-v1 cartpole-pixels "$seed" --configs small --steps 50000
+done
 run gym_CartPole-v1 cartpole-pixels 2 --configs small --render_quality standard \
     --eval_every 10000 --steps 44000
 run gym_CartPole-v1 cartpole-pixels 3 --configs small --render_quality standard \
