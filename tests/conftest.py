@@ -19,7 +19,6 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 import numpy as np
 
 from support.run import startup
-from support.system import limits
 
 # Its assertions show their values too.
 pytest.register_assert_rewrite('learners')
@@ -115,11 +114,6 @@ def lab(monkeypatch):
 
     yield deepmind_lab
     sys.modules.pop('deepmind_lab')
-
-
-def pytest_xdist_auto_num_workers():
-    """One process more than cores, because many tests wait for other processes."""
-    return limits.cores() + 1
 
 
 # Files by what they take, the longest first: one that is started last runs on alone.
