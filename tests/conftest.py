@@ -117,8 +117,9 @@ def lab(monkeypatch):
 
 
 # Files by what they take, the longest first: one that is started last runs on alone.
-LONGEST = """learning_baselines learning_discrete learning_continuous faults cli
-    sweep jit run agent benchmark machines streams replicas evaluate""".split()
+LONGEST = """learning_discrete learning_continuous learning_baselines faults cli
+    learning_states states sweep replicas benchmark jit machines streams run agent
+    evaluate""".split()
 
 
 def pytest_collection_modifyitems(items):
