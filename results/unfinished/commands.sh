@@ -9,4 +9,4 @@ run() { # TASK SEED FLAG ...
         --seed "$seed" --configs small --precision bfloat16 "$@"
 }
 
-run dmc_cheetah_run 1 --steps 53000
+run dmc_cheetah_run 1 --steps 58000
