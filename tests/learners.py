@@ -31,8 +31,8 @@ DISCRETE = f"""--task dummy_discrete {SMALL} --steps 12500 --pretrain 200
     --actor_entropy 0.3 --kl_scale 1 --pcont true --dataset_balance true
     --clip_rewards tanh --expl_amount 0.8 --expl_min 0.3 --expl_decay 1500"""
 # Processors compute float16 slowly: fewer and smaller images, which teach less.
-FLOAT16 = f'{DISCRETE} --precision 16 --jit true --cnn_depth 4 --batch_size 10'
-FLOAT16 += ' --steps 9500'
+FLOAT16 = f"""{DISCRETE} --precision 16 --jit true --cnn_depth 4 --batch_size 10
+    --steps 9500"""
 # A vector of few numbers says little beside the KL.
 STATES = f'{CONTINUOUS} --observation state --kl_scale 0.02 --steps 8500'
 EPISODES = 100

@@ -79,6 +79,15 @@ def weights(logdir):
     return {name: reader.get_tensor(name) for name in kinds if kinds[name] != tf.string}
 
 
+def assert_equal_ends(one, other):
+    """Two runs have the same metrics and, bit for bit, the same checkpoint."""
+    assert metrics(one) == metrics(other)
+    found, expected = weights(one), weights(other)
+    assert found.keys() == expected.keys() and any('rng' in name for name in found)
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], name)
+
+
 def episodes(logdir):
     """Hashes of the complete episodes by name."""
     return {
@@ -171,11 +180,8 @@ def test_equal_seeds_and_stops_at_saves_make_equal_runs(tmp_path):
     _, output = finish(begin(command(stopped, '--precision', 'auto')))
     assert 'resumed at step 260' in output and '; bfloat16\n' in output
 
-    assert metrics(stopped) == metrics(whole)
-    one, other = weights(stopped), weights(whole)
-    assert one.keys() == other.keys() and len(one) > 100
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name], name)
+    assert_equal_ends(stopped, whole)
+    assert len(weights(whole)) > 100
 
 
 def test_evaluation_that_a_signal_breaks_off_is_done_again(tmp_path):
@@ -186,11 +192,7 @@ def test_evaluation_that_a_signal_breaks_off_is_done_again(tmp_path):
     assert evaluations(stopped) == [60]
     # The noise of the planner is the same again.
     finish(start(whole, steps=100))
-    assert metrics(stopped) == metrics(whole)
-    names = [name for name in weights(whole) if 'rng' in name]
-    assert names
-    for name in names:
-        np.testing.assert_array_equal(weights(stopped)[name], weights(whole)[name])
+    assert_equal_ends(stopped, whole)
 
 
 PLACES = (
