@@ -5,6 +5,7 @@ import os
 import signal
 import time
 
+import forks
 import pytest
 import tensorflow as tf
 
@@ -324,6 +325,42 @@ def test_an_episode_that_cannot_be_kept_ends_the_run_saved(
     assert 'resumed at step 300\n' in capfd.readouterr().out
     last = losses(tmp_path)[-1]
     assert last['episodes_dropped'] == 1 and last['step'] == 600
+
+
+def test_an_evaluation_that_is_broken_off_is_made_anew_with_the_same_noise(
+    tmp_path, monkeypatch, quick
+):
+    choose, calls = agent.Policy.__call__, []
+
+    def broken(self, *inputs):
+        calls.append(inputs)
+        if len(calls) == 5:
+            raise RuntimeError('a fault of the policy')
+        if len(calls) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return choose(self, *inputs)
+
+    def main(name):
+        # The planner draws noise in evaluations too.
+        flags = '--eval_every', '100', '--steps', '200', *forks.QUICK
+        return dreamer.main(short(tmp_path / name, *flags))
+
+    def returns(name):
+        return [
+            (line['step'], line['test/return'])
+            for line in read_metrics(tmp_path / name)
+            if 'test/return' in line
+        ]
+
+    assert main('whole') == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(agent.Policy, '__call__', broken)
+        assert main('broken') == 1 and len(calls) == 5
+        assert main('broken') == 0 and len(calls) == 10
+    assert not returns('broken')
+    assert main('broken') == 0
+    assert returns('broken') == returns('whole')
+    assert [step for step, _ in returns('whole')] == [100, 200]
 
 
 def test_prefill_that_its_first_episode_overruns(tmp_path, capfd, quick):

@@ -73,12 +73,18 @@ class Reporting:
     @timed('evaluate')
     def evaluate(self):
         """Log the return of one episode in every evaluation environment, and videos."""
-        # An evaluation that is interrupted is repeated when the run is resumed.
+        # A resumed run repeats, with the same noise, an evaluation that a signal or an
+        # error has broken off.
         last, self.should_eval.last = self.should_eval.last, None
         noise = self.agent.eval_rng.state.numpy()
-        episodes = self.evaluation_episodes()
-        if self.stop:
-            self.agent.eval_rng.state.assign(noise)
+        whole = False
+        try:
+            episodes = self.evaluation_episodes()
+            whole = not self.stop
+        finally:
+            if not whole:
+                self.agent.eval_rng.state.assign(noise)
+        if not whole:
             return
         self.should_eval.last = last
         self.log_episodes('test', episodes, self.replay.episodes)

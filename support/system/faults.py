@@ -1,8 +1,6 @@
-"""A hook for tests: at a named place the process is killed, or asked to stop, or a
-write fails.
+"""A hook for tests: at a named place the process is killed, or a write fails.
 
     DREAMER_FAULT=rename:3 python dreamer.py ...        killed at the third rename
-    DREAMER_FAULT=rename:3:term python dreamer.py ...   sent SIGTERM there
     DREAMER_FAULT=rename:3:full python dreamer.py ...   no space left from there on
 
 Places: write and rename (of an episode), written and checkpoint (before and while a
@@ -28,4 +26,4 @@ def reach(place):
     if _left <= 0 and _kind == 'full':
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
     if _left == 0:
-        os.kill(os.getpid(), signal.SIGTERM if _kind == 'term' else signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -184,17 +184,6 @@ def test_equal_seeds_and_stops_at_saves_make_equal_runs(tmp_path):
     assert len(weights(whole)) > 100
 
 
-def test_evaluation_that_a_signal_breaks_off_is_done_again(tmp_path):
-    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    _, output = finish(start(stopped, steps=100, DREAMER_FAULT='evaluation:9:term'))
-    assert 'stopping: saving' in output and not evaluations(stopped)
-    finish(start(stopped, steps=100))
-    assert evaluations(stopped) == [60]
-    # The noise of the planner is the same again.
-    finish(start(whole, steps=100))
-    assert_equal_ends(stopped, whole)
-
-
 PLACES = (
     # In the prefill, and before the first update.
     'rename:2 write:2 metrics:2:full update:1 '
