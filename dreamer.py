@@ -213,21 +213,6 @@ class Run(saving.Resumable, reporting.Reporting):
                     break
                 yield next(stream)
 
-    def keep(self, ended):
-        """Put training episodes that have ended into the replay."""
-        # They count as dropped until they are kept: an error may end the run before.
-        self.dropped += len(ended)
-        for episode in ended:
-            try:
-                self.replay.add(episode)
-            except ValueError as error:
-                raise workers.WorkerError(
-                    f'An episode cannot be kept: {error}'
-                ) from error
-            self.dropped -= 1
-            self.episodes += 1
-            self.log_episodes('train', [episode], self.replay.episodes)
-
     def random_policy(self, observation, is_first):
         """Choose uniform actions [E, A]."""
         envs, size = len(is_first), self.action_size

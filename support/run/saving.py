@@ -1,4 +1,4 @@
-"""How a run is saved and resumed.
+"""How a run keeps its episodes, and how it is saved and resumed.
 
 A checkpoint holds the agent and, in a state that JSON can hold, the run's counters.
 Episodes are files that outlive a crash. Those that are newer than the checkpoint are
@@ -13,6 +13,7 @@ import time
 import numpy as np
 
 import tools
+from support.acting import workers
 from support.run import logger, startup
 from support.run.timing import timed
 from support.storage import replay
@@ -55,7 +56,7 @@ def open_replay(config, action_size, state_size):
 
 
 class Resumable:
-    """What `dreamer.Run` does to be saved and resumed.
+    """What `dreamer.Run` does to keep episodes, to be saved and to be resumed.
 
     Attributes:
       should_log, should_eval, should_save: `tools.Every`, of environment steps.
@@ -66,6 +67,21 @@ class Resumable:
       logged: environment steps at the last log.
       random: generator of the random actions of the prefill.
     """
+
+    def keep(self, ended):
+        """Put training episodes that have ended into the replay."""
+        # They count as dropped until they are kept: an error may end the run before.
+        self.dropped += len(ended)
+        for episode in ended:
+            try:
+                self.replay.add(episode)
+            except ValueError as error:
+                raise workers.WorkerError(
+                    f'An episode cannot be kept: {error}'
+                ) from error
+            self.dropped -= 1
+            self.episodes += 1
+            self.log_episodes('train', [episode], self.replay.episodes)
 
     @timed('save')
     def save(self):
