@@ -17,10 +17,10 @@ BAR = 0.8
 SMALL = """--precision 32 --parallel none --prefill 2500 --train_every 400
     --train_steps 40 --eval_every 1e9 --save_every 1e9 --log_every 400 --batch_size 16
     --batch_length 6 --horizon 10 --deter_size 100 --stoch_size 20 --num_units 100
-    --rssm_units 100 --cnn_depth 8 --cnn_act elu --model_lr 3e-3 --discount 0.85"""
+    --rssm_units 100 --cnn_depth 4 --cnn_act elu --model_lr 3e-3 --discount 0.85"""
 # Small values make an untrained value network harmless: with a discount of 0.95 the
 # actor runs after its errors until the tanh is flat, and takes 1,000 updates to return.
-CONTINUOUS = f"""--task dummy_continuous {SMALL} --steps 20500 --pretrain 100
+CONTINUOUS = f"""--task dummy_continuous {SMALL} --steps 18500 --pretrain 100
     --actor_lr 3e-4 --value_lr 5e-4 --action_init_std 1 --kl_scale 0.3"""
 # The same trap is worse for a categorical, which is certain of one action before the
 # world model knows its rewards, and stays so: hence the bonus for entropy, by which all
@@ -30,11 +30,11 @@ DISCRETE = f"""--task dummy_discrete {SMALL} --steps 12500 --pretrain 200
     --time_limit 25 --batch_length 8 --discount 0.95 --actor_lr 2e-4 --value_lr 1e-3
     --actor_entropy 0.3 --kl_scale 1 --pcont true --dataset_balance true
     --clip_rewards tanh --expl_amount 0.8 --expl_min 0.3 --expl_decay 1500"""
-# Processors compute float16 slowly: fewer and smaller images, which teach less.
-FLOAT16 = f"""{DISCRETE} --precision 16 --jit true --cnn_depth 4 --batch_size 10
-    --steps 9500"""
+# Processors compute float16 slowly: fewer images, which teach less.
+FLOAT16 = f"""{DISCRETE} --precision 16 --jit true --batch_size 8 --steps 9500"""
 # A vector of few numbers says little beside the KL.
-STATES = f'{CONTINUOUS} --observation state --kl_scale 0.02 --steps 8500'
+STATES = f"""{CONTINUOUS} --observation state --kl_scale 0.02 --batch_size 8
+    --steps 9500"""
 EPISODES = 100
 
 

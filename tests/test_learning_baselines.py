@@ -15,8 +15,8 @@ BASELINES = dict(
         --log_images false --discount 0.9 --grad_clip 10 --kl_scale 0.02
         --steps 10500""",
     no_value=f'{STATES} --method no_value --steps 7500',
-    planet=f"""{STATES} --method planet --plan_candidates 100 --plan_iterations 5
-        --plan_elites 10 --plan_horizon 8 --steps 4500 --train_every 200
+    planet=f"""{STATES} --method planet --plan_candidates 50 --plan_iterations 4
+        --plan_elites 6 --plan_horizon 8 --batch_size 16 --steps 4500 --train_every 200
         --envs 4 --eval_envs 4""",
 )
 

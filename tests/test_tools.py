@@ -314,7 +314,7 @@ def test_a_skipped_step_leaves_adam_as_it_was_to_the_last_bit():
     step(variable, adam, [np.nan, 1.0])
     for old, new in zip(before, adam.weights, strict=True):
         np.testing.assert_array_equal(old, tf.convert_to_tensor(new))
-    assert adam._adam.iterations == 2
+    assert adam.updates == 2
 
 
 def test_optimizer_skips_a_loss_that_hides_its_nan_from_the_gradient():

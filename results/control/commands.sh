@@ -19,4 +19,5 @@ run dmc_walker_stand 0 --steps 115000
 run dmc_walker_walk 0 --steps 115000
 label=small-bfloat16
 run dmc_cheetah_run 0 --steps 205000 --precision bfloat16
+run dmc_cheetah_run 1 --steps 115000 --precision bfloat16
 run dmc_cup_catch 0 --steps 115000 --precision bfloat16
