@@ -758,8 +758,8 @@ def check_advice(output):
 
 @pytest.mark.slow
 def test_train_stop_and_resume_on_the_real_simulator(tmp_path):
-    words = '--task dmc_cartpole_balance --configs debug --precision 32'
-    flags = ['--logdir', tmp_path, *words.split()]
+    words = '--task dmc_cartpole_balance --configs debug --eval_every 400'
+    flags = ['--logdir', tmp_path, *words.split(), '--precision', '32']
     process = forks.Program('dreamer.py', [*flags, '--steps', 1e6])
     wait_for(
         lambda: (
