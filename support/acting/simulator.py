@@ -75,7 +75,9 @@ def _without_model_warnings():
     try:
         yield lambda mujoco: mujoco.set_mju_user_warning(lambda message: None)
     finally:
-        if mujoco := sys.modules.get('mujoco'):
+        mujoco = sys.modules.get('mujoco')
+        # The Control Suite has set a function of its own, which logs them.
+        if mujoco and 'dm_control.mujoco' not in sys.modules:
             mujoco.set_mju_user_warning(None)
 
 

@@ -1,12 +1,30 @@
 """Tasks of the DeepMind Control Suite."""
 
+import contextlib
 import math
+import os
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Dict
 
 from support.envs import action_box, did_you_mean
+
+
+@contextlib.contextmanager
+def _without_model_warnings():
+    """Silence what the suite logs about its models, which users cannot change, unless
+    `--verbose` is on.
+    """
+    from absl import logging
+
+    before = logging.get_verbosity()
+    if 'DREAMER_VERBOSE' not in os.environ:
+        logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 class DeepMindControl(gymnasium.Env):
@@ -34,7 +52,8 @@ class DeepMindControl(gymnasium.Env):
         domain, task = self._split_name(name, suite.ALL_TASKS)
         # A few tasks draw properties of the body while they are built. With a fixed
         # seed all workers simulate the same body.
-        self._env = suite.load(domain, task, task_kwargs={'random': 0})
+        with _without_model_warnings():
+            self._env = suite.load(domain, task, task_kwargs={'random': 0})
         spec = self._env.action_spec()
         self.action_space = action_box(spec.minimum, spec.maximum)
         self.observation_space = Dict()
