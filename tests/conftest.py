@@ -117,8 +117,8 @@ def lab(monkeypatch):
 
 
 # Files by what they take, the longest first: one that is started last runs on alone.
-LONGEST = """learning_discrete learning_continuous learning_baselines faults cli
-    learning_states states sweep replicas benchmark jit machines streams run agent
+LONGEST = """faults cli learning_continuous learning_discrete learning_baselines sweep
+    states replicas benchmark jit learning_states machines streams run agent
     evaluate""".split()
 
 
