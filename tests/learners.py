@@ -35,7 +35,7 @@ FLOAT16 = f"""{DISCRETE} --precision 16 --jit true --batch_size 8 --steps 9500""
 # A vector of few numbers says little beside the KL.
 STATES = f"""{CONTINUOUS} --observation state --kl_scale 0.02 --batch_size 8
     --steps 9500"""
-EPISODES = 100
+EPISODES = 50
 
 
 def make_run(logdir, seed, flags):
@@ -60,7 +60,7 @@ def policys_return(config, policy):
     env = wrappers.make(config.task, action_repeat=1, time_limit=config.time_limit)
     env.action_space.seed(0)
     returns = []
-    for seed in range(200):
+    for seed in range(100):
         env.reset(seed=seed)
         returns.append(0)
         ended = False

@@ -186,7 +186,14 @@ def batch_mean(values):
 def gather_batch(values):
     """Return tensors [B, ...] with the rows of all replicas; differentiable."""
     context = _replica()
-    return context.all_gather(values, 0) if context else values
+    if not context:
+        return values
+    count = context.num_replicas_in_sync
+    # A graph does not know how many rows come together.
+    return [
+        tf.ensure_shape(rows, (count * x.shape[0], *x.shape[1:]))
+        for rows, x in zip(context.all_gather(values, 0), values, strict=True)
+    ]
 
 
 def once_for_all(step, gradients, finite):
