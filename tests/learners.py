@@ -33,7 +33,7 @@ DISCRETE = f"""--task dummy_discrete {SMALL} --steps 12500 --pretrain 200
 # Processors compute float16 slowly: fewer images, which teach less.
 FLOAT16 = f"""{DISCRETE} --precision 16 --jit true --batch_size 8 --steps 9500"""
 # A vector of few numbers says little beside the KL.
-STATES = f"""{CONTINUOUS} --observation state --kl_scale 0.02 --batch_size 8
+STATES = f"""{CONTINUOUS} --observation state --kl_scale 0.02 --batch_size 8 --horizon 6
     --steps 9500"""
 EPISODES = 50
 

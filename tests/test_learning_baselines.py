@@ -9,12 +9,15 @@ import pytest
 from learners import DISCRETE, STATES, make_run, score
 
 # A contrastive agent tells a state from the others of a batch. The target of
-# dummy_continuous is the same in a whole sequence, which is little to tell it by.
+# dummy_continuous is the same in a whole sequence, which is little to tell it by. With
+# the others' learning rate its scores rise and fall.
+# Seeds 0, 1 and 2 score 0.98, 0.94 and 0.97, without values 0.96, 0.84 and 0.92, and
+# PlaNet's 0.86, 0.95 and 0.95.
 BASELINES = dict(
     contrastive=f"""{DISCRETE} --observation state --representation contrastive
         --log_images false --discount 0.9 --grad_clip 10 --kl_scale 0.02
-        --steps 10500""",
-    no_value=f'{STATES} --method no_value --steps 7500',
+        --model_lr 1e-3 --steps 8500""",
+    no_value=f'{STATES} --method no_value --horizon 10 --steps 7500',
     planet=f"""{STATES} --method planet --plan_candidates 50 --plan_iterations 4
         --plan_elites 6 --plan_horizon 8 --batch_size 16 --steps 4500 --train_every 200
         --envs 4 --eval_envs 4""",

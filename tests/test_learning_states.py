@@ -1,6 +1,6 @@
 """The agent learns from state vectors, without images.
 
-Seeds 1, 3 and 4 score 0.93, 0.90 and 0.96.
+Seeds 0, 1 and 2 score 0.94, 0.95 and 0.91.
 """
 
 import pytest
