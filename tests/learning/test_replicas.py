@@ -37,7 +37,7 @@ def check_same(result, tolerance=1e-5):
 
 @pytest.mark.slow
 class TestTwoReplicas:
-    def test_graph_in_which_images_of_the_other_replica_are_contrasted(self, results):
+    def test_compiled_update(self, results):
         check_same(results['graph'])
 
     def test_norm_of_the_mean_gradient_is_clipped(self, results):
@@ -57,8 +57,9 @@ class TestTwoReplicas:
         check_same(results['above'])
         check_same(results['below'])
 
-    def test_images_of_the_other_replica_in_a_window(self, results):
-        check_same(results['window'])
+    @pytest.mark.parametrize('name', ['contrastive', 'window'])
+    def test_images_of_the_other_replica_are_contrasted_with(self, results, name):
+        check_same(results[name])
 
     def test_nan_on_the_second_replica_is_skipped_on_both(self, results):
         check_same(results['nan'] | {'metrics': [{}, {}]})
