@@ -15,6 +15,9 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
     # that they start: small networks lose nothing by it.
     for name in ('OMP_NUM_THREADS', 'TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS'):
         os.environ.setdefault(name, '1')
+# XLA compiles in half of the time without LLVM's optimisation, and tests do not run for
+# long what it has compiled.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 import numpy as np
 

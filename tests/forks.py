@@ -53,19 +53,23 @@ def ask(**order):
 
 class Program:
     """A script of the project's that runs, as `subprocess.Popen` has it; stdout and
-    stderr go to one file.
+    stderr go to one file, or to two files.
     """
 
-    def __init__(self, script, words, env=None, cwd=None):
-        file, self._path = tempfile.mkstemp()
-        os.close(file)
+    def __init__(self, script, words, env=None, cwd=None, apart=False):
+        self._paths = []
+        for _ in range(1 + apart):
+            file, path = tempfile.mkstemp()
+            os.close(file)
+            self._paths.append(path)
         self.returncode = None
         self.pid = ask(
             script=str(ROOT / script),
             words=[*map(str, words)],
             env=dict(os.environ if env is None else env),
             cwd=str(cwd or os.getcwd()),
-            output=self._path,
+            stdout=self._paths[0],
+            stderr=self._paths[-1],
         )
 
     def poll(self):
@@ -82,14 +86,17 @@ class Program:
         return self.returncode
 
     def output(self):
-        """What it has printed so far."""
-        return pathlib.Path(self._path).read_text()
+        """What it has printed so far, on stdout if that is apart."""
+        return pathlib.Path(self._paths[0]).read_text()
 
     def finish(self, timeout=900):
-        """Wait for its end; return what it has printed."""
+        """Wait for its end; return what it has printed, on stdout if that is apart."""
         self.wait(timeout)
-        output = self.output()
-        os.unlink(self._path)
+        output, self.errors = (
+            pathlib.Path(path).read_text() for path in (self._paths[0], self._paths[-1])
+        )
+        for path in self._paths:
+            os.unlink(path)
         return output
 
     def send_signal(self, number):
@@ -100,12 +107,12 @@ class Program:
         self.send_signal(signal.SIGKILL)
 
 
-def become(script, words, env, cwd, output):
+def become(script, words, env, cwd, stdout, stderr):
     """Run a script in this process, which is a fork."""
     for target, name, flags in (
         (0, os.devnull, os.O_RDONLY),
-        (1, output, os.O_WRONLY | os.O_APPEND),
-        (2, output, os.O_WRONLY | os.O_APPEND),
+        (1, stdout, os.O_WRONLY | os.O_APPEND),
+        (2, stderr, os.O_WRONLY | os.O_APPEND),
     ):
         file = os.open(name, flags)
         os.dup2(file, target)

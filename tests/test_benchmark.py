@@ -188,11 +188,11 @@ def test_an_update_of_the_papers_lengths_is_at_most_6500_launches():
 def test_a_gpu_is_measured_in_one_table_and_one_file(tmp_path):
     """Without one, and at sizes that take seconds."""
     out = tmp_path / 'found.json'
-    small = '--task dummy_continuous --prefill 100 --train_every 50 --log_images false'
+    small = '--task dummy_continuous --prefill 100 --train_every 50'
     done = subprocess.run(
         [sys.executable, ROOT / 'benchmarks' / 'gpu.py', '--out', out]
         + '--precisions 32 --updates 2 --seconds 60 --minutes 30'.split()
-        + [*SMALL, *small.split(), '--representation', 'reward']
+        + [*SMALL, *small.split(), *forks.QUICK]
         + '--log_every 50 --steps 600'.split(),
         capture_output=True,
         text=True,

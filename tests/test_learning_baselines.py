@@ -6,13 +6,13 @@ agents have the same ones.
 """
 
 import pytest
-from learners import DISCRETE, STATES, make_run, score
+from learners import DISCRETE, STATES, make_run, train
 
 # A contrastive agent tells a state from the others of a batch. The target of
 # dummy_continuous is the same in a whole sequence, which is little to tell it by. With
 # the others' learning rate its scores rise and fall.
-# Seeds 0, 1 and 2 score 0.98, 0.94 and 0.97, without values 0.96, 0.84 and 0.92, and
-# PlaNet's 0.86, 0.95 and 0.95.
+# Seeds 0, 1 and 2 need 440, 680 and 440 updates, of 800 at most; without values 340,
+# 300 and 300 of 580; and PlaNet's 300, 380 and 300 of 460.
 BASELINES = dict(
     contrastive=f"""{DISCRETE} --observation state --representation contrastive
         --log_images false --discount 0.9 --grad_clip 10 --kl_scale 0.02
@@ -20,7 +20,7 @@ BASELINES = dict(
     no_value=f'{STATES} --method no_value --horizon 10 --steps 7500',
     planet=f"""{STATES} --method planet --plan_candidates 50 --plan_iterations 4
         --plan_elites 6 --plan_horizon 8 --batch_size 16 --steps 4500 --train_every 200
-        --envs 4 --eval_envs 4""",
+        --envs 4""",
 )
 
 
@@ -28,5 +28,5 @@ BASELINES = dict(
 @pytest.mark.parametrize('name', BASELINES)
 def test_baseline_learns(tmp_path, name):
     run = make_run(tmp_path, 0, BASELINES[name])
-    run.loop()
-    assert score(run, 30) >= 0.5
+    # What plans takes long to play.
+    assert train(run, 0.5, 30, first=8 if name == 'planet' else 6) >= 0.5

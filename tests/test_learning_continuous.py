@@ -1,6 +1,7 @@
 """The agent learns continuous control in bfloat16, which has the fewest digits.
 
-Seeds 0, 1 and 2 score 0.99, 0.93 and 0.94. The baselines learn in float32.
+Seeds 0, 1 and 2 need about 1,140, 1,600 and 1,180 updates, of 2,040 at most. The
+baselines learn in float32.
 """
 
 import pytest

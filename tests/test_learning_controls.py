@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-from learners import BAR, CONTINUOUS, DISCRETE, check_discounts, make_run, score
+from learners import BAR, CONTINUOUS, DISCRETE, check_discounts, make_run, train
 
 import tools
 import wrappers
@@ -77,8 +77,7 @@ def test_what_the_controls_break_is_there(tmp_path, monkeypatch):
 def test_control(tmp_path, monkeypatch, flags, control):
     run = make_run(tmp_path, 0, flags)
     control(run, monkeypatch)
-    run.loop()
-    assert score(run) < BAR
+    assert train(run) < BAR
     if control is never_mark_ends:
         with pytest.raises(AssertionError):
             check_discounts(run)

@@ -11,8 +11,8 @@ from conftest import ROOT
 @pytest.mark.slow
 def test_discrete_agent_learns_in_float16(tmp_path):
     """Without XLA a processor takes three times as long in float16. Without oneDNN,
-    which some processors alone use for float16, all compute the same. Seeds 0, 1 and 2
-    score 0.96, 0.96 and 0.94.
+    which some processors alone use for float16, all compute the same. Seeds 0 and 1
+    need 520 and 600 updates, of 880 at most.
 
     In float32, contrastive learning of the same task shows that the agent learns.
     """
@@ -22,6 +22,7 @@ def test_discrete_agent_learns_in_float16(tmp_path):
         env={
             **os.environ,
             'TF_ENABLE_ONEDNN_OPTS': '0',
+            'XLA_FLAGS': '',
             'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}',
         },
         text=True,

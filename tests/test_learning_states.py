@@ -1,6 +1,6 @@
 """The agent learns from state vectors, without images.
 
-Seeds 0, 1 and 2 score 0.94, 0.95 and 0.91.
+Seeds 0, 1 and 2 need 580, 500 and 500 updates, of 780 at most.
 """
 
 import pytest

@@ -62,10 +62,9 @@ def test_steps_and_updates_are_counted_exactly(tmp_path, quick, envs):
         '--task dummy_continuous --configs debug --steps 171 '
         '--prefill 50 --time_limit 30 --action_repeat 2 '
         '--train_every 25 --train_steps 2 --pretrain 3 '
-        f'--log_images false --representation reward --envs {envs} '
-        '--precision 32'
+        f'--envs {envs} --precision 32'
     )
-    config = configs.parse(['--logdir', str(tmp_path), *flags.split()])
+    config = configs.parse(['--logdir', str(tmp_path), *flags.split(), *forks.QUICK])
     kwargs = dict(action_repeat=2, time_limit=30)
     group = [Counting(config.task, kwargs) for _ in range(envs)]
     # One of them ends three times as often, and must not count more for that.
@@ -245,11 +244,8 @@ def test_nothing_is_traced_twice_in_a_whole_run(tmp_path, monkeypatch):
 
 def short(logdir, *flags):
     """Words of a short run in this process."""
-    words = (
-        '--task dummy_continuous --configs debug --parallel none --precision 32 '
-        '--representation reward --log_images false'
-    )
-    return ['--logdir', str(logdir), *words.split(), *flags]
+    words = '--task dummy_continuous --configs debug --parallel none --precision 32'
+    return ['--logdir', str(logdir), *words.split(), *forks.QUICK, *flags]
 
 
 def losses(logdir):
@@ -342,7 +338,7 @@ def test_an_evaluation_that_is_broken_off_is_made_anew_with_the_same_noise(
 
     def main(name):
         # The planner draws noise in evaluations too.
-        flags = '--eval_every', '100', '--steps', '200', *forks.QUICK
+        flags = '--eval_every', '100', '--steps', '200'
         return dreamer.main(short(tmp_path / name, *flags))
 
     def returns(name):
@@ -448,8 +444,8 @@ def test_the_last_step_is_logged_once_where_no_training_phase_ends(tmp_path, qui
     def lines():
         config = configs.parse(
             f'--task dummy_continuous --configs debug --steps 130 --prefill 50 '
-            f'--train_every 50 --log_every 10 --time_limit 30 --log_images false '
-            f'--representation reward --precision 32 --logdir {tmp_path}'.split()
+            f'--train_every 50 --log_every 10 --time_limit 30 --precision 32 '
+            f'--logdir {tmp_path} {" ".join(forks.QUICK)}'.split()
         )
         group = [
             workers.LocalWorker(config.task, dict(time_limit=30, action_repeat=1))

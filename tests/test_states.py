@@ -4,6 +4,7 @@ in the place of images or with them.
 Shapes: B batch, L length, V state vector.
 """
 
+import forks
 import gymnasium
 import numpy as np
 import pytest
@@ -250,8 +251,9 @@ def test_open_loop_from_states_and_its_plot():
 
 @pytest.mark.slow
 def test_run_from_states_is_resumed_evaluated_and_drawn(tmp_path, capsys):
-    words = '--configs debug --task dummy_discrete --observation state --parallel none'
-    argv = [*words.split(), '--precision', '32', '--logdir', str(tmp_path / 'run')]
+    words = '--configs debug --task dummy_continuous --observation state --precision 32'
+    words += f' --parallel none --method planet {" ".join(forks.PLANS)}'
+    argv = [*words.split(), '--log_images', 'true', '--logdir', str(tmp_path / 'run')]
     assert dreamer.main([*argv, '--steps', '300']) == 0
     assert dreamer.main([*argv, '--steps', '400']) == 0
     paths = sorted((tmp_path / 'run' / 'episodes').iterdir())

@@ -1,11 +1,8 @@
 """Two replicas, on logical CPU devices, make the update of one device."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
+import forks
 import pytest
 
 import configs
@@ -14,14 +11,10 @@ from support.learning import replicas
 
 @pytest.fixture(scope='module')
 def results():
-    process = subprocess.run(
-        [sys.executable, pathlib.Path(__file__).with_name('two_replicas.py')],
-        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL='3'),
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    process = forks.Program('tests/learning/two_replicas.py', [], apart=True)
+    printed = process.finish()
+    assert process.returncode == 0, process.errors
+    return json.loads(printed.splitlines()[-1])
 
 
 def check_same(result, tolerance=1e-5):

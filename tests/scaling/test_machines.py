@@ -1,10 +1,7 @@
 """One run on several machines: here two processes that talk over loopback."""
 
 import json
-import pathlib
 import socket
-import subprocess
-import sys
 
 import forks
 import pytest
@@ -121,8 +118,8 @@ def test_alone(monkeypatch):
     assert not issubclass(dreamer.Run, machines.Leading)
 
 
-def run_both(command, faults=('', '')):
-    """Run a command as both machines of a cluster on this machine. Returns exit codes,
+def run_both(script, words, faults=('', '')):
+    """Run a program as both machines of a cluster on this machine. Returns exit codes,
     what they printed, and their lines on stderr, by rank.
     """
     sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]
@@ -130,35 +127,33 @@ def run_both(command, faults=('', '')):
     for server in sockets:
         server.close()
     processes = [
-        subprocess.Popen(
-            command,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=dict(
+        forks.Program(
+            script,
+            words,
+            dict(
                 CLEAN,
                 TF_CONFIG=tf_config(dict(worker=hosts), index=rank),
                 DREAMER_FAULT=fault,
             ),
+            apart=True,
         )
         for rank, fault in enumerate(faults)
     ]
     try:
-        printed = [process.communicate(timeout=600) for process in processes]
+        printed = [process.finish(timeout=600) for process in processes]
     finally:
         for process in processes:
             process.kill()
     return (
         [process.returncode for process in processes],
-        [out for out, _ in printed],
-        [err.splitlines() for _, err in printed],
+        printed,
+        [process.errors.splitlines() for process in processes],
     )
 
 
 @pytest.mark.slow
 def test_two_machines_make_the_updates_of_one(tmp_path):
-    program = pathlib.Path(__file__).with_name('two_machines.py')
-    codes, printed, errors = run_both([sys.executable, str(program), str(tmp_path)])
+    codes, printed, errors = run_both('tests/scaling/two_machines.py', [tmp_path])
     assert codes == [0, 0], errors
     told = 'stopping: machine 1 was asked to'
     assert told in errors[0] and told not in errors[1]
@@ -181,16 +176,16 @@ def test_a_run_that_loses_a_machine_is_saved_and_goes_on(tmp_path):
     observe states.
     """
     logdir = tmp_path / 'run'
-    command = [*short_run(logdir), *forks.QUICK]
-    command += ['--steps', '300', '--observation', 'state']
-    codes, _, errors = run_both(command, ('', 'update:3'))
+    words = [*short_run(logdir)[2:], *forks.QUICK]
+    words += ['--steps', '300', '--observation', 'state']
+    codes, _, errors = run_both('dreamer.py', words, ('', 'update:3'))
     assert codes == [1, -9]
     stopped, saved = errors[0]
     assert stopped.startswith('dreamer: stopped: machine 1 (127.0.0.1:')
     assert saved == 'dreamer: saved; the same command continues from here'
     episodes = set((logdir / 'episodes').iterdir())
 
-    codes, printed, errors = run_both(command)
+    codes, printed, errors = run_both('dreamer.py', words)
     assert codes == [0, 0] and errors[1] == []
     assert 'resumed at step' in printed[0] and 'resumed' not in printed[1]
     assert printed[1].endswith('machine 1: machine 0 has ended the run\n')
