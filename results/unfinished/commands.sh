@@ -9,4 +9,5 @@ run() { # TASK SEED FLAG ...
         --seed "$seed" --configs small --precision bfloat16 "$@"
 }
 
-run dmc_cartpole_balance_sparse 0 --steps 59000
+run dmc_reacher_easy 0 --steps 7000
+run dmc_walker_run 0 --steps 27000
