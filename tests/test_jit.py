@@ -14,8 +14,8 @@ import configs
 from agent import Dreamer
 
 BATCH, LENGTH, ACTION = 2, 3, 2
-# Of 10 to 20 s a case XLA takes 8 to 19, to compile 250 kernels and more, about 30 ms
-# each; to execute them takes 0.1 s. So smaller sizes would save hardly anything.
+# XLA takes most of a case's time to compile 250 kernels and more, and 0.1 s to execute
+# them. Smaller sizes would save hardly anything.
 TINY = """--configs debug --batch_size 2 --batch_length 3 --horizon 3 --cnn_depth 2
 --num_units 8 --reward_layers 1 --actor_layers 1 --free_nats 0 --pcont true""".split()
 # Method and representation know nothing of each other, and each of these pairs has all
@@ -28,9 +28,9 @@ PAIRS = {
 }
 # How far losses may be apart, absolutely or as a share, and gradients, as a share of
 # the norm of all. XLA keeps in float32 between operations what TensorFlow rounds after
-# each: to 11 digits, or to 8. Measured were at most 1.3e-7 (one rounding) and 1.7e-6 in
-# float32, 3.9e-4 and 6.5e-3 in float16, 2.1e-3 and 1.5e-2 in bfloat16.
-APART = {'32': (1e-6, 5e-6), '16': (1.2e-3, 0.02), 'bfloat16': (6e-3, 0.045)}
+# each, to 8 digits. Measured were at most 1.3e-7 (one rounding) and 1.7e-6 in float32,
+# 2.1e-3 and 1.5e-2 in bfloat16. In float16 an agent learns by the compiled update.
+APART = {'32': (1e-6, 5e-6), 'bfloat16': (6e-3, 0.045)}
 
 
 def losses_and_gradients(config, jit):
@@ -59,8 +59,7 @@ def losses_and_gradients(config, jit):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'method, precision',
-    [('dreamer', '32'), ('no_value', '32'), ('dreamer', '16'), ('planet', 'bfloat16')],
+    'method, precision', [('dreamer', '32'), ('no_value', '32'), ('planet', 'bfloat16')]
 )
 def test_the_compiled_update_is_the_plain_one(method, precision):
     config = configs.parse(
