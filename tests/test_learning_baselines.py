@@ -1,8 +1,8 @@
 """What the paper compares Dreamer with learns too: at least half of the way from a
 random policy's return to the best possible one.
 
-All observe states. Dreamer's tests show that the networks for images learn, and these
-agents have the same ones.
+All observe states, which Dreamer learns from in the contrastive agent. Dreamer's other
+tests show that the networks for images learn, and these agents have the same ones.
 """
 
 import pytest

@@ -170,10 +170,10 @@ def main():
     low, high = kl_halves()
     mean = (low + high) / 2
     contrastive = '--representation', 'contrastive', '--log_images', 'false'
+    whole = '--free_nats', 0, '--pcont', 'true', '--observation', 'both'
     loud, smooth = ('--kl_scale', 1e4), ('--cnn_act', 'elu')
     results = dict(
-        graph=compare('--free_nats', 0, '--pcont', 'true', graph=True),
-        clip=compare('--free_nats', 0, '--grad_clip', 0.05, '--observation', 'both'),
+        graph=compare(*whole, '--grad_clip', 0.05, graph=True),
         above=compare('--free_nats', (low + mean) / 2, *loud),
         below=compare('--free_nats', (high + mean) / 2, *loud),
         # A graph does not know the number of gathered rows by itself.
