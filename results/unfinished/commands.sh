@@ -9,5 +9,5 @@ run() { # TASK SEED FLAG ...
         --seed "$seed" --configs small --precision bfloat16 "$@"
 }
 
-run dmc_reacher_easy 0 --steps 7000
-run dmc_walker_run 0 --steps 27000
+run dmc_reacher_easy 0 --steps 30000
+run dmc_walker_run 0 --steps 46000
