@@ -121,8 +121,7 @@ def lab(monkeypatch):
 
 # Files by what they take, the longest first: one that is started last runs on alone.
 LONGEST = """faults cli learning_continuous learning_discrete learning_baselines sweep
-    states replicas benchmark jit run agent machines streams
-    evaluate""".split()
+    states replicas benchmark jit run agent machines streams evaluate""".split()
 
 
 def pytest_collection_modifyitems(items):

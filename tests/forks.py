@@ -92,9 +92,7 @@ class Program:
     def finish(self, timeout=900):
         """Wait for its end; return what it has printed, on stdout if that is apart."""
         self.wait(timeout)
-        output, self.errors = (
-            pathlib.Path(path).read_text() for path in (self._paths[0], self._paths[-1])
-        )
+        output, self.errors = self.output(), pathlib.Path(self._paths[-1]).read_text()
         for path in self._paths:
             os.unlink(path)
         return output

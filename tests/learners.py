@@ -140,7 +140,7 @@ def check_discounts(run):
         f'{low:.0%} below 0.5; at {len(others)} others {others.mean():.2f}, '
         f'{high:.0%} above 0.9'
     )
-    assert len(ends) > 50
+    assert len(ends) > 100
     assert ends.mean() < 0.2 and others.mean() > 0.9 and low > 0.8 and high > 0.9
 
 

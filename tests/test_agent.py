@@ -367,16 +367,20 @@ def test_losses_are_weighted_by_their_flags(data):
     )
 
 
-def test_low_precision_learns(data):
-    """An agent that learns to act has float16."""
-    agent = make_agent(precision='bfloat16')
+@pytest.mark.parametrize(
+    'precision', [pytest.param('16', marks=pytest.mark.slow), 'bfloat16']
+)
+def test_low_precision_learns(data, precision):
+    agent = make_agent(precision=precision)
     data = dict(data, image=tf.fill(data['image'].shape, tf.constant(255, tf.uint8)))
     losses = [float(agent.train(data)['model_loss']) for _ in range(25)]
     assert agent.gradient_step == 25
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0] - 10
     for name, optimizer in agent.optimizers.items():
-        assert optimizer.skipped == 0, name
+        # A few steps are shed while the loss scale comes down to what float16 holds.
+        assert optimizer.skipped <= (15 if precision == '16' else 0), name
+        assert optimizer.skipped_in_a_row == 0, name
     assert {w.dtype for w in agent.world.weights} == {'float32'}
 
 

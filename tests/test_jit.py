@@ -21,12 +21,16 @@ TINY = """--configs debug --batch_size 2 --batch_length 3 --horizon 3 --cnn_dept
 # Method and representation know nothing of each other, and each of these pairs has all
 # parts of one. The decoder that only draws is trained in the second. PlaNet's update is
 # a part of the others, as is the one by rewards alone.
-PAIRS = dict(dreamer='reconstruction', no_value='contrastive')
+PAIRS = {
+    'dreamer': ['--representation', 'reconstruction'],
+    'no_value': ['--representation', 'contrastive'],
+    'planet': ['--representation', 'contrastive', '--log_images', 'false'],
+}
 # How far losses may be apart, absolutely or as a share, and gradients, as a share of
 # the norm of all. XLA keeps in float32 between operations what TensorFlow rounds after
 # each, to 8 digits. Measured were at most 1.3e-7 (one rounding) and 2.5e-6 in float32,
-# 8e-4 and 1.4e-2 in bfloat16. In float16 an agent learns by the compiled update.
-APART = {'32': (1e-6, 1e-5), 'bfloat16': (6e-3, 0.045)}
+# 2.1e-3 and 1.5e-2 in bfloat16. In float16 an agent learns by the compiled update.
+APART = {'32': (1e-6, 5e-6), 'bfloat16': (6e-3, 0.045)}
 
 
 def losses_and_gradients(config, jit):
@@ -55,12 +59,11 @@ def losses_and_gradients(config, jit):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'method, precision', [('dreamer', '32'), ('no_value', 'bfloat16')]
+    'method, precision', [('dreamer', '32'), ('no_value', '32'), ('planet', 'bfloat16')]
 )
 def test_the_compiled_update_is_the_plain_one(method, precision):
     config = configs.parse(
-        [*TINY, '--method', method, '--representation', PAIRS[method]]
-        + ['--precision', precision]
+        [*TINY, '--method', method, *PAIRS[method], '--precision', precision]
     )
     plain, compiled = (losses_and_gradients(config, jit) for jit in (False, True))
     loss_apart, gradient_apart = APART[precision]

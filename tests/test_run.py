@@ -442,11 +442,9 @@ def test_the_last_step_is_logged_once_where_no_training_phase_ends(tmp_path, qui
     """At 100 environment steps a phase ends, at 130 the run."""
 
     def lines():
-        config = configs.parse(
-            f'--task dummy_continuous --configs debug --steps 130 --prefill 50 '
-            f'--train_every 50 --log_every 10 --time_limit 30 --precision 32 '
-            f'--logdir {tmp_path} {" ".join(forks.QUICK)}'.split()
-        )
+        flags = '--steps 130 --prefill 50 --train_every 50 --log_every 10'
+        flags += ' --time_limit 30'
+        config = configs.parse(short(tmp_path, *flags.split()))
         group = [
             workers.LocalWorker(config.task, dict(time_limit=30, action_repeat=1))
             for _ in range(2)

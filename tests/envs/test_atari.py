@@ -292,9 +292,9 @@ def test_games_whose_actions_are_without_noop(game):
 
 def test_every_game_offered_begins_and_others_are_refused():
     """The emulator would end the process where it is given one of the others."""
-    refused, usual = [], set(GAMES)
-    assert len(usual) == 57 and usual <= set(roms.get_all_rom_ids())
-    for game in roms.get_all_rom_ids():
+    refused, usual, games = [], set(GAMES), roms.get_all_rom_ids()
+    assert len(usual) == 57 and usual <= set(games)
+    for game in games:
         try:
             env = Atari(game)
             env.reset(seed=0)
