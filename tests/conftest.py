@@ -124,6 +124,11 @@ LONGEST = """faults cli learning_continuous learning_discrete learning_baselines
     states replicas benchmark jit run agent machines streams evaluate""".split()
 
 
+def pytest_xdist_auto_num_workers():
+    """One process more than cores: tests of programs wait for a third of their time."""
+    return min(4, len(os.sched_getaffinity(0)) + 1)
+
+
 def pytest_collection_modifyitems(items):
     ranks = {f'test_{name}': rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
