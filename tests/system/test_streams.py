@@ -1,15 +1,16 @@
 """A program continues without its standard output and standard error."""
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import forks
 import pytest
 from conftest import CLEAN, ROOT, short_run
 
+from support.run import checkpoints
 from support.storage.metrics import read as read_metrics
 
 SCRIPT = """
@@ -96,22 +97,59 @@ def last_step(logdir):
     return list(read_metrics(logdir))[-1]['step']
 
 
+def begin(folder, line, command, **env):
+    """The process of `line`, a line of a shell in which "$@" is `command`."""
+    return subprocess.Popen(
+        ['sh', '-c', line, 'sh', *command],
+        cwd=folder,
+        env={**CLEAN, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
-def test_a_run_whose_reader_leaves_ends_as_it_should(tmp_path):
-    """And the name of its folder is one that stdout cannot encode."""
+def test_a_run_without_readers_or_terminal_ends_as_it_should(tmp_path):
+    """One whose reader leaves finishes, and hangups do not reach it below nohup; the
+    next one, which has no streams, saves when its terminal closes. The name of their
+    folder is one that stdout cannot encode.
+    """
     name, ascii = os.fsdecode(b'\xc3\xa4 [1] \xff'), dict(PYTHONIOENCODING='ascii')
+    logdir = tmp_path / name
     command = [*short_run(name), *forks.QUICK, '--steps', '300']
     # The header, whose last line has the name.
-    done = shell(tmp_path, '| head -n 7', command, **ascii)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 7 and 'Traceback' not in done.stderr
+    process = begin(tmp_path, 'nohup "$@" | head -n 7', command, **ascii)
+    wait_for(lambda: (logdir / 'metrics.jsonl').exists(), process)
+    holder = int((logdir / 'lock').read_text().split()[1])
+    os.kill(holder, signal.SIGHUP)
+    output, errors = process.communicate(timeout=300)
+    lines = output.splitlines()
+    assert len(lines) == 7 and 'Traceback' not in errors
     assert lines[-1].startswith('logs') and r'\xe4 [1] \udcff' in lines[-1]
-    assert 'dreamer: warning: the output cannot be written' in done.stderr
-    assert last_step(tmp_path / name) == 300
-    before = (tmp_path / name / 'metrics.jsonl').read_bytes()
-    done = shell(tmp_path, '>&- 2>&- <&-', [*command[:-1], '360'], **ascii)
-    assert done.returncode == 0 and last_step(tmp_path / name) == 360
-    assert (tmp_path / name / 'metrics.jsonl').read_bytes().startswith(before)
+    assert 'dreamer: warning: the output cannot be written' in errors
+    assert last_step(logdir) == 300
+    before = (logdir / 'metrics.jsonl').read_bytes()
+
+    endless = 'exec "$@" >&- 2>&- <&-', [*command[:-1], '1000000']
+    process = begin(tmp_path, *endless, **ascii)
+    wait_for(lambda: last_step(logdir) > 300, process)
+    # From the system and from a shell, and SIGTERM with it.
+    for number in signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP:
+        process.send_signal(number)
+    assert process.wait(300) == 0
+    after = (logdir / 'metrics.jsonl').read_bytes()
+    assert after.startswith(before)
+    newest = checkpoints.find(logdir / 'checkpoints')[-1]
+    assert checkpoints.read(newest)['metrics_size'] == len(after)
+
     evaluate = [sys.executable, str(ROOT / 'evaluate.py'), '--logdir', name]
     evaluate += ['--episodes', '1', '--video', 'v.gif']
     done = shell(tmp_path, '| true', evaluate, **ascii)
@@ -119,43 +157,13 @@ def test_a_run_whose_reader_leaves_ends_as_it_should(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['v.gif', name]
 
 
-def until_pretraining(command):
-    """The process of `command` once it pretrains."""
-    process = subprocess.Popen(
-        command, env=CLEAN, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    while 'pretraining' not in process.stdout.readline():
-        assert process.poll() is None
-    return process
-
-
-@pytest.mark.slow
-def test_a_closed_terminal_saves(tmp_path):
-    """SIGHUP may come from the system and from a shell, and SIGTERM with it."""
-    logdir = tmp_path / 'run'
-    process = until_pretraining(
-        [*short_run(logdir), *forks.QUICK, '--steps', '1000000']
-    )
-    process.stdout.close()
-    for number in signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP:
-        process.send_signal(number)
-    assert process.wait(300) == 0
-    assert list((logdir / 'checkpoints').glob('ckpt-*.index'))
-    assert pathlib.Path(logdir / 'checkpoints' / 'checkpoint').exists()
-
-
-@pytest.mark.slow
-def test_nohup_keeps_a_run_going(tmp_path):
-    process = until_pretraining(
-        ['nohup', *short_run(tmp_path / 'run'), *forks.QUICK, '--steps', '300']
-    )
-    process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=300)
-    assert process.returncode == 0 and last_step(tmp_path / 'run') == 300
-
-
-@pytest.mark.parametrize('words', ['| head -n 1', '| true', '>&-', '>&- 2>&-'])
-@pytest.mark.parametrize('script', ['sweep.py', 'plotting.py'])
+@pytest.mark.parametrize(
+    'script, words',
+    [
+        *(('sweep.py', words) for words in ('| head -n 1', '| true', '>&-')),
+        *(('plotting.py', words) for words in ('| head -n 1', '>&- 2>&-')),
+    ],
+)
 def test_what_plans_and_draws_goes_on_without_its_output(tmp_path, script, words):
     for seed in '0', '1':
         folder = tmp_path / 'runs/dmc_walker_walk/dreamer' / seed
