@@ -23,7 +23,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 PLANS = (  # Short ones, and no videos.
-    '--plan_candidates 10 --plan_iterations 2 --plan_elites 2 --plan_horizon 2 '
+    '--plan_candidates 10 --plan_iterations 1 --plan_elites 2 --plan_horizon 1 '
     '--log_images false'
 ).split()
 # The agent that is traced in a third of the time, where it does not matter which agent

@@ -169,9 +169,11 @@ def main():
     )
     low, high = kl_halves()
     mean = (low + high) / 2
-    contrastive = '--representation', 'contrastive', '--log_images', 'false'
+    # Where the world model matters alone.
+    planet = '--method', 'planet'
+    contrastive = *planet, '--representation', 'contrastive', '--log_images', 'false'
     whole = '--free_nats', 0, '--pcont', 'true', '--observation', 'both'
-    loud, smooth = ('--kl_scale', 1e4), ('--cnn_act', 'elu')
+    loud, smooth = (*planet, '--kl_scale', 1e4), ('--cnn_act', 'elu')
     results = dict(
         graph=compare(*whole, '--grad_clip', 0.05, graph=True),
         above=compare('--free_nats', (low + mean) / 2, *loud),
