@@ -153,12 +153,10 @@ def test_phases_by_episodes_are_the_same_after_resuming(tmp_path, quick, envs):
             for line in lines
         ]
 
-    if envs == 1:
-        parts = follow(tmp_path / 'parts', 150, 250)
-        assert parts == follow(tmp_path / 'whole')
-    else:  # With several, a save drops what is unfinished.
-        parts = follow(tmp_path / 'parts', 200)
-        assert parts == follow(tmp_path / 'again', 200)
+    parts = follow(tmp_path / 'parts', 200)
+    # With several environments, a save drops what is unfinished.
+    stops = () if envs == 1 else (200,)
+    assert parts == follow(tmp_path / 'others', *stops)
     updates = [line['gradient_step'] for line in parts if 'gradient_step' in line]
     assert len(updates) > 4 and updates[-1] > updates[0]
 
