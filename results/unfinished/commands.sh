@@ -9,5 +9,4 @@ run() { # TASK SEED FLAG ...
         --seed "$seed" --configs small --precision bfloat16 "$@"
 }
 
-run dmc_reacher_easy 0 --steps 30000
-run dmc_walker_run 0 --steps 46000
+run dmc_reacher_easy 0 --steps 56000
