@@ -24,10 +24,10 @@ SMALL = """--precision 32 --parallel none --prefill 2500 --train_every 400
     --discount 0.85"""
 # Small values make an untrained value network harmless: with a discount of 0.95 the
 # actor runs after its errors until the tanh is flat, and takes 1,000 updates to return.
+POINT = f'--task dummy_continuous {SMALL} --pretrain 100 --action_init_std 1'
 # A bonus for entropy spares half of that. Several environments share calls of a policy.
-CONTINUOUS = f"""--task dummy_continuous {SMALL} --steps 20000 --pretrain 100 --envs 5
-    --actor_lr 6e-4 --value_lr 1e-3 --action_init_std 1 --kl_scale 0.3
-    --actor_entropy 0.1"""
+CONTINUOUS = f"""{POINT} --steps 20000 --envs 5 --actor_lr 6e-4 --value_lr 1e-3
+    --kl_scale 0.3 --actor_entropy 0.1"""
 # The same trap is worse for a categorical, which is certain of one action before the
 # world model knows its rewards, and stays so: hence the bonus for entropy, by which all
 # of eleven seeds learn with twice as many channels. Much exploration shows the ends.
@@ -38,9 +38,9 @@ DISCRETE = f"""--task dummy_discrete {SMALL} --steps 12500 --pretrain 200
     --clip_rewards tanh --expl_amount 0.8 --expl_min 0.3 --expl_decay 1500"""
 # Processors compute float16 slowly: fewer images, which teach less.
 FLOAT16 = f"""{DISCRETE} --precision 16 --jit true --batch_size 8 --steps 9500"""
-# A vector of few numbers says little beside the KL. Here the actor has no bonus.
-STATES = f"""{CONTINUOUS} --observation state --kl_scale 0.02 --batch_size 8 --horizon 6
-    --steps 9500 --envs 1 --actor_lr 3e-4 --value_lr 5e-4 --actor_entropy 0"""
+# A vector of few numbers says little beside the KL. The actor has no bonus.
+STATES = f"""{POINT} --steps 9500 --actor_lr 3e-4 --value_lr 5e-4 --kl_scale 0.02
+    --observation state --batch_size 8 --horizon 6"""
 EPISODES = 50
 
 
