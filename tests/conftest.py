@@ -120,12 +120,12 @@ def lab(monkeypatch):
 
 
 # Files by what they take, the longest first: one that is started last runs on alone.
-LONGEST = """faults cli learning_continuous learning_discrete learning_baselines sweep
-    states replicas benchmark jit run agent machines streams evaluate""".split()
+LONGEST = """faults cli learning_discrete run agent benchmark learning_baselines sweep
+    streams jit learning_continuous evaluate replicas states machines""".split()
 
 
 def pytest_xdist_auto_num_workers():
-    """One process more than cores: tests of programs wait for a third of their time."""
+    """One process more than cores, since some tests wait for other programs."""
     return min(4, len(os.sched_getaffinity(0)) + 1)
 
 
