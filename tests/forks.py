@@ -105,6 +105,16 @@ class Program:
         self.send_signal(signal.SIGKILL)
 
 
+def wait_for(condition, process, seconds=600):
+    """Wait until `condition()` is true, while `process`, of any kind, runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        printed = process.output() if isinstance(process, Program) else ''
+        assert process.poll() is None, printed
+        assert time.monotonic() < deadline, 'waited too long'
+        time.sleep(0.05)
+
+
 def become(script, words, env, cwd, stdout, stderr):
     """Run a script in this process, which is a fork."""
     for target, name, flags in (

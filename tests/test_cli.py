@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import forks
 import numpy as np
@@ -53,14 +52,6 @@ def short_episodes(logdir):
 
 def metrics(logdir):
     return list(read_metrics(logdir))
-
-
-def wait_for(condition, process, seconds=600):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.output()
-        assert time.monotonic() < deadline, 'waited too long'
-        time.sleep(0.1)
 
 
 def warn_of_flags(argv):
@@ -761,7 +752,7 @@ def test_train_stop_and_resume_on_the_real_simulator(tmp_path):
     words = '--task dmc_cartpole_balance --configs debug --eval_every 400'
     flags = ['--logdir', tmp_path, *words.split(), '--precision', '32']
     process = forks.Program('dreamer.py', [*flags, '--steps', 1e6])
-    wait_for(
+    forks.wait_for(
         lambda: (
             (tmp_path / 'metrics.jsonl').exists()
             and any(line.get('gradient_step', 0) >= 4 for line in metrics(tmp_path))
@@ -949,7 +940,8 @@ def test_what_does_not_fit_or_is_damaged_or_gone_leaves_the_run_as_it_was(tmp_pa
     for path in (tmp_path / 'episodes').iterdir():
         path.unlink()
     process = forks.Program('dreamer.py', [*flags, '--steps', 1e6])
-    wait_for(lambda: len(list((tmp_path / 'episodes').glob('*.npz'))) >= 4, process)
+    stored = tmp_path / 'episodes'
+    forks.wait_for(lambda: len(list(stored.glob('*.npz'))) >= 4, process)
     process.kill()
     process.finish()
     collected = 40 * len(list((tmp_path / 'episodes').glob('*.npz')))

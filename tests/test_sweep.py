@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import forks
 import pytest
@@ -255,7 +254,7 @@ def test_a_cluster_that_answers_is_taken(tmp_path, monkeypatch):
         )
     try:
         printed = (tmp_path / 'printed').read_text
-        until(lambda: 'runtime started' in printed(), process)
+        forks.wait_for(lambda: 'runtime started' in printed(), process)
         jobs.check_address(f'127.0.0.1:{port}')
     finally:
         process.terminate()
@@ -313,13 +312,6 @@ def processes(logdir):
     return found
 
 
-def until(condition, process, seconds=600):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def start(root, *flags):
     """A sweep on two cores, which two runs share."""
     return subprocess.Popen(
@@ -353,7 +345,7 @@ def test_sweep_with_killed_runs_an_interrupt_and_a_task_that_fails(tmp_path):
     flags += f' --eval_every 100 --save_every 100 {" ".join(forks.PLANS)}'
     first, second = (tmp_path / task / 'planet_reward/0' for task in TASKS)
     process = start(tmp_path, *flags.split())
-    until((first / 'checkpoints/checkpoint').exists, process)
+    forks.wait_for((first / 'checkpoints/checkpoint').exists, process)
     # What runs saves, what has not begun waits, and the same command goes on.
     # A batch system's word comes first, and its SIGTERM soon.
     process.send_signal(signal.SIGUSR1)
@@ -365,7 +357,7 @@ def test_sweep_with_killed_runs_an_interrupt_and_a_task_that_fails(tmp_path):
 
     process = start(tmp_path, *flags.split())
     for logdir in first, second:
-        until(lambda: processes(logdir), process)  # noqa: B023
+        forks.wait_for(lambda: processes(logdir), process)  # noqa: B023
         (victim,) = processes(logdir)
         if logdir == second:
             # Of Ray's process, as for lack of memory; its run goes with it.

@@ -18,7 +18,8 @@ import time
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / 'run')]
 
-from test_faults import LENGTH, Ledger, episodes, finish, start, wait_for  # noqa: E402
+import forks  # noqa: E402
+from test_faults import LENGTH, Ledger, episodes, finish, start  # noqa: E402
 
 
 def kill_once(logdir, instant, running):
@@ -29,7 +30,7 @@ def kill_once(logdir, instant, running):
     process = start(logdir, steps=1e9)
     if running:
         count = len(episodes(logdir))
-        wait_for(lambda: len(episodes(logdir)) > count, process)
+        forks.wait_for(lambda: len(episodes(logdir)) > count, process)
     time.sleep(instant)
     assert process.poll() is None, process.output()
     process.kill()

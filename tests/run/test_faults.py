@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import forks
 import numpy as np
@@ -85,14 +84,6 @@ def episodes(logdir):
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((logdir / 'episodes').glob('*.npz'))
     }
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 600
-    while not condition():
-        assert process.poll() is None, process.output()
-        assert time.monotonic() < deadline, 'waited too long'
-        time.sleep(0.05)
 
 
 def children(process):
@@ -230,16 +221,16 @@ def test_environments_that_fail_are_restarted(tmp_path):
     )
     for fault in ('raise', 'kill', 'exit', 'hang', 'nan'):
         (tmp_path / 'faults' / fault).touch()
-        wait_for(lambda: not os.listdir(tmp_path / 'faults'), process)
+        forks.wait_for(lambda: not os.listdir(tmp_path / 'faults'), process)
         count = len(episodes(logdir))
-        wait_for(lambda: len(episodes(logdir)) > count, process)  # noqa: B023
+        forks.wait_for(lambda: len(episodes(logdir)) > count, process)  # noqa: B023
     # Of two workers one evaluates: its end is noticed when it is asked for something.
     before = children(process)
     for pid in before:
         os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: all(map(is_gone, before)), process)
+    forks.wait_for(lambda: all(map(is_gone, before)), process)
     count = len(episodes(logdir))
-    wait_for(lambda: len(episodes(logdir)) > count + 4, process)
+    forks.wait_for(lambda: len(episodes(logdir)) > count + 4, process)
     after = children(process)
     assert len(before) == len(after) == 2
     process.send_signal(signal.SIGTERM)
@@ -287,11 +278,11 @@ def test_environment_that_always_fails_and_gradients_that_stay_non_finite(tmp_pa
 def test_second_process_stopped_worker_and_vanished_folder(tmp_path):
     logdir = tmp_path / 'run'
     process = start(logdir, steps=1e6)
-    wait_for(lambda: (logdir / 'metrics.jsonl').exists(), process)
+    forks.wait_for(lambda: (logdir / 'metrics.jsonl').exists(), process)
     lines, output = finish(start(logdir), 2)
     assert len(lines) == 1 and f'in use by process {process.pid} on' in lines[0]
     assert 'Traceback' not in output
-    wait_for(lambda: len(episodes(logdir)) > 5, process)
+    forks.wait_for(lambda: len(episodes(logdir)) > 5, process)
     workers = children(process)
     os.kill(workers[0], signal.SIGSTOP)  # It cannot end by itself.
     os.rename(logdir, tmp_path / 'gone')

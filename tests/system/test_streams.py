@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import forks
 import pytest
@@ -28,17 +27,24 @@ open('done', 'w').close()
 """
 
 
+def begin(folder, line, command, **env):
+    """The process of `line`, a line of a shell in which "$@" is `command`."""
+    return subprocess.Popen(
+        ['sh', '-c', line, 'sh', *command],
+        cwd=folder,
+        env={**CLEAN, 'PYTHONPATH': str(ROOT), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def shell(folder, words, command=None, **env):
     """Run `command`, SCRIPT by default, with a shell's redirections."""
     command = command or [sys.executable, '-c', SCRIPT]
-    return subprocess.run(
-        ['sh', '-c', f'"$@" {words}', 'sh', *command],
-        cwd=folder,
-        env={**CLEAN, 'PYTHONPATH': str(ROOT), **env},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    process = begin(folder, f'"$@" {words}', command, **env)
+    output = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
 
 
 @pytest.mark.parametrize(
@@ -97,25 +103,6 @@ def last_step(logdir):
     return list(read_metrics(logdir))[-1]['step']
 
 
-def begin(folder, line, command, **env):
-    """The process of `line`, a line of a shell in which "$@" is `command`."""
-    return subprocess.Popen(
-        ['sh', '-c', line, 'sh', *command],
-        cwd=folder,
-        env={**CLEAN, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.mark.slow
 def test_a_run_without_readers_or_terminal_ends_as_it_should(tmp_path):
     """One whose reader leaves finishes, and hangups do not reach it below nohup; the
@@ -126,13 +113,15 @@ def test_a_run_without_readers_or_terminal_ends_as_it_should(tmp_path):
     logdir = tmp_path / name
     command = [*short_run(name), *forks.QUICK, '--steps', '300']
     # The header, whose last line has the name.
-    process = begin(tmp_path, 'nohup "$@" | head -n 7', command, **ascii)
-    wait_for(lambda: (logdir / 'metrics.jsonl').exists(), process)
+    line = '{ nohup "$@"; echo "exit code $?" >&2; } | head -n 7'
+    process = begin(tmp_path, line, command, **ascii)
+    forks.wait_for((logdir / 'metrics.jsonl').exists, process, 300)
     holder = int((logdir / 'lock').read_text().split()[1])
     os.kill(holder, signal.SIGHUP)
     output, errors = process.communicate(timeout=300)
     lines = output.splitlines()
     assert len(lines) == 7 and 'Traceback' not in errors
+    assert errors.endswith('exit code 0\n')
     assert lines[-1].startswith('logs') and r'\xe4 [1] \udcff' in lines[-1]
     assert 'dreamer: warning: the output cannot be written' in errors
     assert last_step(logdir) == 300
@@ -140,13 +129,14 @@ def test_a_run_without_readers_or_terminal_ends_as_it_should(tmp_path):
 
     endless = 'exec "$@" >&- 2>&- <&-', [*command[:-1], '1000000']
     process = begin(tmp_path, *endless, **ascii)
-    wait_for(lambda: last_step(logdir) > 300, process)
+    forks.wait_for(lambda: last_step(logdir) > 300, process, 300)
     # From the system and from a shell, and SIGTERM with it.
     for number in signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP:
         process.send_signal(number)
     assert process.wait(300) == 0
     after = (logdir / 'metrics.jsonl').read_bytes()
     assert after.startswith(before)
+    assert (logdir / 'checkpoints' / 'checkpoint').exists()
     newest = checkpoints.find(logdir / 'checkpoints')[-1]
     assert checkpoints.read(newest)['metrics_size'] == len(after)
 
@@ -157,13 +147,8 @@ def test_a_run_without_readers_or_terminal_ends_as_it_should(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['v.gif', name]
 
 
-@pytest.mark.parametrize(
-    'script, words',
-    [
-        *(('sweep.py', words) for words in ('| head -n 1', '| true', '>&-')),
-        *(('plotting.py', words) for words in ('| head -n 1', '>&- 2>&-')),
-    ],
-)
+@pytest.mark.parametrize('words', ['| head -n 1', '| true', '>&-', '>&- 2>&-'])
+@pytest.mark.parametrize('script', ['sweep.py', 'plotting.py'])
 def test_what_plans_and_draws_goes_on_without_its_output(tmp_path, script, words):
     for seed in '0', '1':
         folder = tmp_path / 'runs/dmc_walker_walk/dreamer' / seed
