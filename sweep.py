@@ -13,9 +13,11 @@ again, resumes what has not finished. The output of the runs is in ROOT/output.
 """
 
 import dataclasses
+import heapq
 import itertools
 import pathlib
 import signal
+import statistics
 import sys
 import time
 
@@ -23,7 +25,7 @@ if sys.flags.safe_path:  # Python has not looked for modules beside this file.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import configs
-from support.run import config_file
+from support.run import advice, config_file
 from support.scaling.jobs import Sweep, connect
 from support.scores import comparison, figures
 from support.storage import finished, metrics
@@ -47,14 +49,16 @@ HOURS = {'dreamer': 3, 'no_value': 3, 'planet': 11}
 OWN_FLAGS = ('--logdir', '--task', '--method', '--seed', '--representation')
 REPORT = 60  # seconds between reports where there is no terminal
 TAIL = 1 << 16  # bytes of a metrics file that are read
+INTERVALS = 10  # log intervals over which a run's speed is measured
 
 
 @dataclasses.dataclass
 class Job:
     """One run: its configuration, its command line, and its progress.
 
-    `state` is waiting, running, finished, failed or stopped. `step` [environment steps]
-    and `score`, the last test return, are read from the metrics of the run.
+    `state` is waiting, running, finished, failed or stopped. The run's metrics have
+    `step` [environment steps], `score`, the last test return, and `speed` [environment
+    steps a second].
     """
 
     name: str
@@ -65,6 +69,7 @@ class Job:
     attempts: int = 0
     step: int = 0
     score: float | None = None
+    speed: float | None = None
     note: str = ''
 
     def look(self):
@@ -72,7 +77,7 @@ class Job:
         folder = pathlib.Path(self.config.logdir)
         if not config_file.exists(folder):
             return False
-        self.step, self.score = read_progress(folder)
+        self.step, self.score, self.speed = read_progress(folder)
         return True
 
     @property
@@ -82,26 +87,38 @@ class Job:
         return self.look() and stated >= self.config.steps
 
     @property
+    def left(self):
+        """Environment steps that are left."""
+        return max(0, self.config.steps - self.step)
+
+    @property
     def hours(self):
         """GPU hours that are left, on the V100 of the paper."""
-        left = max(0, self.config.steps - self.step)
-        return left / 1e6 * HOURS[self.config.method]
+        return self.left / 1e6 * HOURS[self.config.method]
 
 
 def read_progress(folder):
-    """Return the last step [environment steps] at which a run logged its losses, 0 if
-    there is none, and its last test return, or None.
+    """Return how far a run is.
+
+    Returns:
+      step: the last one at which losses were logged [environment steps]; 0 before.
+      score: the last test return; None before.
+      speed: over the last log intervals [environment steps a second]; None before.
     """
-    step, score = 0, None
+    step, score, speeds = 0, None, []
     try:
         for row in metrics.read(folder, TAIL):
             if row and 'gradient_step' in row:
                 step = int(row['step'])
             if row and metrics.is_number(row.get('test/return')):
                 score = row['test/return']
+            if row and metrics.is_number(row.get('fps')) and row['fps'] > 0:
+                speeds.append(row['fps'])
     except OSError:
         pass  # It has not begun.
-    return step, score
+    # The first interval has the prefill, which is faster.
+    speeds = speeds[1:][-INTERVALS:]
+    return step, score, statistics.harmonic_mean(speeds) if speeds else None
 
 
 # The plan.
@@ -200,7 +217,7 @@ def describe(jobs, rows=True):
         else []
     )
     left = [job for job in jobs if job.state != 'finished']
-    steps = sum(job.config.steps - job.step for job in left)
+    steps = sum(job.left for job in left)
     return [
         *lines,
         (
@@ -222,16 +239,42 @@ def counts(jobs):
     return ', '.join(f'{states.count(x)} {x}' for x in dict.fromkeys(states))
 
 
+def outlook(jobs):
+    """Return `counts`, and the time left if all that run have a speed.
+
+    A waiting run takes the first place that becomes free, at the mean speed.
+    """
+    speeds = [job.speed for job in jobs if job.state == 'running']
+    if not speeds or None in speeds:
+        return counts(jobs)
+    ends = [job.left / job.speed for job in jobs if job.state == 'running']
+    heapq.heapify(ends)
+    for job in jobs:
+        if job.state == 'waiting':
+            heapq.heapreplace(ends, ends[0] + job.left / statistics.mean(speeds))
+    return f'{counts(jobs)}, about {advice.duration(max(ends))} left'
+
+
 def _progress(job):
+    """Steps, return, time left, attempts and note of a run, as text."""
     score = '' if job.score is None else f'{job.score:.1f}'
-    return f'{job.step:,} of {job.config.steps:,}', score, str(job.attempts), job.note
+    known = job.state == 'running' and job.speed
+    return (
+        f'{job.step:,} of {job.config.steps:,}',
+        score,
+        advice.duration(job.left / job.speed) if known else '',
+        str(job.attempts),
+        job.note,
+    )
 
 
 def live_table(jobs):
     """Return a table for a terminal of the runs that run, or have failed."""
     from rich.table import Table
 
-    table = Table(*'run state steps return attempts note'.split(), title=counts(jobs))
+    table = Table(
+        *'run state steps return left attempts note'.split(), title=outlook(jobs)
+    )
     for job in jobs:
         if job.state in ('running', 'failed') or job.note:
             table.add_row(job.name, job.state, *_progress(job))
@@ -250,16 +293,16 @@ class Lines:
         for job in jobs:
             key = job.state, job.attempts
             if self._last.get(job.name) != key or report and job.state == 'running':
-                steps, score, attempts, note = _progress(job)
+                steps, score, left, attempts, note = _progress(job)
                 print(
                     f'{now} {job.name}: {job.state}, {steps} steps, return '
-                    f'{score or "-"}, attempt {attempts}'
-                    f'{", " * bool(note)}{note}',
+                    f'{score or "-"}, {f"{left} left, " * bool(left)}attempt '
+                    f'{attempts}{", " * bool(note)}{note}',
                     flush=True,
                 )
             self._last[job.name] = key
         if report:
-            print(f'{now} {counts(jobs)}', flush=True)
+            print(f'{now} {outlook(jobs)}', flush=True)
             self._due = time.monotonic() + REPORT
 
 

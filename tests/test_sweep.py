@@ -205,6 +205,44 @@ def test_logdir_of_another_configuration_is_refused(tmp_path):
         plan(tmp_path, '--', '--prefill', '100')
 
 
+def test_time_left_is_that_of_the_last_run_to_end(tmp_path):
+    """Two places: 200 s and 600 s, then three runs of 300 s each, in places that are
+    free after 200, 500 and 600 s.
+    """
+    tasks = 'a b c d e'.split()
+    jobs = plan(tmp_path, *(f'gym_{x}' for x in tasks), '--', '--steps', '3e4')[1:]
+    assert sweep.outlook(jobs) == '5 waiting'
+    for job, step, speed in zip(jobs, (10_000, 6_000), (100, 40), strict=False):
+        job.state, job.step, job.speed = 'running', step, None
+        assert 'left' not in sweep.outlook(jobs)
+        job.speed = speed
+    for job in jobs[2:]:
+        job.step = 9_000  # It was resumed: 21,000 are left, at 70 a second.
+    assert sweep.outlook(jobs) == '2 running, 3 waiting, about 15:00 left'
+    jobs[0].state = 'failed'
+    assert sweep.outlook(jobs) == '1 failed, 1 running, 3 waiting, about 36:15 left'
+
+
+def test_lines_and_the_table_tell_the_time_left(tmp_path, capsys, monkeypatch):
+    run = tmp_path / 'dummy_continuous/dreamer/0'
+    rows = [line(100 * i, gradient_step=i, fps=x) for i, x in enumerate((90, 0, 2, 6))]
+    rows += [line(300, fps=None), line(310, **{'train/return': 1.0})]
+    make_run(run, 900, ''.join(rows), task='dummy_continuous', prefill=100)
+    (job,) = plan(tmp_path, '--', '--prefill', '100', '--steps', '900')
+    # The harmonic mean of 2 and 6 without the interval of the prefill, which had 90.
+    assert sweep.read_progress(run) == (300, None, 3.0) and job.left == 600
+    job.state, job.attempts = 'running', 1
+    monkeypatch.setattr(sweep, 'REPORT', -1)
+    sweep.Lines()([job])
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.endswith('running, 300 of 900 steps, return -, 3:20 left, attempt 1')
+    assert last.endswith('1 running, about 3:20 left')
+    (left,) = [x for x in sweep.live_table([job]).columns if x.header == 'left']
+    assert list(left.cells) == ['3:20']
+    (run / 'metrics.jsonl').write_text(rows[0])
+    assert sweep.read_progress(run) == (0, None, None)
+
+
 @pytest.mark.parametrize(
     'code, printed, cause',
     [

@@ -170,3 +170,12 @@ def size(count):
     """Bytes for people."""
     unit = 1e9 if count >= 1e9 else 1e6
     return f'{count / unit:.3g} {"GB" if unit == 1e9 else "MB"}'
+
+
+def duration(seconds):
+    """Seconds for people: '0:07', '1:02:03', '3 d 4 h'."""
+    hours, rest = divmod(int(seconds), 3600)
+    if hours >= 48:
+        return f'{hours // 24} d {hours % 24} h'
+    minutes, seconds = divmod(rest, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

@@ -166,7 +166,7 @@ class Progress:
         if self._bars:
             self._bars.update(self._phase_bar, visible=False)
         elif self._name in ONCE and self._done:
-            took = duration(time.monotonic() - self._began)
+            took = advice.duration(time.monotonic() - self._began)
             self.line(f'{self._name}: {self._done:,} {self._unit} done in {took}')
         rate = self._paces['prefill'].rate
         if self._name == 'prefill' and rate and self._done >= self._total:
@@ -184,7 +184,7 @@ class Progress:
 
     def _show_run(self):
         if self._bars:
-            left = '' if self._left is None else f', {duration(self._left)} left'
+            left = '' if self._left is None else f', {advice.duration(self._left)} left'
             text = f'{self._done_of_all()} steps{left}'
             self._bars.update(self._run_bar, completed=self._step, text=text)
 
@@ -199,7 +199,7 @@ class Progress:
             state += f'/{self._total:,}'
         state += f' {self._unit}, {rate:.3g} {self._unit}/s'
         if known and rate:
-            state += f', {duration((self._total - self._done) / rate)} left'
+            state += f', {advice.duration((self._total - self._done) / rate)} left'
         return state
 
     def episode(self, score, length):
@@ -235,7 +235,7 @@ class Progress:
         ]
         self._step, self._left = step, self.remaining(step)
         if self._left is not None:
-            parts.append(f'{duration(self._left)} left')
+            parts.append(f'{advice.duration(self._left)} left')
         self.line(f'step {self._done_of_all()}: {", ".join(parts)}')
         self._returns = []
         if not self._certain:
@@ -331,15 +331,6 @@ def steps_left(config, step):
     if step >= config.steps:
         return f'{text}; not finished'
     return text
-
-
-def duration(seconds):
-    """Seconds for people: '0:07', '1:02:03', '3 d 4 h'."""
-    hours, rest = divmod(int(seconds), 3600)
-    if hours >= 48:
-        return f'{hours // 24} d {hours % 24} h'
-    minutes, seconds = divmod(rest, 60)
-    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
 def best_evaluation(config):

@@ -43,7 +43,7 @@ def config_for(tmp_path, *flags):
 
 def test_durations():
     seconds = [0, 7, 65, 3600, 3723, 172799, 172800 + 3 * 3600]
-    assert [progress.duration(s) for s in seconds] == [
+    assert [advice.duration(s) for s in seconds] == [
         '0:00',
         '0:07',
         '1:05',
