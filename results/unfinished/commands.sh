@@ -9,4 +9,5 @@ run() { # TASK SEED FLAG ...
         --seed "$seed" --configs small --precision bfloat16 "$@"
 }
 
-run dmc_reacher_easy 0 --steps 56000
+run dmc_cartpole_swingup_sparse 0 --steps 8000
+run dmc_pendulum_swingup 0 --steps 14000
