@@ -92,6 +92,13 @@ class Job:
         return max(0, self.config.steps - self.step)
 
     @property
+    def seconds(self):
+        """Seconds until a run that runs will end; None if nobody knows."""
+        if self.state == 'running' and self.speed:
+            return self.left / self.speed
+        return None
+
+    @property
     def hours(self):
         """GPU hours that are left, on the V100 of the paper."""
         return self.left / 1e6 * HOURS[self.config.method]
@@ -244,25 +251,25 @@ def outlook(jobs):
 
     A waiting run takes the first place that becomes free, at the mean speed.
     """
-    speeds = [job.speed for job in jobs if job.state == 'running']
-    if not speeds or None in speeds:
+    running = [job for job in jobs if job.state == 'running']
+    ends = [job.seconds for job in running]
+    if not ends or None in ends:
         return counts(jobs)
-    ends = [job.left / job.speed for job in jobs if job.state == 'running']
     heapq.heapify(ends)
+    speed = statistics.mean(job.speed for job in running)
     for job in jobs:
         if job.state == 'waiting':
-            heapq.heapreplace(ends, ends[0] + job.left / statistics.mean(speeds))
+            heapq.heapreplace(ends, ends[0] + job.left / speed)
     return f'{counts(jobs)}, about {advice.duration(max(ends))} left'
 
 
 def _progress(job):
     """Steps, return, time left, attempts and note of a run, as text."""
     score = '' if job.score is None else f'{job.score:.1f}'
-    known = job.state == 'running' and job.speed
     return (
         f'{job.step:,} of {job.config.steps:,}',
         score,
-        advice.duration(job.left / job.speed) if known else '',
+        '' if job.seconds is None else advice.duration(job.seconds),
         str(job.attempts),
         job.note,
     )
