@@ -19,7 +19,7 @@ from support.storage import metrics
 RESULTS = ROOT / 'results'
 # Of Gymnasium's tasks, which do not tell by their names.
 DISCRETE = 'gym_CartPole-v1', 'gym_LunarLander-v3'
-FOLDERS = 'control', 'states', 'discrete', 'methods', 'ablation', 'unfinished'
+FOLDERS = 'control', 'states', 'discrete', 'methods', 'ablation'
 
 
 @pytest.fixture(scope='module')
@@ -162,18 +162,13 @@ def test_trained_agents_scored_what_their_table_says():
 
 
 # Footnotes of labels other than `small`.
-NOTES = {'small-no-entropy': ' (1)', 'small-bfloat16': ' (2)'}
+NOTES = {'small-bfloat16': ' (1)'}
 MARKS = {'inside': '✓', 'above': '✓', 'below': '✗', None: '-'}
 
 
 def results_table(groups, published):
     minutes, lines = core_minutes(), []
-    shown = [
-        name
-        for name in groups
-        if name[0] in ('control', 'discrete')
-        or name == ('ablation', 'dmc_pendulum_swingup', 'small-no-entropy')
-    ]
+    shown = [name for name in groups if name[0] in ('control', 'discrete')]
     for name in sorted(shown, key=lambda x: (x[0] == 'discrete', x[1])):
         _, task, label = name
         row = protocol.make_row(task, label, groups[name], published)
@@ -207,8 +202,8 @@ def test_readme_has_the_results(groups, published):
     lines = results_table(groups, published)
     assert lines in page('README.md')
     differences = re.findall(r'\| ([+-]\d+\.\d) \|', lines)
-    assert len(differences) == 11 and sum(x[0] == '+' for x in differences) == 8
-    assert 'On eight of the eleven tasks that can be compared' in page('README.md')
+    assert len(differences) == 12 and sum(x[0] == '+' for x in differences) == 9
+    assert 'On nine of the twelve tasks that can be compared' in page('README.md')
 
 
 # docs/.
@@ -265,22 +260,25 @@ def test_learning_has_the_runs_from_states(groups):
 
 def ablation_table(groups):
     """The bonus and the first preset, at the last steps that all runs of a task have
-    been evaluated around.
+    been evaluated around. A run of `small` in bfloat16 counts where no other has ended.
     """
     labels, lines = ('small', 'small-no-entropy', 'small-v0'), []
     tasks = sorted({task for folder, task, _ in groups if folder == 'ablation'})
     for task in tasks:
-        runs = {
-            label: groups.get(('control', task, label))
-            or groups.get(('ablation', task, label))
-            for label in labels
-        }
         step = 45_000 if task == 'dmc_cartpole_swingup' else 105_000
         cells = []
-        for found in runs.values():
+        for label in labels:
+            note, found = '', groups.get(('control', task, label))
+            if not found:
+                found = groups.get(('ablation', task, label))
+            if not found and label == 'small':
+                note = ' (bfloat16)'
+                found = groups.get(('control', task, 'small-bfloat16'))
             there = protocol.scores_at(found, step) if found else None
             cells.append(
-                '-' if there is None else whole(there.mean(), protocol.spread(there))
+                '-'
+                if there is None
+                else whole(there.mean(), protocol.spread(there)) + note
             )
         lines.append([f'`{short(task)}`', f'{step:,}', *cells])
     return table(['task', 'steps', *(f'`{label}`' for label in labels)], lines)

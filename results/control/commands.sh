@@ -19,9 +19,11 @@ run dmc_walker_stand 0 --steps 115000
 run dmc_walker_walk 0 --steps 115000
 label=small-bfloat16
 run dmc_cartpole_balance_sparse 0 --steps 115000 --precision bfloat16
+run dmc_cartpole_swingup_sparse 0 --steps 115000 --precision bfloat16
 run dmc_cheetah_run 0 --steps 205000 --precision bfloat16
 run dmc_cheetah_run 1 --steps 115000 --precision bfloat16
 run dmc_cup_catch 0 --steps 115000 --precision bfloat16
 run dmc_finger_turn_easy 0 --steps 115000 --precision bfloat16
+run dmc_pendulum_swingup 0 --steps 115000 --precision bfloat16
 run dmc_reacher_easy 0 --steps 115000 --precision bfloat16
 run dmc_walker_run 0 --steps 115000 --precision bfloat16
