@@ -275,6 +275,22 @@ def test_a_note_has_the_cause_of_the_last_attempt(tmp_path, code, printed, cause
     assert '\n' not in note and 'another' not in note
 
 
+def test_a_run_has_the_threads_that_it_is_given(tmp_path):
+    """TensorFlow and Mesa's renderer; the user's number wins."""
+    output = tmp_path / 'output.txt'
+    shown = 'import os; print(*(os.environ[x] for x in ' + f'{jobs.THREADS}))'
+    code = (
+        'import sys; from support.scaling import jobs; '
+        f'sys.exit(jobs.run_job([sys.executable, "-c", {shown!r}], {str(output)!r}, 3))'
+    )
+    env = {k: v for k, v in os.environ.items() if k not in jobs.THREADS}
+    for more, numbers in ({}, '3 3'), ({'LP_NUM_THREADS': '0'}, '3 0'):
+        subprocess.run(
+            [sys.executable, '-c', code], cwd=ROOT, env=env | more, check=True
+        )
+        assert output.read_text().splitlines()[-1] == numbers
+
+
 @pytest.mark.slow
 def test_a_cluster_that_answers_is_taken(tmp_path, monkeypatch):
     pytest.importorskip('ray')

@@ -23,6 +23,9 @@ HEADER = '--- on '  # begins the line above an attempt's output
 # How dreamer.py begins the lines that say why it ended, and what it saved then.
 SAID = re.compile('dreamer: (error|stopped): ')
 SAVED = re.compile('dreamer: saved')
+# Environment variables for numbers of threads: TensorFlow's, and Mesa's, which renders
+# where no GPU does.
+THREADS = 'TF_NUM_INTRAOP_THREADS', 'LP_NUM_THREADS'
 
 
 # One run, in a Ray worker.
@@ -38,14 +41,15 @@ def run_job(command, output, threads):
     Args:
       command: words.
       output: path of the file for what it prints.
-      threads: for TensorFlow, unless the user has set another number.
+      threads: for each of `THREADS`, unless the user has set another number.
     """
     # Ray cancels by SIGINT, which programs in the background ignore.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # The run gets these signals too, and saves.
     signals.leave_to_others(signals.TELLING)
     env = dict(os.environ)
-    env.setdefault('TF_NUM_INTRAOP_THREADS', str(threads))
+    for name in THREADS:
+        env.setdefault(name, str(threads))
     process = None
     try:
         with open(output, 'ab') as file:
