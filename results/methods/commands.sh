@@ -21,5 +21,9 @@ v0() { # LABEL FLAG ...: the preset small as it was at first
 for seed in 1 2; do
     run dmc_cartpole_swingup "small planet" "$seed" --method planet --steps 50000
 done
+for seed in 0 1; do
+    run dmc_cheetah_run "small-bfloat16 planet" "$seed" --method planet --steps 50000 \
+        --precision bfloat16
+done
 v0 small-v0
 v0 "small-v0 planet" --method planet
