@@ -299,6 +299,15 @@ def test_learning_describes_actors_as_the_files_do():
         run = f'control/dmc_cartpole_swingup/small/{seed}'
         assert metric(run, 'action_ent')[1].min() >= -1.505
         assert metric(run, 'actor_grad_norm')[1].min() >= 0.27
+    run = 'control/dmc_pendulum_swingup/small-bfloat16/0'
+    assert metric(run, 'action_ent')[1].min() >= -1.48
+    assert metric(run, 'actor_grad_norm')[1].min() >= 0.017
+    returns = metric(run, 'train/return')[1]
+    assert (returns[:34] > 0).sum() == 5
+    assert list(returns > 300).index(True) == 51
+    run = 'control/dmc_cartpole_swingup_sparse/small-bfloat16/0'
+    returns = metric(run, 'train/return')[1]
+    assert not returns[:31].any() and round(returns.max()) == 88
     run = 'ablation/dmc_cartpole_swingup/small-no-entropy/0'
     returns = metric(run, 'test/return')[1]
     assert ((returns > 72.5) & (returns < 86)).sum() == 9 and len(returns) == 11
