@@ -268,17 +268,17 @@ def ablation_table(groups):
         step = 45_000 if task == 'dmc_cartpole_swingup' else 105_000
         cells = []
         for label in labels:
-            note, found = '', groups.get(('control', task, label))
-            if not found:
-                found = groups.get(('ablation', task, label))
-            if not found and label == 'small':
-                note = ' (bfloat16)'
-                found = groups.get(('control', task, 'small-bfloat16'))
-            there = protocol.scores_at(found, step) if found else None
+            places = {
+                ('control', task, label): '',
+                ('ablation', task, label): '',
+                ('control', task, f'{label}-bfloat16'): ' (bfloat16)',
+            }
+            place = next(filter(groups.get, places), None)
+            there = protocol.scores_at(groups[place], step) if place else None
             cells.append(
                 '-'
                 if there is None
-                else whole(there.mean(), protocol.spread(there)) + note
+                else whole(there.mean(), protocol.spread(there)) + places[place]
             )
         lines.append([f'`{short(task)}`', f'{step:,}', *cells])
     return table(['task', 'steps', *(f'`{label}`' for label in labels)], lines)

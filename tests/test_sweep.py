@@ -278,7 +278,7 @@ def test_a_note_has_the_cause_of_the_last_attempt(tmp_path, code, printed, cause
 def test_a_run_has_the_threads_that_it_is_given(tmp_path):
     """TensorFlow and Mesa's renderer; the user's number wins."""
     output = tmp_path / 'output.txt'
-    shown = 'import os; print(*(os.environ[x] for x in ' + f'{jobs.THREADS}))'
+    shown = f'import os; print(*(os.environ[x] for x in {jobs.THREADS}))'
     code = (
         'import sys; from support.scaling import jobs; '
         f'sys.exit(jobs.run_job([sys.executable, "-c", {shown!r}], {str(output)!r}, 3))'
