@@ -100,7 +100,9 @@ class Job:
 
     @property
     def hours(self):
-        """GPU hours that are left, on the V100 of the paper."""
+        """Hours that are left on the paper's V100; None for smaller networks."""
+        if self.config.cnn_depth < configs.Config.cnn_depth:
+            return None
         return self.left / 1e6 * HOURS[self.config.method]
 
 
@@ -214,27 +216,26 @@ def make_job(root, task, method, seed, flags):
 
 def describe(jobs, rows=True):
     """Return the plan as lines of text; with `rows`, a line for every run first."""
-    lines = (
-        [
-            f'{job.name}: {job.state}, {job.step:,} of {job.config.steps:,} steps, '
-            f'{job.hours:.1f} GPU hours left'
-            for job in jobs
-        ]
-        if rows
-        else []
-    )
+    lines = []
+    for job in jobs if rows else []:
+        line = f'{job.name}: {job.state}, {job.step:,} of {job.config.steps:,} steps'
+        lines.append(
+            line if job.hours is None else f'{line}, {job.hours:.1f} GPU hours left'
+        )
     left = [job for job in jobs if job.state != 'finished']
-    steps = sum(job.left for job in left)
-    return [
-        *lines,
-        (
-            f'{len(jobs)} runs, {len(jobs) - len(left)} finished; {steps:,} '
-            'environment steps left: about '
-            f'{sum(job.hours for job in left):,.1f} GPU hours'
-        ),
-        'The estimate is for the settings and the GPU of the paper, which reports for '
-        '1e6 environment steps on a V100 3 hours (Dreamer) and 11 hours (PlaNet).',
-    ]
+    lines.append(
+        f'{len(jobs)} run{"s" * (len(jobs) > 1)}, {len(jobs) - len(left)} finished; '
+        f'{sum(job.left for job in left):,} environment steps left'
+    )
+    hours = [job.hours for job in left]
+    if hours and None not in hours:
+        lines[-1] += f': about {sum(hours):,.1f} GPU hours'
+        lines.append(
+            'The estimate is for the settings and the GPU of the paper, which reports '
+            'for 1e6 environment steps on a V100 3 hours (Dreamer) and 11 hours '
+            '(PlaNet).'
+        )
+    return lines
 
 
 # Progress.

@@ -148,6 +148,15 @@ def test_plan_of_the_papers_comparison(tmp_path, capsys):
     assert not (tmp_path / 'root').exists()
 
 
+def test_small_networks_have_no_estimate_of_gpu_hours(tmp_path, capsys):
+    flags = ['--tasks', 'dmc_walker_walk', '--root', str(tmp_path), '--dry_run']
+    assert sweep.main([*flags, '--', '--configs', 'small', '--steps', '115000']) == 0
+    assert capsys.readouterr().out == (
+        'dmc_walker_walk/dreamer/0: waiting, 0 of 115,000 steps\n'
+        '1 run, 0 finished; 115,000 environment steps left\n'
+    )
+
+
 def test_groups_methods_and_folders(tmp_path):
     assert len(sweep.expand_tasks(['dmc20'])) == 20
     assert {'atari_pong', 'atari_seaquest'} < set(sweep.expand_tasks(['atari']))
