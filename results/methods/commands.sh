@@ -18,6 +18,9 @@ v0() { # LABEL FLAG ...: the preset small as it was at first
         --steps 40000 "$@"
 }
 
+for seed in 0 1; do
+    run dmc_cartpole_swingup "small no_value" "$seed" --method no_value --steps 50000
+done
 for seed in 1 2; do
     run dmc_cartpole_swingup "small planet" "$seed" --method planet --steps 50000
 done
