@@ -27,9 +27,11 @@ PAIRS = {
     'planet': ['--representation', 'contrastive', '--log_images', 'false'],
 }
 # How far losses may be apart, absolutely or as a share, and gradients, as a share of
-# the norm of all. XLA keeps in float32 between operations what TensorFlow rounds after
-# each, to 8 digits. Measured were at most 1.3e-7 (one rounding) and 2.5e-6 in float32,
-# 2.1e-3 and 1.5e-2 in bfloat16. In float16 an agent learns by the compiled update.
+# the norm of all. Norms of gradients cannot be further apart than these. XLA keeps in
+# float32 between operations what TensorFlow rounds after each, to 8 digits. Measured
+# were at most 1.3e-7 (one rounding) and 2.5e-6 in float32, 2.6e-3 and 1.5e-2 in
+# bfloat16, which some processors emulate. In float16 an agent learns by the compiled
+# update.
 APART = {'32': (1e-6, 5e-6), 'bfloat16': (6e-3, 0.045)}
 
 
@@ -69,7 +71,8 @@ def test_the_compiled_update_is_the_plain_one(method, precision):
     loss_apart, gradient_apart = APART[precision]
     assert plain[0].keys() == compiled[0].keys()
     for name, value in plain[0].items():
-        close = pytest.approx(value, rel=loss_apart, abs=loss_apart)
+        apart = gradient_apart if name.endswith('_grad_norm') else loss_apart
+        close = pytest.approx(value, rel=apart, abs=apart)
         assert compiled[0][name] == close, name
     assert plain[1].keys() == compiled[1].keys()
     for name, gradient in plain[1].items():
