@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import models
 from support.learning import layers
+from support.run import startup
 
 BATCH, LENGTH, ACTION, EMBED = 3, 7, 2, 12
 
@@ -165,7 +166,8 @@ def test_rewritten_layers_in_bfloat16_are_near_float32(fast, plain, settings, sh
     """A number of bfloat16 is off by 2^-9 of itself at most. A layer takes in, and
     returns, such numbers: 0.3 % in all, twice that where Winograd's sums of pixels and
     of weights are rounded as well. With ELU for ReLU, which would turn on and off with
-    what is rounded.
+    what is rounded. Without AVX-512, TensorFlow's convolutions round more: gradients of
+    kernels are off by 3 %, however many images there are.
     """
     shape = 100, *shape[1:]
     settings = dict(settings, bias_initializer='normal')
@@ -182,6 +184,8 @@ def test_rewritten_layers_in_bfloat16_are_near_float32(fast, plain, settings, sh
     )
     distances = apart(result, expected)
     assert distances[0] > 0
+    kernel = 0.01 if 'avx512f' in (startup.cpu_flags() or ()) else 0.05
+    assert distances.pop(2) < kernel
     assert max(distances) < 0.01
 
 
