@@ -71,8 +71,8 @@ def test_the_compiled_update_is_the_plain_one(method, precision):
     loss_apart, gradient_apart = APART[precision]
     assert plain[0].keys() == compiled[0].keys()
     for name, value in plain[0].items():
-        apart = gradient_apart if name.endswith('_grad_norm') else loss_apart
-        close = pytest.approx(value, rel=apart, abs=apart)
+        bound = gradient_apart if name.endswith('_grad_norm') else loss_apart
+        close = pytest.approx(value, rel=bound, abs=bound)
         assert compiled[0][name] == close, name
     assert plain[1].keys() == compiled[1].keys()
     for name, gradient in plain[1].items():
