@@ -26,13 +26,13 @@ PAIRS = {
     'no_value': ['--representation', 'contrastive'],
     'planet': ['--representation', 'contrastive', '--log_images', 'false'],
 }
-# How far losses may be apart, absolutely or as a share, and gradients, as a share of
-# the norm of all. Norms of gradients cannot be further apart than these. XLA keeps in
-# float32 between operations what TensorFlow rounds after each, to 8 digits. Measured
-# were at most 1.3e-7 (one rounding) and 2.5e-6 in float32, 2.6e-3 and 1.5e-2 in
-# bfloat16, which some processors emulate. In float16 an agent learns by the compiled
-# update.
-APART = {'32': (1e-6, 5e-6), 'bfloat16': (6e-3, 0.045)}
+# How far losses, gradients and norms of gradients may be apart: gradients as a share of
+# the norm of all, the others absolutely or as a share. XLA keeps in float32 between
+# operations what TensorFlow rounds after each, to 8 digits. Measured were at most
+# 1.3e-7 (one rounding) and 2.5e-6 for losses and gradients in float32, and 2.6e-3,
+# 1.5e-2 and 7e-3 in bfloat16, which some processors emulate. In float16 an agent learns
+# by the compiled update.
+APART = {'32': (1e-6, 5e-6, 1e-6), 'bfloat16': (6e-3, 0.045, 0.02)}
 
 
 def losses_and_gradients(config, jit):
@@ -68,10 +68,10 @@ def test_the_compiled_update_is_the_plain_one(method, precision):
         [*TINY, '--method', method, *PAIRS[method], '--precision', precision]
     )
     plain, compiled = (losses_and_gradients(config, jit) for jit in (False, True))
-    loss_apart, gradient_apart = APART[precision]
+    loss_apart, gradient_apart, norm_apart = APART[precision]
     assert plain[0].keys() == compiled[0].keys()
     for name, value in plain[0].items():
-        bound = gradient_apart if name.endswith('_grad_norm') else loss_apart
+        bound = norm_apart if name.endswith('_grad_norm') else loss_apart
         close = pytest.approx(value, rel=bound, abs=bound)
         assert compiled[0][name] == close, name
     assert plain[1].keys() == compiled[1].keys()
