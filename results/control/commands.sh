@@ -23,6 +23,7 @@ run dmc_cartpole_swingup_sparse 0 --steps 115000 --precision bfloat16
 run dmc_cheetah_run 0 --steps 205000 --precision bfloat16
 run dmc_cheetah_run 1 --steps 115000 --precision bfloat16
 run dmc_cup_catch 0 --steps 115000 --precision bfloat16
+run dmc_finger_spin 0 --steps 115000 --precision bfloat16
 run dmc_finger_turn_easy 0 --steps 115000 --precision bfloat16
 run dmc_pendulum_swingup 0 --steps 115000 --precision bfloat16
 run dmc_reacher_easy 0 --steps 115000 --precision bfloat16
