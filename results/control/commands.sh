@@ -18,6 +18,7 @@ run dmc_cup_catch 0 --steps 72000
 run dmc_walker_stand 0 --steps 115000
 run dmc_walker_walk 0 --steps 115000
 label=small-bfloat16
+run dmc_acrobot_swingup 0 --steps 115000 --precision bfloat16
 run dmc_cartpole_balance_sparse 0 --steps 115000 --precision bfloat16
 run dmc_cartpole_swingup_sparse 0 --steps 115000 --precision bfloat16
 run dmc_cheetah_run 0 --steps 205000 --precision bfloat16
