@@ -26,6 +26,7 @@ run dmc_cheetah_run 1 --steps 115000 --precision bfloat16
 run dmc_cup_catch 0 --steps 115000 --precision bfloat16
 run dmc_finger_spin 0 --steps 115000 --precision bfloat16
 run dmc_finger_turn_easy 0 --steps 115000 --precision bfloat16
+run dmc_hopper_stand 0 --steps 115000 --precision bfloat16
 run dmc_pendulum_swingup 0 --steps 115000 --precision bfloat16
 run dmc_quadruped_run 0 --steps 115000 --precision bfloat16
 run dmc_quadruped_walk 0 --steps 115000 --precision bfloat16
