@@ -31,4 +31,5 @@ run dmc_pendulum_swingup 0 --steps 115000 --precision bfloat16
 run dmc_quadruped_run 0 --steps 115000 --precision bfloat16
 run dmc_quadruped_walk 0 --steps 115000 --precision bfloat16
 run dmc_reacher_easy 0 --steps 115000 --precision bfloat16
+run dmc_reacher_hard 0 --steps 115000 --precision bfloat16
 run dmc_walker_run 0 --steps 115000 --precision bfloat16
