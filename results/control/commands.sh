@@ -18,18 +18,12 @@ run dmc_cup_catch 0 --steps 72000
 run dmc_walker_stand 0 --steps 115000
 run dmc_walker_walk 0 --steps 115000
 label=small-bfloat16
-run dmc_acrobot_swingup 0 --steps 115000 --precision bfloat16
-run dmc_cartpole_balance_sparse 0 --steps 115000 --precision bfloat16
-run dmc_cartpole_swingup_sparse 0 --steps 115000 --precision bfloat16
+for task in \
+    dmc_acrobot_swingup dmc_cartpole_balance_sparse dmc_cartpole_swingup_sparse \
+    dmc_cup_catch dmc_finger_spin dmc_finger_turn_easy dmc_hopper_stand \
+    dmc_pendulum_swingup dmc_quadruped_run dmc_quadruped_walk dmc_reacher_easy \
+    dmc_reacher_hard dmc_walker_run; do
+    run "$task" 0 --steps 115000 --precision bfloat16
+done
 run dmc_cheetah_run 0 --steps 205000 --precision bfloat16
 run dmc_cheetah_run 1 --steps 115000 --precision bfloat16
-run dmc_cup_catch 0 --steps 115000 --precision bfloat16
-run dmc_finger_spin 0 --steps 115000 --precision bfloat16
-run dmc_finger_turn_easy 0 --steps 115000 --precision bfloat16
-run dmc_hopper_stand 0 --steps 115000 --precision bfloat16
-run dmc_pendulum_swingup 0 --steps 115000 --precision bfloat16
-run dmc_quadruped_run 0 --steps 115000 --precision bfloat16
-run dmc_quadruped_walk 0 --steps 115000 --precision bfloat16
-run dmc_reacher_easy 0 --steps 115000 --precision bfloat16
-run dmc_reacher_hard 0 --steps 115000 --precision bfloat16
-run dmc_walker_run 0 --steps 115000 --precision bfloat16

@@ -27,10 +27,10 @@ done
 for seed in 0 1; do
     run dmc_cheetah_run "small-bfloat16 planet" "$seed" --method planet --steps 50000 \
         --precision bfloat16
+done
+for seed in 0 1 2; do
     run dmc_cheetah_run "small-bfloat16 no_value" "$seed" --method no_value --steps 50000 \
         --precision bfloat16
 done
-run dmc_cheetah_run "small-bfloat16 no_value" 2 --method no_value --steps 50000 \
-    --precision bfloat16
 v0 small-v0
 v0 "small-v0 planet" --method planet
