@@ -308,6 +308,19 @@ def test_learning_describes_actors_as_the_files_do():
     run = 'control/dmc_cartpole_swingup_sparse/small-bfloat16/0'
     returns = metric(run, 'train/return')[1]
     assert not returns[:31].any() and round(returns.max()) == 88
+    run = 'control/dmc_hopper_stand/small-bfloat16/0'
+    returns = metric(run, 'train/return')[1]
+    assert round(returns[:92].max()) == 31 and (returns[-23:] > 120).sum() == 7
+    for task, random, last in ('acrobot_swingup', 0, 23), ('reacher_hard', 7, 13):
+        returns = metric(f'control/dmc_{task}/small-bfloat16/0', 'train/return')[1]
+        assert round(returns[:5].mean()) == random
+        assert round(returns[-30:].mean()) == last
+    run = 'control/dmc_acrobot_swingup/small-bfloat16/0'
+    assert round(metric(run, 'train/return')[1][5:35].mean()) == 12
+    for task, first, last in ('quadruped_run', 6, 12), ('quadruped_walk', 6, 11):
+        returns = metric(f'control/dmc_{task}/small-bfloat16/0', 'train/return')[1]
+        assert (returns[:30] > 400).sum() == first
+        assert (returns[-30:] > 400).sum() == last
     run = 'ablation/dmc_cartpole_swingup/small-no-entropy/0'
     returns = metric(run, 'test/return')[1]
     assert ((returns > 72.5) & (returns < 86)).sum() == 9 and len(returns) == 11
