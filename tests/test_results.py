@@ -202,8 +202,8 @@ def test_readme_has_the_results(groups, published):
     lines = results_table(groups, published)
     assert lines in page('README.md')
     differences = re.findall(r'\| ([+-]\d+\.\d) \|', lines)
-    assert len(differences) == 19 and sum(x[0] == '+' for x in differences) == 13
-    assert 'On 13 of the 19 tasks that can be compared' in page('README.md')
+    assert len(differences) == 20 and sum(x[0] == '+' for x in differences) == 13
+    assert "On 13 of the paper's 20 tasks, small networks reach" in page('README.md')
 
 
 # docs/.
@@ -308,6 +308,14 @@ def test_learning_describes_actors_as_the_files_do():
     run = 'control/dmc_cartpole_swingup_sparse/small-bfloat16/0'
     returns = metric(run, 'train/return')[1]
     assert not returns[:31].any() and round(returns.max()) == 88
+    run = 'control/dmc_hopper_hop/small-bfloat16/0'
+    returns = metric(run, 'train/return')[1]
+    assert not returns[:5].any() and round(returns.max()) == 9 and len(returns) == 115
+    run = 'control/dmc_cheetah_run/small-bfloat16/2'
+    returns = metric(run, 'train/return')[1][-10:]
+    assert [round(x) for x in (returns.min(), returns.mean(), returns.max())] == [
+        *(197, 254, 287)
+    ]
     run = 'control/dmc_hopper_stand/small-bfloat16/0'
     returns = metric(run, 'train/return')[1]
     assert round(returns[:92].max()) == 31 and (returns[-23:] > 120).sum() == 7
