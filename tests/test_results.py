@@ -294,6 +294,11 @@ def metric(run, name):
     return steps, values
 
 
+def training_returns(task, seed=0):
+    """Return the returns of a bfloat16 run's training episodes, prefill included."""
+    return metric(f'control/dmc_{task}/small-bfloat16/{seed}', 'train/return')[1]
+
+
 def test_learning_describes_actors_as_the_files_do():
     for seed in '012':
         run = f'control/dmc_cartpole_swingup/small/{seed}'
@@ -302,35 +307,31 @@ def test_learning_describes_actors_as_the_files_do():
     run = 'control/dmc_pendulum_swingup/small-bfloat16/0'
     assert metric(run, 'action_ent')[1].min() >= -1.48
     assert metric(run, 'actor_grad_norm')[1].min() >= 0.017
-    returns = metric(run, 'train/return')[1]
+    returns = training_returns('pendulum_swingup')
     assert (returns[:34] > 0).sum() == 5
     assert list(returns > 300).index(True) == 51
-    run = 'control/dmc_cartpole_swingup_sparse/small-bfloat16/0'
-    returns = metric(run, 'train/return')[1]
+    returns = training_returns('cartpole_swingup_sparse')
     assert not returns[:31].any() and round(returns.max()) == 88
-    run = 'control/dmc_hopper_hop/small-bfloat16/0'
-    returns = metric(run, 'train/return')[1]
+    returns = training_returns('hopper_hop')
     assert not returns[:5].any() and round(returns.max()) == 9 and len(returns) == 115
-    run = 'control/dmc_cheetah_run/small-bfloat16/2'
-    returns = metric(run, 'train/return')[1][-10:]
-    assert [round(x) for x in (returns.min(), returns.mean(), returns.max())] == [
-        *(197, 254, 287)
-    ]
-    run = 'control/dmc_hopper_stand/small-bfloat16/0'
-    returns = metric(run, 'train/return')[1]
+    last = training_returns('cheetah_run', seed=2)[-10:]
+    assert round(last.min()) == 197 and round(last.max()) == 287
+    assert round(last.mean()) == 254
+    returns = training_returns('hopper_stand')
     assert round(returns[:92].max()) == 31 and (returns[-23:] > 120).sum() == 7
     for task, random, last in (
         ('acrobot_swingup', 0, 23),
         ('finger_turn_hard', 181, 67),
         ('reacher_hard', 7, 13),
     ):
-        returns = metric(f'control/dmc_{task}/small-bfloat16/0', 'train/return')[1]
+        returns = training_returns(task)
         assert round(returns[:5].mean()) == random
         assert round(returns[-30:].mean()) == last
-    run = 'control/dmc_acrobot_swingup/small-bfloat16/0'
-    assert round(metric(run, 'train/return')[1][5:35].mean()) == 12
+    assert round(training_returns('acrobot_swingup')[5:35].mean()) == 12
+    prefill = training_returns('finger_turn_hard')[:5]
+    assert prefill.round().tolist() == [903, 4, 0, 0, 0]
     for task, first, last in ('quadruped_run', 6, 12), ('quadruped_walk', 6, 11):
-        returns = metric(f'control/dmc_{task}/small-bfloat16/0', 'train/return')[1]
+        returns = training_returns(task)
         assert (returns[:30] > 400).sum() == first
         assert (returns[-30:] > 400).sum() == last
     run = 'ablation/dmc_cartpole_swingup/small-no-entropy/0'
