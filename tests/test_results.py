@@ -19,7 +19,7 @@ from support.storage import metrics
 RESULTS = ROOT / 'results'
 # Of Gymnasium's tasks, which do not tell by their names.
 DISCRETE = 'gym_CartPole-v1', 'gym_LunarLander-v3'
-FOLDERS = 'control', 'states', 'discrete', 'methods', 'ablation'
+FOLDERS = 'control', 'states', 'discrete', 'methods', 'ablation', 'paper'
 
 
 @pytest.fixture(scope='module')
