@@ -119,7 +119,7 @@ class Checkpoints:
         for old in self.numbers()[: -self._keep]:
             for path in (self._folder / f'ckpt-{old}{s}' for s in (INDEX, DATA)):
                 path.unlink(missing_ok=True)
-        self._announce()
+        self._announce(number)
         faults.reach('saved')
 
     def write(self, prefix, state=None):
@@ -150,7 +150,7 @@ class Checkpoints:
             self.load(number_of(path))
             for other, reason in damaged:
                 self._set_aside(other, reason, path.name)
-            self._announce()
+            self._announce(self.restored)
             return state
         if damaged:
             raise UserError(
@@ -183,12 +183,14 @@ class Checkpoints:
         """Numbers of the checkpoints, ascending."""
         return list(map(number_of, find(self._folder)))
 
-    def _announce(self):
-        """List the checkpoints in the file that TensorFlow's tools read."""
-        names = [f'"ckpt-{number}"' for number in self.numbers()]
+    def _announce(self, newest):
+        """List the checkpoints in the file that TensorFlow's tools read.
+
+        The folder may have vanished since the checkpoint `newest` was written or read.
+        """
         lines = [
-            f'model_checkpoint_path: {names[-1]}',
-            *(f'all_model_checkpoint_paths: {name}' for name in names),
+            f'model_checkpoint_path: "ckpt-{newest}"',
+            *(f'all_model_checkpoint_paths: "ckpt-{n}"' for n in self.numbers()),
         ]
         text = '\n'.join(lines) + '\n'
         atomic.write(self._folder / 'checkpoint', text.encode())

@@ -191,6 +191,26 @@ def test_failed_save_leaves_those_before(tmp_path, monkeypatch, place):
     assert restored(tmp_path) == (4, 4)
 
 
+@pytest.mark.parametrize('passed', [1, 2, 3])
+def test_folder_that_vanishes_during_a_save(tmp_path, monkeypatch, passed):
+    folder = tmp_path / 'checkpoints'
+    fill(folder, 1)
+    agent, saved = make(folder, 2)
+    places = []
+
+    def vanish(place):
+        places.append(place)
+        if len(places) == passed:
+            folder.rename(tmp_path / 'gone')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, 'reach', vanish)
+        with pytest.raises(FileNotFoundError, match=str(folder)):
+            saved.save({'number': 2})
+    assert places == ['written', 'checkpoint', 'checkpoint'][:passed]
+    assert not folder.exists()
+
+
 def test_tensorflows_own_errors_arrive_as_oserror(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(OSError, match='could not be written'):
