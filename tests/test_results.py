@@ -370,12 +370,12 @@ def methods_table(groups):
                 [
                     f'`{short(task)}`',
                     f'`{label}`',
-                    len(runs),
                     f'{step:,}',
+                    ', '.join(map(whole, there)),
                     whole(there.mean(), protocol.spread(there)),
                 ]
             )
-    return table(['task', 'method', 'seeds', 'steps', 'score'], lines)
+    return table(['task', 'method', 'steps', 'each seed', 'score'], lines)
 
 
 def test_comparisons_has_the_methods(groups):

@@ -24,11 +24,9 @@ done
 for seed in 1 2; do
     run dmc_cartpole_swingup "small planet" "$seed" --method planet --steps 50000
 done
-for seed in 0 1; do
+for seed in 0 1 2; do
     run dmc_cheetah_run "small-bfloat16 planet" "$seed" --method planet --steps 50000 \
         --precision bfloat16
-done
-for seed in 0 1 2; do
     run dmc_cheetah_run "small-bfloat16 no_value" "$seed" --method no_value --steps 50000 \
         --precision bfloat16
 done
