@@ -21,11 +21,14 @@ label=small-bfloat16
 for task in \
     dmc_acrobot_swingup dmc_cartpole_balance_sparse dmc_cartpole_swingup_sparse \
     dmc_cup_catch dmc_finger_spin dmc_finger_turn_easy dmc_finger_turn_hard \
-    dmc_hopper_hop dmc_hopper_stand dmc_pendulum_swingup dmc_quadruped_run \
-    dmc_quadruped_walk dmc_reacher_easy dmc_reacher_hard dmc_walker_run; do
+    dmc_hopper_hop dmc_hopper_stand dmc_quadruped_run dmc_quadruped_walk \
+    dmc_reacher_easy dmc_reacher_hard dmc_walker_run; do
     run "$task" 0 --steps 115000 --precision bfloat16
 done
 run dmc_cheetah_run 0 --steps 205000 --precision bfloat16
+for seed in 0 1; do
+    run dmc_pendulum_swingup "$seed" --steps 115000 --precision bfloat16
+done
 for seed in 1 2; do
     run dmc_cheetah_run "$seed" --steps 115000 --precision bfloat16
 done
