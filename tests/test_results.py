@@ -304,12 +304,12 @@ def test_learning_describes_actors_as_the_files_do():
         run = f'control/dmc_cartpole_swingup/small/{seed}'
         assert metric(run, 'action_ent')[1].min() >= -1.505
         assert metric(run, 'actor_grad_norm')[1].min() >= 0.27
-    for seed, fruitless, rewarded, first in (0, 34, 5, 52), (1, 52, 3, 79):
+    for seed, early, rewarded, first in (0, 34, 5, 52), (1, 52, 3, 79):
         run = f'control/dmc_pendulum_swingup/small-bfloat16/{seed}'
         assert metric(run, 'action_ent')[1].min() >= -1.51
         assert metric(run, 'actor_grad_norm')[1].min() >= 0.017
         returns = training_returns('pendulum_swingup', seed)
-        assert (returns[:fruitless] > 0).sum() == rewarded
+        assert (returns[:early] > 0).sum() == rewarded
         assert list(returns > 300).index(True) == first - 1
     returns = training_returns('cartpole_swingup_sparse')
     assert not returns[:31].any() and round(returns.max()) == 88
