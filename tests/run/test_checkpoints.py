@@ -203,10 +203,9 @@ def test_folder_that_vanishes_during_a_save(tmp_path, monkeypatch, passed):
         if len(places) == passed:
             folder.rename(tmp_path / 'gone')
 
-    with monkeypatch.context() as patch:
-        patch.setattr(faults, 'reach', vanish)
-        with pytest.raises(FileNotFoundError, match=str(folder)):
-            saved.save({'number': 2})
+    monkeypatch.setattr(faults, 'reach', vanish)
+    with pytest.raises(FileNotFoundError, match=str(folder)):
+        saved.save({'number': 2})
     assert places == ['written', 'checkpoint', 'checkpoint'][:passed]
     assert not folder.exists()
 
